@@ -1,0 +1,7 @@
+"""An ONNX model in memory: load, run, save; names, metadata and weights kept."""
+
+from graphmod.model.loading import load
+from graphmod.model.model import Model, TensorType
+from graphmod.model.view import as_networkx
+
+__all__ = ["Model", "TensorType", "as_networkx", "load"]

@@ -1,0 +1,65 @@
+"""Reading a model from whatever holds it: a path, bytes, a proto."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from onnx import ModelProto
+from onnx.external_data_helper import uses_external_data
+
+from graphmod.errors import InvalidModelError
+from graphmod.model import initializers
+from graphmod.model.model import Model
+
+
+def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
+    """Load a model from a path, from a file's bytes, or from a proto.
+
+    Weights in external files are memory-mapped when they are used, not before.
+
+    Raises
+    ------
+    InvalidModelError
+        There is no such file, it is no whole ONNX model, or the data of an external initializer is missing.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> len(gm.load(gm.demo.model_path()).operators) > 100
+    True
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, ModelProto):
+        proto = ModelProto()
+        proto.CopyFrom(model)
+        return _checked(Model(proto), "the proto")
+    if isinstance(model, bytes):
+        return _checked(Model(_parse(model, "the byte string"), None, model), "the byte string")
+    path = Path(model)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidModelError(f"cannot read '{path}': {error.strerror}") from error
+    proto = _parse(content, f"'{path}'")
+    folder = path.resolve().parent if any(uses_external_data(t) for t in proto.graph.initializer) else None
+    return _checked(Model(proto, folder, content if folder is None else None), f"'{path}'")
+
+
+def _parse(content: bytes, what: str) -> ModelProto:
+    try:
+        return ModelProto.FromString(content)
+    except DecodeError as error:
+        raise InvalidModelError(f"{what} is not an ONNX model, or only a part of one") from error
+
+
+def _checked(model: Model, what: str) -> Model:
+    proto = model._proto
+    if not proto.ir_version or not proto.opset_import or not proto.graph.node:
+        raise InvalidModelError(f"{what} is not an ONNX model: it has no format version, operator set or operators")
+    for tensor in proto.graph.initializer:
+        if uses_external_data(tensor):
+            initializers.external_place(tensor, model.folder)
+    return model

@@ -1,0 +1,332 @@
+"""The model: an immutable ONNX graph whose large weights stay on disk until they are used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from graphmod.errors import InvalidDataError, InvalidModelError
+from graphmod.model import files, initializers, session
+from graphmod.model.view import as_networkx, operator_names
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Element type and shape of a tensor; a dimension is an int, a symbol, or None where nothing is known."""
+
+    dtype: np.dtype[np.generic] | None
+    shape: tuple[int | str | None, ...] | None
+
+    def __str__(self) -> str:
+        """Render as ``float32[batch, 3, 8, 8]``."""
+        dims = "..." if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.dtype or 'unknown'}[{dims}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained network as an ONNX graph.
+
+    A model never changes: every verb returns a new one. Make one with :func:`graphmod.load`.
+
+    Parameters
+    ----------
+    _proto : onnx.ModelProto
+        The graph. Owned by the model; use :meth:`proto` for a copy that may be changed.
+    folder : pathlib.Path, optional
+        Where the files of external initializers lie.
+    source : pathlib.Path or bytes, optional
+        What the model was read from, while it is unchanged: saving it again writes these very bytes.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> m.inputs
+    {'image': TensorType(dtype=dtype('float32'), shape=('batch', 1, 8, 8))}
+    >>> m.run({"image": np.zeros((2, 1, 8, 8), np.float32)})["logits"].shape
+    (2, 10)
+    """
+
+    _proto: ModelProto = field(repr=False)
+    folder: Path | None = None
+    source: Path | bytes | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        signature = ", ".join(f"{name}: {kind}" for name, kind in self.inputs.items())
+        results = ", ".join(f"{name}: {kind}" for name, kind in self.outputs.items())
+        return f"Model({signature} -> {results}; {len(self.operators)} operators, {self.n_weights:,} weights)"
+
+    # -- what it is made of
+
+    @property
+    def operators(self) -> tuple[NodeProto, ...]:
+        """The operators of the main graph, in the file's (topological) order. Not to be changed."""
+        return tuple(self._proto.graph.node)
+
+    @cached_property
+    def operator_names(self) -> tuple[str, ...]:
+        """One unique name an operator: its own, or its type and position where it has none."""
+        return operator_names(self._proto.graph)
+
+    @cached_property
+    def graph(self) -> nx.MultiDiGraph:
+        """The networkx view: operators, graph inputs and outputs are nodes, tensors are edges (key = tensor name)."""
+        return as_networkx(self._proto.graph)
+
+    @cached_property
+    def initializers(self) -> Mapping[str, TensorProto]:
+        """The initializers of the main graph by name. Not to be changed; see :meth:`initializer` for values."""
+        return {t.name: t for t in self._proto.graph.initializer}
+
+    @cached_property
+    def inputs(self) -> dict[str, TensorType]:
+        """The inputs that a caller feeds: graph inputs that no initializer provides a default for."""
+        return {v.name: _type_of(v) for v in self._proto.graph.input if v.name not in self.initializers}
+
+    @cached_property
+    def outputs(self) -> dict[str, TensorType]:
+        """The graph's outputs."""
+        return {v.name: _type_of(v) for v in self._proto.graph.output}
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorType]:
+        """Every tensor of the main graph whose type shape inference finds, initializers included."""
+        found = {name: initializers.tensor_type(t) for name, t in self.initializers.items()}
+        types = {name: TensorType(dtype, shape) for name, (dtype, shape) in found.items()}
+        graph = self._inferred.graph
+        for value in (*graph.value_info, *graph.output, *graph.input):
+            types.setdefault(value.name, _type_of(value))
+        return types
+
+    @cached_property
+    def _inferred(self) -> ModelProto:
+        """The graph after shape inference, without the values of large initializers (inference needs small ones)."""
+        bare = ModelProto()
+        bare.CopyFrom(initializers.without_large_values(self._proto))
+        try:
+            return onnx.shape_inference.infer_shapes(bare, data_prop=True)
+        except onnx.shape_inference.InferenceError as error:
+            raise InvalidModelError(f"shape inference fails: {str(error).strip().splitlines()[0]}") from error
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set that the model imports (0 if it imports none)."""
+        return next((o.version for o in self._proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+    @property
+    def ir_version(self) -> int:
+        """The version of the ONNX file format."""
+        return self._proto.ir_version
+
+    @property
+    def functions(self) -> tuple[onnx.FunctionProto, ...]:
+        """The model-local functions. Not to be changed."""
+        return tuple(self._proto.functions)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's ``metadata_props``."""
+        return {entry.key: entry.value for entry in self._proto.metadata_props}
+
+    @property
+    def n_weights(self) -> int:
+        """Number of scalars in float initializers."""
+        return sum(
+            int(np.prod(t.dims)) for t in self._proto.graph.initializer if initializers.is_float(t.data_type)
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of graph and weights; the same whether the weights lie inside the file or beside it."""
+        sha = hashlib.sha256(initializers.without_values(self._proto).SerializeToString(deterministic=True))
+        for tensor in self._proto.graph.initializer:
+            sha.update(np.ascontiguousarray(initializers.values(tensor, self.folder)).view(np.uint8).data)
+        return sha.hexdigest()
+
+    # -- values
+
+    def initializer(self, name: str) -> Array:
+        """Return the value of an initializer, memory-mapped and read-only where it lies in a file of its own.
+
+        Raises
+        ------
+        InvalidModelError
+            No initializer has that name, or its data is missing.
+        """
+        if name not in self.initializers:
+            raise InvalidModelError(f"the model has no initializer named '{name}'")
+        return initializers.values(self.initializers[name], self.folder)
+
+    def proto(self) -> ModelProto:
+        """Return a copy of the whole model with every weight inside it; the caller may change it."""
+        copy = ModelProto()
+        copy.CopyFrom(self._proto)
+        for tensor in copy.graph.initializer:
+            initializers.embed(tensor, self.folder)
+        return copy
+
+    def editable(self) -> ModelProto:
+        """Return a copy of the graph for a verb to change; external weights stay where they are."""
+        copy = ModelProto()
+        copy.CopyFrom(self._proto)
+        return copy
+
+    def derive(self, proto: ModelProto) -> Model:
+        """Return the model that an edit of this one's :meth:`editable` copy describes, once it has passed all checks.
+
+        The result has passed onnx.checker, shape inference and the loading of an ONNX Runtime session.
+
+        Raises
+        ------
+        InvalidModelError
+            The edited graph fails one of them.
+        """
+        edited = Model(proto, self.folder)
+        try:
+            onnx.checker.check_model(initializers.without_large_values(proto), full_check=False)
+        except onnx.checker.ValidationError as error:
+            raise InvalidModelError(f"the edited graph is invalid: {str(error).strip().splitlines()[0]}") from error
+        _ = edited.tensors
+        edited.session(threads=1)
+        return edited
+
+    # -- running
+
+    def session(self, threads: int | None = None, outputs: Iterable[str] = ()) -> onnxruntime.InferenceSession:
+        """Open an ONNX Runtime session.
+
+        Parameters
+        ----------
+        threads : int, optional
+            Threads within an operator; ONNX Runtime's default (all cores) if None.
+        outputs : iterable of str
+            Inner tensors to add to the graph's outputs.
+
+        Raises
+        ------
+        InvalidModelError
+            ONNX Runtime cannot load the model, or a tensor does not exist.
+        """
+        proto = self._with_outputs(outputs)
+        return session.open_session(proto, self.folder, threads)
+
+    def _with_outputs(self, names: Iterable[str]) -> ModelProto:
+        extra = [name for name in names if name not in self.outputs]
+        if not extra:
+            return self._proto
+        made = {name for operator in self._proto.graph.node for name in operator.output}
+        missing = [name for name in extra if name not in made]
+        if missing:
+            raise InvalidModelError(f"no operator makes a tensor named '{missing[0]}'")
+        proto = self.editable()
+        for name in extra:
+            kind = self.tensors.get(name)
+            elem = onnx.helper.np_dtype_to_tensor_dtype(kind.dtype) if kind and kind.dtype else TensorProto.UNDEFINED
+            value = onnx.helper.make_tensor_value_info(name, elem, None) if elem else ValueInfoProto(name=name)
+            proto.graph.output.append(value)
+        return proto
+
+    @cached_property
+    def _session(self) -> onnxruntime.InferenceSession:
+        return self.session()
+
+    def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
+        """Compute outputs with ONNX Runtime.
+
+        Parameters
+        ----------
+        feeds : mapping of str to array
+            One array an input.
+        outputs : iterable of str, optional
+            Tensors to return, inner ones included; the graph's outputs if None.
+
+        Returns
+        -------
+        dict of str to array
+
+        Raises
+        ------
+        InvalidDataError
+            An array is missing, or does not fit its input in shape or dtype.
+        """
+        self.check_feeds(feeds)
+        wanted = list(self.outputs if outputs is None else outputs)
+        opened = self._session if set(wanted) <= set(self.outputs) else self.session(outputs=wanted)
+        return dict(zip(wanted, session.run(opened, wanted, feeds), strict=True))
+
+    def check_feeds(self, feeds: Mapping[str, Array]) -> None:
+        """Raise InvalidDataError, naming both sides, unless the arrays fit the inputs."""
+        missing = [name for name in self.inputs if name not in feeds]
+        unknown = [name for name in feeds if name not in self.inputs]
+        if missing or unknown:
+            what = f"input '{missing[0]}' has no data" if missing else f"there is no input '{unknown[0]}'"
+            raise InvalidDataError(f"{what}; the model's inputs are {', '.join(self.inputs)}")
+        for name, array in feeds.items():
+            kind = self.inputs[name]
+            if kind.dtype is not None and array.dtype != kind.dtype:
+                raise InvalidDataError(f"data of dtype {array.dtype} does not fit input '{name}', which is {kind}")
+            if not _fits(array.shape, kind.shape):
+                raise InvalidDataError(
+                    f"data of shape {list(array.shape)} does not fit input '{name}', which is {kind}"
+                )
+
+    # -- writing
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the model to a file, beside it first and then renamed, so that no reader sees half of it.
+
+        A model of which nothing was changed is written byte for byte as it was read. Weights that lie in files of
+        their own, and any model over 2 GB, go to one data file beside the model.
+
+        Raises
+        ------
+        NotWritableError
+            The path cannot be written; an older file there is left as it was.
+        """
+        return files.save(self._proto, self.folder, self.source, Path(path))
+
+
+def _type_of(value: ValueInfoProto) -> TensorType:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return TensorType(None, None)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else None
+    if not kind.HasField("shape"):
+        return TensorType(dtype, None)
+    return TensorType(dtype, tuple(_dimension(d) for d in kind.shape.dim))
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    match dim.WhichOneof("value"):
+        case "dim_value":
+            return int(dim.dim_value)
+        case "dim_param":
+            return str(dim.dim_param) or None
+    return None
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int | str | None, ...] | None) -> bool:
+    if declared is None:
+        return True
+    return len(shape) == len(declared) and all(
+        not isinstance(d, int) or n == d for n, d in zip(shape, declared, strict=True)
+    )
+
+
