@@ -1,7 +1,8 @@
 """An ONNX model in memory: load, run, save; names, metadata and weights kept."""
 
+from graphmod.model.files import replace_file
 from graphmod.model.loading import load
 from graphmod.model.model import Model, TensorType
-from graphmod.model.view import as_networkx
+from graphmod.model.view import as_networkx, consumed
 
-__all__ = ["Model", "TensorType", "as_networkx", "load"]
+__all__ = ["Model", "TensorType", "as_networkx", "consumed", "load", "replace_file"]

@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from graphmod.errors import InvalidDataError, InvalidModelError
 from graphmod.model import files, initializers, session
-from graphmod.model.view import as_networkx, operator_names
+from graphmod.model.view import as_networkx, consumed, operator_names
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -105,6 +105,16 @@ class Model:
         """The graph's outputs."""
         return {v.name: _type_of(v) for v in self._proto.graph.output}
 
+    @property
+    def proto_inputs(self) -> tuple[ValueInfoProto, ...]:
+        """The declarations of the graph's inputs, with their metadata. Not to be changed."""
+        return tuple(v for v in self._proto.graph.input if v.name not in self.initializers)
+
+    @property
+    def proto_outputs(self) -> tuple[ValueInfoProto, ...]:
+        """The declarations of the graph's outputs, with their metadata. Not to be changed."""
+        return tuple(self._proto.graph.output)
+
     @cached_property
     def tensors(self) -> dict[str, TensorType]:
         """Every tensor of the main graph whose type shape inference finds, initializers included."""
@@ -145,11 +155,30 @@ class Model:
         """The model's ``metadata_props``."""
         return {entry.key: entry.value for entry in self._proto.metadata_props}
 
+    @cached_property
+    def reads(self) -> tuple[tuple[str, ...], ...]:
+        """The tensors that each operator reads, those that its subgraphs capture included."""
+        return tuple(tuple(consumed(operator)) for operator in self._proto.graph.node)
+
+    @cached_property
+    def constants(self) -> dict[str, TensorType]:
+        """The tensors that are constant at their root: initializers, and outputs of Constant and ConstantOfShape."""
+        made = [
+            operator.output[0]
+            for operator in self._proto.graph.node
+            if operator.op_type == "Constant"
+            or (operator.op_type == "ConstantOfShape" and operator.input[0] in self.initializers)
+        ]
+        names = (*self.initializers, *made)
+        return {name: self.tensors[name] for name in names if name in self.tensors}
+
     @property
     def n_weights(self) -> int:
-        """Number of scalars in float initializers."""
+        """Number of scalars in float constants."""
         return sum(
-            int(np.prod(t.dims)) for t in self._proto.graph.initializer if initializers.is_float(t.data_type)
+            int(np.prod(kind.shape))
+            for kind in self.constants.values()
+            if kind.dtype is not None and kind.dtype.kind in "fV" and kind.shape is not None
         )
 
     @cached_property

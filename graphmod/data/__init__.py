@@ -1,0 +1,7 @@
+"""What a user holds becomes batches keyed by input names."""
+
+from graphmod.data.data import Data, as_data, fixed_batch
+from graphmod.data.labels import check_labels
+from graphmod.data.splits import Splits, as_splits
+
+__all__ = ["Data", "Splits", "as_data", "as_splits", "check_labels", "fixed_batch"]

@@ -1,0 +1,188 @@
+"""Samples and targets that fit a model, whatever the user holds them in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphmod.data.folder import read_folder
+from graphmod.errors import InvalidDataError
+from graphmod.model import Model, TensorType
+
+Array = NDArray[np.generic]
+
+TARGETS = ("y", "targets", "labels")
+"""Names under which a dict or an archive may carry the targets."""
+
+_CHECKED_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Samples of every input, along axis 0, and targets where there are any.
+
+    Parameters
+    ----------
+    inputs : mapping of str to array
+        One array an input, all of the same length.
+    targets : array, optional
+        One target a sample; integers for classification.
+    """
+
+    inputs: Mapping[str, Array] = field(repr=False)
+    targets: Array | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+    def __getitem__(self, rows: slice | NDArray[np.integer[Any]]) -> Data:
+        """Return the data of some samples."""
+        targets = None if self.targets is None else self.targets[rows]
+        return Data({name: array[rows] for name, array in self.inputs.items()}, targets)
+
+    def batches(self, size: int, unit: int = 1) -> Iterator[Data]:
+        """Yield the samples in order, in as few batches of at most ``size`` as possible, all of almost equal length.
+
+        Equal lengths keep a last batch of one or two samples from being useless to a statistic. Lengths are multiples
+        of ``unit``.
+        """
+        units = len(self) // unit
+        edges = np.linspace(0, units, -(-units // max(1, size // unit)) + 1).round().astype(int) * unit
+        for start, stop in zip(edges, edges[1:], strict=False):
+            yield self[slice(start, stop)]
+
+
+def as_data(model: Model, data: object, *, targets: bool = False) -> Data:
+    """Make sense of what the user holds as data for a model, and check it.
+
+    Parameters
+    ----------
+    model : Model
+        The model that the data must fit.
+    data : Data, array, pair of arrays, mapping of arrays, path, Dataset or DataLoader
+        An array of samples; a pair (samples, targets); a mapping of arrays by input name, targets under "y";
+        an ``.npz`` with the same names (or "x" for a model of one input); a folder of images by class; a torch
+        Dataset or DataLoader of (sample, target).
+    targets : bool
+        Whether targets are needed.
+
+    Raises
+    ------
+    InvalidDataError
+        The data does not fit: names, shapes, dtypes (both sides are named), lengths, NaN, missing targets.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> len(as_data(m, (np.zeros((5, 1, 8, 8), np.float32), np.arange(5))))
+    5
+    """
+    found = data if isinstance(data, Data) else _read(model, data)
+    _check(model, found)
+    if targets and found.targets is None:
+        raise InvalidDataError("the data has no targets; pass a pair (samples, targets) or a mapping with 'y'")
+    return found
+
+
+def _read(model: Model, data: object) -> Data:
+    names = list(model.inputs)
+    if isinstance(data, str | PathLike):
+        return _read_path(model, Path(data))
+    if isinstance(data, Mapping):
+        return _from_mapping(model, {str(key): np.asarray(value) for key, value in data.items()})
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return Data({names[0]: _array(data[0])}, _array(data[1]))
+    if isinstance(data, np.ndarray):
+        return Data({names[0]: data})
+    if hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
+        return _from_dataset(names[0], data)
+    raise InvalidDataError(
+        f"cannot read data from a {type(data).__name__}; pass arrays, a mapping, a path, a Dataset or a DataLoader"
+    )
+
+
+def _read_path(model: Model, path: Path) -> Data:
+    if path.is_dir():
+        name, kind = next(iter(model.inputs.items()))
+        samples, targets = read_folder(path, kind.shape)
+        return Data({name: samples.astype(kind.dtype or np.float32)}, targets)
+    return _from_mapping(model, read_archive(path))
+
+
+def read_archive(path: Path) -> dict[str, Array]:
+    """Read the arrays of an ``.npz`` file; a single ``.npy`` array counts as the samples "x"."""
+    try:
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {"x": content}
+        with content:
+            return {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidDataError(f"cannot read data from '{path}': {error}; an .npz, an .npy or a folder is needed") from (
+            error
+        )
+
+
+def _from_mapping(model: Model, arrays: Mapping[str, Array]) -> Data:
+    names = list(model.inputs)
+    target = next((key for key in TARGETS if key in arrays and key not in names), None)
+    inputs = {key: array for key, array in arrays.items() if key != target}
+    if len(names) == 1 and list(inputs) == ["x"]:
+        inputs = {names[0]: inputs["x"]}
+    return Data(inputs, None if target is None else arrays[target])
+
+
+def _from_dataset(name: str, data: Any) -> Data:
+    """Collect a Dataset (one sample an item) or a DataLoader (one batch an item)."""
+    batched = hasattr(data, "batch_size") and data.batch_size is not None
+    rows = list(data) if hasattr(data, "__iter__") else [data[i] for i in range(len(data))]
+    if not rows:
+        raise InvalidDataError("the data set is empty")
+    pairs = [row if isinstance(row, tuple | list) else (row,) for row in rows]
+    columns = [[_array(value) for value in column] for column in zip(*pairs, strict=True)]
+    joined = [np.concatenate(column) if batched else np.stack(column) for column in columns]
+    return Data({name: joined[0]}, joined[1] if len(joined) > 1 else None)
+
+
+def _array(value: Any) -> Array:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _check(model: Model, data: Data) -> None:
+    probe = {name: array[:1] for name, array in data.inputs.items()}
+    lengths = {name: len(array) for name, array in data.inputs.items() if array.ndim}
+    if data.targets is not None:
+        lengths["the targets"] = len(data.targets)
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise InvalidDataError(f"inputs and targets differ in their number of samples ({told})")
+    if not lengths or min(lengths.values()) == 0:
+        raise InvalidDataError("the data has no samples")
+    fixed = fixed_batch(model)
+    if fixed is not None:
+        probe = {name: np.broadcast_to(array, (fixed, *array.shape[1:])) for name, array in probe.items()}
+    model.check_feeds(probe)
+    for name, array in data.inputs.items():
+        if array.dtype.kind == "f" and not _finite(array):
+            raise InvalidDataError(f"data for input '{name}' contains NaN or infinite values; remove those samples")
+
+
+def _finite(array: Array) -> bool:
+    rows = max(1, _CHECKED_AT_ONCE // max(1, int(np.prod(array.shape[1:]))))
+    return all(bool(np.isfinite(array[i : i + rows]).all()) for i in range(0, len(array), rows))
+
+
+def fixed_batch(model: Model) -> int | None:
+    """Return the number of samples that the model's inputs fix along axis 0, None if it is free."""
+    kinds: list[TensorType] = list(model.inputs.values())
+    sizes = {kind.shape[0] for kind in kinds if kind.shape}
+    fixed = {size for size in sizes if isinstance(size, int)}
+    return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None

@@ -1,0 +1,34 @@
+"""Integer class labels: whether they fit a classifier's output."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphmod.data.data import Data
+from graphmod.errors import InvalidDataError
+from graphmod.model import Model
+
+
+def check_labels(model: Model, data: Data) -> NDArray[np.int64]:
+    """Return the targets as class labels of the model's first output.
+
+    Raises
+    ------
+    InvalidDataError
+        There are none, they are no integers, or one is below 0 or not below the output's number of classes.
+    """
+    if data.targets is None:
+        raise InvalidDataError("the data has no targets; pass a pair (samples, targets) or a mapping with 'y'")
+    if data.targets.dtype.kind not in "iu" or data.targets.ndim != 1:
+        raise InvalidDataError(
+            f"classification needs integer targets of shape [samples], these are {data.targets.dtype} of shape "
+            f"{list(data.targets.shape)}; pass metric= and loss= for anything else"
+        )
+    name, kind = next(iter(model.outputs.items()))
+    classes = kind.shape[-1] if kind.shape else None
+    low, high = int(data.targets.min()), int(data.targets.max())
+    if low < 0 or (isinstance(classes, int) and high >= classes):
+        wrong = low if low < 0 else high
+        raise InvalidDataError(f"label {wrong} is out of range: output '{name}' has classes 0 to {int(classes or 0) - 1}")
+    return data.targets.astype(np.int64)

@@ -1,0 +1,105 @@
+"""Training, calibration and test data: fit on the first, choose on the second, report on the third."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphmod.data.data import Data, as_data, read_archive
+from graphmod.errors import InvalidDataError
+from graphmod.model import Model
+
+PARTS = ("train", "calibration", "test")
+_ALIASES = {"validation": "calibration", "val": "calibration", "valid": "calibration"}
+_SHARES = {"calibration": 0.2, "test": 0.2}
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Three parts of a data set that share no sample."""
+
+    train: Data
+    calibration: Data
+    test: Data
+
+
+def as_splits(model: Model, data: object, seed: int = 0) -> Splits:
+    """Return training, calibration and test data.
+
+    Parameters
+    ----------
+    model : Model
+        The model that the data must fit.
+    data : Splits, mapping, path, or anything that :func:`as_data` takes
+        A mapping of parts, ``{"train": ..., "calibration": ..., "test": ...}``; an ``.npz`` or a mapping with
+        ``x_train, y_train, x_calibration, ...``. A missing calibration part is split off the training part (20 %),
+        a missing test part too, so that data without any split becomes 60 / 20 / 20 %, stratified by label.
+    seed : int
+        Decides which samples go where.
+
+    Raises
+    ------
+    InvalidDataError
+        A part does not fit the model, or there is no training part.
+    """
+    if isinstance(data, Splits):
+        parts: dict[str, object] = {name: getattr(data, name) for name in PARTS}
+    else:
+        parts = _parts(data)
+    if not parts:
+        parts = {"train": data}
+    if "train" not in parts:
+        raise InvalidDataError(f"the data has parts {', '.join(sorted(parts))} but no training part")
+    found = {name: as_data(model, part, targets=True) for name, part in parts.items()}
+    size = len(found["train"])
+    for name, share in _SHARES.items():
+        if name not in found:
+            found["train"], found[name] = _split(found["train"], round(size * share), seed)
+    return Splits(**found)
+
+
+def _parts(data: object) -> dict[str, object]:
+    if isinstance(data, str | PathLike) and Path(data).is_file():
+        data = read_archive(Path(data))
+    if not isinstance(data, Mapping):
+        return {}
+    parts: dict[str, object] = {}
+    for key in data:
+        stem, _, part = str(key).rpartition("_")
+        part = _ALIASES.get(part, part)
+        if part not in PARTS:
+            continue
+        if not stem:
+            parts[part] = data[key]
+        else:
+            group = parts.setdefault(part, {})
+            if isinstance(group, dict):
+                group[stem] = data[key]
+    return parts
+
+
+def _split(data: Data, size: int, seed: int) -> tuple[Data, Data]:
+    """Split off ``size`` samples, with every label's share kept as well as whole numbers allow."""
+    order = np.random.default_rng(seed).permutation(len(data))
+    labels = data.targets
+    if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu":
+        order = _interleaved(order, labels)
+    taken = np.sort(order[:size])
+    left = np.sort(order[size:])
+    if not size or not len(left):
+        raise InvalidDataError(f"{len(data)} samples are too few to split off calibration and test data")
+    return data[left], data[taken]
+
+
+def _interleaved(order: NDArray[np.int64], labels: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Reorder samples so that every prefix has the labels in their overall proportions."""
+    position = np.empty(len(order))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[order] == label)
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return order[np.argsort(position, kind="stable")]

@@ -1,0 +1,22 @@
+"""The networkx view and what it tells: boundaries, blocks, costs."""
+
+from graphmod.graph.blocks import Block, blocks
+from graphmod.graph.boundaries import boundaries
+from graphmod.graph.costs import Cost, cost
+from graphmod.graph.flow import carries_activations, data_flow, primary_input, primary_output
+from graphmod.graph.scope import scope
+from graphmod.graph.subgraph import subgraph
+
+__all__ = [
+    "Block",
+    "Cost",
+    "blocks",
+    "boundaries",
+    "carries_activations",
+    "cost",
+    "data_flow",
+    "primary_input",
+    "primary_output",
+    "scope",
+    "subgraph",
+]

@@ -1,0 +1,63 @@
+"""Boundaries: the tensors at which a network can be cut in two."""
+
+from __future__ import annotations
+
+import networkx as nx
+
+from graphmod.graph.flow import data_flow, primary_input, primary_output
+from graphmod.model import Model
+
+_RELABELLING = frozenset({"Identity", "Dropout"})
+"""Operators that pass a tensor on as it is: their output is the same boundary as their input."""
+
+
+def boundaries(model: Model, source: str | None = None, sink: str | None = None) -> list[str]:
+    """Return the tensors that every path of data from input to output runs through, in order.
+
+    They are the dominators of the output in the graph of data flow (Lengauer & Tarjan 1979; networkx). The input is
+    none of them, the output is the last one.
+
+    Parameters
+    ----------
+    model : Model
+    source, sink : str, optional
+        Other tensors to start from and to end at than the primary input and output.
+
+    Returns
+    -------
+    list of str
+        Names of tensors.
+
+    Raises
+    ------
+    InvalidModelError
+        The model has no float input, or no path of data joins the two tensors.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> gm.boundaries(gm.load(gm.demo.model_path()))[-1]
+    'logits'
+    """
+    start = source or primary_input(model)
+    end = sink or primary_output(model, start)
+    flow = data_flow(model, start, end)
+    skipped = {
+        tensor
+        for operator in model.operators
+        if operator.op_type in _RELABELLING
+        for tensor in operator.output
+        if tensor != end
+    }
+    return [tensor for tensor in dominators(flow, start, end) if tensor not in skipped]
+
+
+def dominators(flow: nx.DiGraph, source: str, sink: str) -> list[str]:
+    """Return the nodes on every path from source to sink, in order, without the source."""
+    immediate = nx.immediate_dominators(flow, source)
+    chain = []
+    node = sink
+    while node != source:
+        chain.append(node)
+        node = immediate[node]
+    return chain[::-1]

@@ -1,0 +1,124 @@
+"""Cutting a sequence of boundaries into runs of similar ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphmod.errors import RefusedError
+
+Matrix = NDArray[np.float64]
+
+
+def greedy(similarity: Matrix, threshold: float) -> list[int]:
+    """Return the starts of runs by DeepArc's rule: stay in the run while CKA[i-1, i] > threshold.
+
+    Source: Ren et al., ICSE 2023, section 3.2.
+
+    Examples
+    --------
+    >>> greedy(np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]]), 0.8)
+    [0, 2]
+    """
+    neighbours = np.diagonal(_known(similarity), offset=1)
+    return [0, *(int(i) + 1 for i in np.flatnonzero(~(neighbours > threshold)))]
+
+
+def optimal(similarity: Matrix, n_modules: int) -> list[int]:
+    """Return the starts of exactly ``n_modules`` runs with the least within-module dissimilarity.
+
+    Exact, by dynamic programming over ends of runs: O(n^2) states and transitions for each number of runs.
+
+    Raises
+    ------
+    RefusedError
+        There are fewer boundaries than modules.
+
+    Examples
+    --------
+    >>> optimal(np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]]), 2)
+    [0, 2]
+    """
+    n = len(similarity)
+    if not 1 <= n_modules <= n:
+        raise RefusedError(f"{n} boundaries cannot form {n_modules} modules; ask for 1 to {n}")
+    cost = _run_costs(similarity)
+    best = np.full(n + 1, np.inf)
+    best[0] = 0
+    starts = []
+    for _ in range(n_modules):
+        through = best[:-1, None] + cost
+        starts.append(through.argmin(axis=0))
+        best = np.concatenate([[np.inf], through.min(axis=0)])
+    return _trace(starts, n)
+
+
+def fewest(similarity: Matrix, threshold: float) -> list[int]:
+    """Return the starts of as few runs as possible whose every pair is at least ``threshold`` similar.
+
+    Of the solutions with the fewest runs it is the one with the least within-module dissimilarity. Exact, by the same
+    dynamic programme with runs forbidden where a pair is below the threshold.
+
+    Examples
+    --------
+    >>> fewest(np.array([[1, 0.9, 0.7], [0.9, 1, 0.9], [0.7, 0.9, 1]]), 0.8)
+    [0, 2]
+    """
+    n = len(similarity)
+    known = _known(similarity)
+    cost = _run_costs(similarity)
+    allowed = np.zeros((n, n), dtype=bool)
+    for start in range(n):
+        lowest = np.minimum.accumulate([known[start : end + 1, end].min() for end in range(start, n)])
+        allowed[start, start:] = lowest >= threshold
+    np.fill_diagonal(allowed, True)
+    cost = np.where(allowed, cost, np.inf)
+    best = np.full(n + 1, np.inf)
+    best[0] = 0
+    starts: list[NDArray[np.intp]] = []
+    while not np.isfinite(best[-1]):
+        through = best[:-1, None] + cost
+        starts.append(through.argmin(axis=0))
+        best = np.concatenate([[np.inf], through.min(axis=0)])
+    return _trace(starts, n)
+
+
+def dissimilarity(similarity: Matrix, starts: Sequence[int]) -> float:
+    """Return the within-module dissimilarity: the sum of 1 - CKA over all pairs that share a module.
+
+    Examples
+    --------
+    >>> round(dissimilarity(np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]]), [0, 2]), 9)
+    0.1
+    """
+    cost = _run_costs(similarity)
+    ends = [*(start - 1 for start in starts[1:]), len(similarity) - 1]
+    return float(sum(cost[start, end] for start, end in zip(starts, ends, strict=True)))
+
+
+def _known(similarity: Matrix) -> Matrix:
+    """A boundary whose similarity is unknown (its activations never change) is like no other."""
+    return np.where(np.isnan(similarity), np.eye(len(similarity)), similarity)
+
+
+def _run_costs(similarity: Matrix) -> Matrix:
+    """Return the sum of 1 - CKA over the pairs of every run [start..end]; infinite below the diagonal."""
+    n = len(similarity)
+    pairs = np.triu(1 - _known(similarity), 1)
+    column = np.cumsum(pairs[::-1], axis=0)[::-1]
+    cost = np.cumsum(np.triu(column), axis=1)
+    full: Matrix = np.full((n, n), np.inf)
+    for start in range(n):
+        full[start, start:] = cost[start, start:] - (cost[start, start - 1] if start else 0)
+    return full
+
+
+def _trace(starts: Sequence[NDArray[np.intp]], n: int) -> list[int]:
+    found: list[int] = []
+    end = n
+    for row in reversed(starts):
+        end = int(row[end - 1])
+        found.append(end)
+    return found[::-1]

@@ -1,0 +1,242 @@
+r"""Similarity of representations: linear CKA with the unbiased HSIC, accumulated over batches.
+
+For a batch of :math:`n` samples with Gram matrices :math:`K, L` and their zero-diagonal versions
+:math:`\tilde K, \tilde L` (Nguyen, Raghu & Kornblith 2021, eq. 3; Song et al. 2012):
+
+.. math:: \mathrm{HSIC}_1(K, L) = \frac{1}{n(n-3)} \Big( \mathrm{tr}(\tilde K \tilde L)
+          + \frac{1^T\tilde K 1\, 1^T\tilde L 1}{(n-1)(n-2)} - \frac{2}{n-2} 1^T \tilde K \tilde L 1 \Big)
+
+It equals :math:`\langle U(K), U(L) \rangle / (n(n-3))` for the U-centred matrices of Székely & Rizzo (2014), so the
+values of all pairs of a batch are one matrix product of flattened, centred Gram matrices.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from graphmod.data import as_data
+from graphmod.errors import InvalidDataError
+from graphmod.graph import blocks
+from graphmod.graph import boundaries as trunk
+from graphmod.model import Model, replace_file
+from graphmod.probe.stream import stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MIN_SAMPLES = 4
+"""Samples a batch that the unbiased estimator needs."""
+
+_CANCELLED = 1e-3
+"""Centred over uncentred Gram entries, below which float32 products have lost too many digits."""
+
+_DEAD = 1e-12
+"""Centred over uncentred Gram entries, below which not even float64 sees a difference between samples."""
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """Similarity of all pairs of boundaries.
+
+    Parameters
+    ----------
+    matrix : float64 array, shape (boundaries, boundaries)
+        Linear CKA; NaN in the row and column of a boundary whose activations never change.
+    boundaries : tuple of str
+        Names of the tensors, in the network's order.
+    blocks : tuple of str
+        For each boundary, the path of the block that ends there (the tensor's name where none does).
+    digest : str
+        The model's hash.
+    n_samples, batch_size : int
+        What it was measured with.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> sim = gm.similarity(gm.load(gm.demo.model_path()), gm.demo.splits().calibration)
+    >>> bool(np.allclose(np.diag(sim.matrix), 1))
+    True
+    """
+
+    matrix: NDArray[np.float64] = field(repr=False)
+    boundaries: tuple[str, ...] = field(repr=False)
+    blocks: tuple[str, ...] = field(repr=False)
+    digest: str
+    n_samples: int
+    batch_size: int
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write an ``.npz`` with matrix, boundaries and the model's hash.
+
+        Raises
+        ------
+        NotWritableError
+            The path cannot be written.
+        """
+        return replace_file(
+            path,
+            lambda stream: np.savez_compressed(
+                stream,
+                matrix=self.matrix,
+                boundaries=np.array(self.boundaries),
+                blocks=np.array(self.blocks),
+                digest=np.array(self.digest),
+                n_samples=self.n_samples,
+                batch_size=self.batch_size,
+            ),
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Similarity:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        InvalidDataError
+            The file is missing or is no similarity.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return cls(
+                    content["matrix"],
+                    tuple(str(name) for name in content["boundaries"]),
+                    tuple(str(path) for path in content["blocks"]),
+                    str(content["digest"]),
+                    int(content["n_samples"]),
+                    int(content["batch_size"]),
+                )
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise InvalidDataError(f"'{path}' holds no similarity: {error}") from error
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
+        """Draw the matrix as a heatmap; write it to ``path`` (``.png``, ``.svg``, ``.pdf``) if given."""
+        from graphmod.probe.heatmap import heatmap
+
+        return heatmap(self.matrix, self.blocks, path)
+
+
+def similarity(
+    model: Model,
+    data: object,
+    boundaries: Sequence[str] | None = None,
+    *,
+    batch_size: int = 64,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Similarity:
+    """Measure how similar the representations at every pair of boundaries are.
+
+    Linear CKA over minibatches (Nguyen, Raghu & Kornblith 2021): HSIC is summed over batches in float64 before the
+    quotient is taken, so the result does not depend on the batch size but for noise. Gram matrices of a batch are
+    computed beside the next batch's inference.
+
+    Parameters
+    ----------
+    model : Model
+    data : anything that :func:`graphmod.data.as_data` takes
+        Samples; targets are not used.
+    boundaries : sequence of str, optional
+        Tensors whose first axis is the batch; all boundaries of the trunk if None.
+    batch_size : int
+        Samples a batch, at least 4.
+    threads : int, optional
+        Threads of ONNX Runtime; all cores if None.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    InvalidDataError
+        A batch would have fewer than 4 samples, or the data does not fit the model.
+    """
+    samples = as_data(model, data)
+    names = tuple(trunk(model) if boundaries is None else boundaries)
+    if min(batch_size, len(samples)) < MIN_SAMPLES:
+        raise InvalidDataError(
+            f"CKA's unbiased estimator needs batches of at least {MIN_SAMPLES} samples; "
+            f"there are {len(samples)} in batches of {batch_size}"
+        )
+    hsic = np.zeros((len(names), len(names)))
+    n_batches = -(-len(samples) // batch_size)
+    with ThreadPoolExecutor(1) as worker:
+        running: Future[NDArray[np.float64]] | None = None
+        batches = stream(model, samples, names, batch_size, threads)
+        for batch, values in track(batches, "similarity", total=n_batches, disable=not progress, transient=True):
+            if len(batch) < MIN_SAMPLES:
+                raise InvalidDataError(f"a batch has {len(batch)} samples; CKA needs at least {MIN_SAMPLES}")
+            if running is not None:
+                hsic += running.result()
+            running = worker.submit(hsic_of_batch, [values[name] for name in names])
+        if running is not None:
+            hsic += running.result()
+    scale = np.sqrt(np.diag(hsic).clip(min=0))
+    scale[scale == 0] = np.nan
+    dead = [name for name, value in zip(names, scale, strict=True) if np.isnan(value)]
+    if dead:
+        warnings.warn(f"activations never change at {', '.join(dead)}: their similarity is NaN", stacklevel=2)
+    ends = {block.exit: block.path for block in blocks(model).walk()}
+    paths = tuple(ends.get(name, name) for name in names)
+    return Similarity(hsic / np.outer(scale, scale), names, paths, model.digest, len(samples), batch_size)
+
+
+def hsic_of_batch(values: Sequence[NDArray[np.generic]]) -> NDArray[np.float64]:
+    """Return the unbiased HSIC of all pairs of representations of one batch.
+
+    Parameters
+    ----------
+    values : sequence of arrays, each of shape (n, ...)
+        Activations of the same n samples, n at least 4.
+
+    Returns
+    -------
+    float64 array, shape (len(values), len(values))
+    """
+    n = len(values[0])
+    flat = np.stack([centred_gram(value).ravel() for value in values])
+    product: NDArray[np.float64] = flat @ flat.T / (n * (n - 3))
+    return product
+
+
+def centred_gram(value: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return the U-centred Gram matrix of the samples; all zeros if they do not differ.
+
+    Products are float32's where the activations are, unless centring cancels most of their digits or they overflow.
+    """
+    rows = value.reshape(len(value), -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram = (rows @ rows.T).astype(np.float64) if rows.dtype.kind == "f" else np.full((1, 1), np.nan)
+        if not np.isfinite(gram).all() or _spread(centred := u_centre(gram), gram) < _CANCELLED:
+            exact = rows.astype(np.float64)
+            gram = exact @ exact.T
+            exact -= exact.mean(axis=0)
+            centred = u_centre(exact @ exact.T)
+            if not _spread(centred, gram) > _DEAD:
+                centred = np.zeros_like(centred)
+    return centred
+
+
+def u_centre(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the U-centred version of a Gram matrix (Székely & Rizzo 2014, def. 2)."""
+    n = len(gram)
+    centred = gram.copy()
+    np.fill_diagonal(centred, 0)
+    sums = centred.sum(axis=0)
+    centred += sums.sum() / ((n - 1) * (n - 2)) - (sums[:, None] + sums[None, :]) / (n - 2)
+    np.fill_diagonal(centred, 0)
+    return centred
+
+
+def _spread(centred: NDArray[np.float64], gram: NDArray[np.float64]) -> float:
+    largest = float(np.abs(gram).max())
+    return float(np.abs(centred).max()) / largest if largest else 0.0

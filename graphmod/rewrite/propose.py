@@ -1,0 +1,89 @@
+"""What could replace a region, and how well each kind of replacement would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from graphmod.data import Data
+from graphmod.errors import RefusedError
+from graphmod.model import Model
+from graphmod.probe import Moments, moments
+from graphmod.rewrite.region import Place, Region, find_region, put_in_place
+from graphmod.rewrite.replacements import RIDGE, Fit, as_operators, fit, kinds
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One way to replace a region.
+
+    Parameters
+    ----------
+    region : Region
+    fit : Fit
+    error : float
+        Root of the squared error at the region's exit over the variance there; 0 is perfect, 1 is a constant.
+    """
+
+    region: Region
+    fit: Fit = field(repr=False)
+    error: float
+
+    @property
+    def kind(self) -> str:
+        """The kind of replacement."""
+        return self.fit.kind
+
+    def apply(self, model: Model) -> Model:
+        """Return the model with the replacement in place.
+
+        Raises
+        ------
+        RefusedError
+            The region does not exist in this model, or is needed outside.
+        """
+        kind = model.tensors[self.region.exit]
+        return put_in_place(model, self.region, *as_operators(self.fit, self.region, kind))
+
+
+def propose(
+    model: Model, place: Place, data: Data, *, ridge: float = RIDGE, threads: int | None = None
+) -> list[Proposal]:
+    """Fit every kind of replacement for a region, the cheapest first.
+
+    Parameters
+    ----------
+    model : Model
+    place : Block, str or (str, str)
+        A block, a block's path, or the tensors before and after the region.
+    data : Data
+        Samples to fit on; targets are not used.
+    ridge : float
+        Share of the mean variance of a channel.
+
+    Raises
+    ------
+    RefusedError
+        The shapes at entry and exit are such that no kind fits.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> [p.kind for p in propose(m, "layer1.3", gm.demo.splits().train)]
+    ['identity', 'affine', 'linear']
+    """
+    region = find_region(model, place)
+    pair = (region.entry, region.exit)
+    seen = moments(model, data, [pair], threads=threads).get(pair)
+    if seen is None:
+        raise RefusedError(
+            f"no layer fits between '{region.entry}', {model.tensors.get(region.entry)}, and '{region.exit}', "
+            f"{model.tensors.get(region.exit)}"
+        )
+    return proposals(region, seen, ridge=ridge)
+
+
+def proposals(region: Region, seen: Moments, test: Moments | None = None, *, ridge: float = RIDGE) -> list[Proposal]:
+    """Return every kind fitted on some statistics, with its error on others (on the same ones if None)."""
+    found = (fit(kind, seen, ridge) for kind in kinds())
+    return [Proposal(region, one, one.error(test or seen)) for one in found if one is not None]

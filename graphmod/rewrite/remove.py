@@ -1,0 +1,46 @@
+"""Removing a region: its exit becomes its entry."""
+
+from __future__ import annotations
+
+from graphmod.errors import RefusedError
+from graphmod.model import Model
+from graphmod.rewrite.region import Place, find_region, put_in_place
+
+
+def remove(model: Model, place: Place) -> Model:
+    """Remove a block or an operator and connect what comes before it to what comes after.
+
+    Parameters
+    ----------
+    model : Model
+    place : Block, str or (str, str)
+        A block, a block's path, an operator's name, or the tensors before and after the region.
+
+    Returns
+    -------
+    Model
+        Without the region; weights that nothing else uses are gone.
+
+    Raises
+    ------
+    RefusedError
+        Entry and exit differ in dtype or shape, or their shapes are unknown, or there is no such region.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> gm.remove(m, "layer1.3").n_weights < m.n_weights
+    True
+    """
+    region = find_region(model, place)
+    entry = model.tensors.get(region.entry)
+    exit_ = model.tensors.get(region.exit)
+    if entry is None or exit_ is None or entry.shape is None or exit_.shape is None:
+        raise RefusedError(f"the shapes of '{region.entry}' and '{region.exit}' are not both known")
+    if entry != exit_ or None in entry.shape:
+        raise RefusedError(
+            f"'{region.entry}' is {entry} and '{region.exit}' is {exit_}, so neither can stand for the other; "
+            "graphmod.replace fits a layer in between"
+        )
+    return put_in_place(model, region, [])

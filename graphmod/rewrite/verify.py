@@ -1,0 +1,104 @@
+"""Comparing two models on data, output by output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphmod.data import as_data
+from graphmod.errors import RefusedError
+from graphmod.model import Model
+from graphmod.probe import stream
+
+EXACT = 1e-5
+"""Error over the output's scale, up to which an edit that is exact in theory counts as exact."""
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output of two models is apart.
+
+    Parameters
+    ----------
+    largest : float
+        Largest absolute difference.
+    scale : float
+        Largest absolute value of the first model's output.
+    rms : float
+        Root mean squared difference over the root mean square of the first model's output.
+    """
+
+    largest: float
+    scale: float
+    rms: float
+
+    @property
+    def relative(self) -> float:
+        """The largest difference over the output's scale."""
+        return self.largest / self.scale if self.scale else self.largest
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The errors of all outputs, by name."""
+
+    outputs: dict[str, OutputError]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every output agrees to 1e-5 of its scale."""
+        return all(error.relative <= EXACT for error in self.outputs.values())
+
+
+def verify(a: Model, b: Model, data: object, *, batch_size: int = 64) -> Verification:
+    """Run two models on the same data in ONNX Runtime and compare their outputs.
+
+    Parameters
+    ----------
+    a, b : Model
+        The same inputs and outputs.
+    data : anything that :func:`graphmod.data.as_data` takes
+
+    Raises
+    ------
+    RefusedError
+        The models differ in the names of inputs or outputs, or an output differs in shape.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> gm.verify(m, m, gm.demo.splits().test).exact
+    True
+    """
+    if list(a.inputs) != list(b.inputs) or list(a.outputs) != list(b.outputs):
+        raise RefusedError(
+            f"the models have different signatures: {list(a.inputs)} -> {list(a.outputs)} and "
+            f"{list(b.inputs)} -> {list(b.outputs)}"
+        )
+    samples = as_data(a, data)
+    names = list(a.outputs)
+    totals = {name: np.zeros(4) for name in names}
+    pairs = zip(stream(a, samples, names, batch_size), stream(b, samples, names, batch_size), strict=True)
+    for (_, left), (_, right) in pairs:
+        for name in names:
+            first, second = (np.asarray(side[name], np.float64) for side in (left, right))
+            if first.shape != second.shape:
+                raise RefusedError(f"output '{name}' is {list(first.shape)} in one model, {list(second.shape)} in other")
+            difference = first - second
+            largest, scale, squares, total = totals[name]
+            totals[name] = np.array(
+                [
+                    max(largest, np.abs(difference).max(initial=0)),
+                    max(scale, np.abs(first).max(initial=0)),
+                    squares + (difference**2).sum(),
+                    total + (first**2).sum(),
+                ]
+            )
+    return Verification(
+        {
+            name: OutputError(float(largest), float(scale), float(np.sqrt(squares / total)) if total else float(squares))
+            for name, (largest, scale, squares, total) in totals.items()
+        }
+    )
