@@ -1,8 +1,116 @@
-"""graphmod: decompose, rewrite, compress and retrain trained networks through ONNX."""
+"""graphmod: decompose, rewrite, compress and retrain trained networks through ONNX.
+
+Everything public is reached from here; a part is imported when it is first used, so that what needs no PyTorch starts
+without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from graphmod.errors import (
+    GraphmodError,
+    InvalidDataError,
+    InvalidModelError,
+    NotWritableError,
+    RefusedError,
+    UnsupportedOperatorError,
+)
 from graphmod.model import Model, load
-from graphmod.graph import boundaries, blocks
-from graphmod import data, graph, probe
-from graphmod.probe import similarity, latency, accuracy
-from graphmod.modules import *
-from graphmod.rewrite import *
-from graphmod import demo
+
+if TYPE_CHECKING:
+    from graphmod import data, demo, graph, methods, model, modules, probe, pytorch, report, rewrite, train
+    from graphmod.data import Data, Splits
+    from graphmod.graph import Block, blocks, boundaries
+    from graphmod.methods import Result, compress
+    from graphmod.modules import Module, ModuleMap, modularize
+    from graphmod.probe import Similarity, accuracy, latency, similarity
+    from graphmod.pytorch import to_torch, write_back
+    from graphmod.rewrite import extract, propose, rebatch, remove, replace, verify
+    from graphmod.train import retrain
+
+_HOME = {
+    "Block": "graph",
+    "Data": "data",
+    "Module": "modules",
+    "ModuleMap": "modules",
+    "Result": "methods",
+    "Similarity": "probe",
+    "Splits": "data",
+    "accuracy": "probe",
+    "blocks": "graph",
+    "boundaries": "graph",
+    "compress": "methods",
+    "extract": "rewrite",
+    "latency": "probe",
+    "modularize": "modules",
+    "propose": "rewrite",
+    "rebatch": "rewrite",
+    "remove": "rewrite",
+    "replace": "rewrite",
+    "retrain": "train",
+    "similarity": "probe",
+    "to_torch": "pytorch",
+    "verify": "rewrite",
+    "write_back": "pytorch",
+}
+_PARTS = ("data", "demo", "graph", "methods", "model", "modules", "probe", "pytorch", "report", "rewrite", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f"graphmod.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"graphmod.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'graphmod' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_PARTS})
+
+
+__all__ = [
+    "Block",
+    "Data",
+    "GraphmodError",
+    "InvalidDataError",
+    "InvalidModelError",
+    "Model",
+    "Module",
+    "ModuleMap",
+    "NotWritableError",
+    "RefusedError",
+    "Result",
+    "Similarity",
+    "Splits",
+    "UnsupportedOperatorError",
+    "accuracy",
+    "blocks",
+    "boundaries",
+    "compress",
+    "data",
+    "demo",
+    "extract",
+    "graph",
+    "latency",
+    "load",
+    "methods",
+    "model",
+    "modularize",
+    "modules",
+    "probe",
+    "propose",
+    "pytorch",
+    "rebatch",
+    "remove",
+    "replace",
+    "report",
+    "retrain",
+    "rewrite",
+    "similarity",
+    "to_torch",
+    "train",
+    "verify",
+    "write_back",
+]

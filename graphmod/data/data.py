@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Data:
         """
         units = len(self) // unit
         edges = np.linspace(0, units, -(-units // max(1, size // unit)) + 1).round().astype(int) * unit
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             yield self[slice(start, stop)]
 
 
@@ -126,9 +127,9 @@ def read_archive(path: Path) -> dict[str, Array]:
         with content:
             return {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError) as error:
-        raise InvalidDataError(f"cannot read data from '{path}': {error}; an .npz, an .npy or a folder is needed") from (
-            error
-        )
+        raise InvalidDataError(
+            f"cannot read data from '{path}': {error}; an .npz, an .npy or a folder is needed"
+        ) from error
 
 
 def _from_mapping(model: Model, arrays: Mapping[str, Array]) -> Data:

@@ -35,11 +35,12 @@ def read_folder(
     InvalidDataError
         The input is no image, or the folder has no images by class, or a file cannot be read.
     """
-    if shape is None or len(shape) != 4 or shape[1] not in (1, 3) or not all(isinstance(d, int) for d in shape[2:]):
+    sizes = [d for d in (shape or ())[1:] if isinstance(d, int)]
+    if len(sizes) != 3 or sizes[0] not in (1, 3):
         raise InvalidDataError(
             f"a folder of images needs an input [batch, 1 or 3, height, width], the model's is {shape}"
         )
-    _, channels, height, width = shape
+    channels, height, width = sizes
     files = [
         (path, label)
         for label, class_folder in enumerate(sorted(p for p in folder.iterdir() if p.is_dir()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,9 +28,12 @@ def check_labels(model: Model, data: Data) -> NDArray[np.int64]:
             f"{list(data.targets.shape)}; pass metric= and loss= for anything else"
         )
     name, kind = next(iter(model.outputs.items()))
-    classes = kind.shape[-1] if kind.shape else None
+    sizes = (kind.shape or ())[1:]
+    classes = prod(d for d in sizes if isinstance(d, int)) if all(isinstance(d, int) for d in sizes) else None
     low, high = int(data.targets.min()), int(data.targets.max())
-    if low < 0 or (isinstance(classes, int) and high >= classes):
+    if low < 0 or (classes is not None and high >= classes):
         wrong = low if low < 0 else high
-        raise InvalidDataError(f"label {wrong} is out of range: output '{name}' has classes 0 to {int(classes or 0) - 1}")
+        raise InvalidDataError(
+            f"label {wrong} is out of range: output '{name}' is {kind}, so labels are 0 to {(classes or 0) - 1}"
+        )
     return data.targets.astype(np.int64)

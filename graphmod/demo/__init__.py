@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from graphmod.data import Splits, as_splits
+from graphmod.model import load
+
 
 def model_path() -> Path:
     """Return the path of the demo network, a ResNet-44 that tells handwritten digits apart.
@@ -22,3 +25,12 @@ def data_path() -> Path:
     (498, 1, 8, 8)
     """
     return Path(__file__).with_name("digits.npz")
+
+
+def splits() -> Splits:
+    """Return the demo's data, fixed: train, calibration and test.
+
+    >>> len(splits().test)
+    498
+    """
+    return as_splits(load(model_path()), data_path())

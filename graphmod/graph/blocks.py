@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
-from os.path import commonprefix
 
 import networkx as nx
 
 from graphmod.errors import RefusedError
 from graphmod.graph.boundaries import dominators
 from graphmod.graph.flow import data_flow, primary_input, primary_output
-from graphmod.graph.scope import scope
+from graphmod.graph.scope import common_scope, scope_parts
 from graphmod.model import Model
 
 _LAYER_STARTS = frozenset(
@@ -104,10 +103,8 @@ def blocks(model: Model, source: str | None = None, sink: str | None = None) -> 
     end = sink or primary_output(model, start)
     chain = _segments(model, start, end)
     operators = tuple(name for segment in chain for name in segment.operators)
-    if any(segment.scope for segment in chain):
-        children = _by_scope(chain, ())
-    else:
-        children = _by_position(model, chain)
+    scoped = any(segment.scope for segment in chain)
+    children = _by_scope(chain, ()) if scoped else _by_position(model, chain)
     return _uniquely_named(Block("", start, end, operators, children))
 
 
@@ -150,7 +147,7 @@ def _assemble(
 ) -> tuple[_Segment, ...]:
     """Build segments from the innermost outwards: a longer key lies deeper."""
     operators = dict(zip(model.operator_names, model.operators, strict=True))
-    scopes = {name: tuple(part for part in scope(op).split(".") if part) for name, op in operators.items()}
+    scopes = {name: scope_parts(op) for name, op in operators.items()}
     built: dict[tuple[object, ...], _Segment] = {}
     branches_of: dict[tuple[object, ...], list[tuple[object, ...]]] = {}
     for key in sorted(parts, key=len):
@@ -160,7 +157,7 @@ def _assemble(
         branches = tuple(
             tuple(built[(*branch, number)] for number in range(parts[branch])) for branch in branches_of.get(key, ())
         )
-        shared = tuple(commonprefix([scopes[name] for name in inside]))
+        shared = common_scope(scopes[name] for name in inside)
         last = operators[inside[-1]].op_type
         built[key] = _Segment(entry, exit_, inside, shared, last, branches)
     return tuple(built[(number,)] for number in range(parts[()]))

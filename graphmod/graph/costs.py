@@ -49,17 +49,14 @@ def cost(model: Model, operators: Iterable[str] | None = None) -> Cost:
     True
     """
     wanted = None if operators is None else set(operators)
-    chosen = [
-        position for position, name in enumerate(model.operator_names) if wanted is None or name in wanted
-    ]
+    chosen = [position for position, name in enumerate(model.operator_names) if wanted is None or name in wanted]
     read = dict.fromkeys(name for position in chosen for name in model.reads[position])
     weights = size = 0
     for name in read:
         kind = model.constants.get(name)
-        if kind is not None and kind.dtype is not None and kind.shape is not None:
-            if kind.dtype.kind in "fV" or kind.dtype.name == "bfloat16":
-                weights += prod(d for d in kind.shape if isinstance(d, int))
-                size += prod(d for d in kind.shape if isinstance(d, int)) * kind.dtype.itemsize
+        if kind is not None and kind.dtype is not None and kind.is_float:
+            weights += kind.size
+            size += kind.size * kind.dtype.itemsize
     macs = sum(_MACS[op.op_type](model, op) for op in (model.operators[i] for i in chosen) if op.op_type in _MACS)
     return Cost(weights, size, macs)
 

@@ -130,7 +130,7 @@ def _kind(model: Model, tensor: str) -> str:
     kind = model.inputs.get(tensor) or model.tensors.get(tensor)
     if kind is None or kind.dtype is None:
         return "?"
-    return "f" if kind.dtype.kind == "V" or kind.dtype.name.startswith(("bfloat", "float")) else kind.dtype.kind
+    return "f" if kind.is_float else kind.dtype.kind
 
 
 def _carried_outputs(model: Model, reached: dict[str, tuple[str, ...]]) -> list[str]:

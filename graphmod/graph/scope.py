@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 
 from onnx import NodeProto
 
@@ -27,7 +28,7 @@ def scope(operator: NodeProto) -> str:
     """
     for entry in operator.metadata_props:
         if entry.key == GRAPHMOD_SCOPE:
-            return entry.value
+            return str(entry.value)
         if entry.key == NAME_SCOPES:
             modules = ast.literal_eval(entry.value)[:-1]
             return str(modules[-1]) if modules else ""
@@ -37,3 +38,22 @@ def scope(operator: NodeProto) -> str:
             owner = path.rpartition(".")[2]
             path = part if not path else path + part[len(owner) :] if part.startswith(f"{owner}.") else f"{path}.{part}"
     return path
+
+
+def scope_parts(operator: NodeProto) -> tuple[str, ...]:
+    """Return the parts of an operator's scope, the outermost first."""
+    return tuple(part for part in scope(operator).split(".") if part)
+
+
+def common_scope(scopes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the innermost scope that all the scopes lie in.
+
+    >>> common_scope([("layer1", "0", "conv1"), ("layer1", "0")])
+    ('layer1', '0')
+    """
+    shared: list[str] = []
+    for parts in zip(*scopes, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return tuple(shared)

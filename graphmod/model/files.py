@@ -25,11 +25,10 @@ ALIGNMENT = 4096
 """External values start at multiples of this many bytes, so that they can be memory-mapped."""
 
 
-def save(proto: ModelProto, folder: Path | None, source: Path | bytes | None, path: Path) -> Path:
+def save(proto: ModelProto, folder: Path | None, source: bytes | None, path: Path) -> Path:
     """Write a model to ``path``; see :meth:`graphmod.Model.save`."""
-    if isinstance(source, bytes):
-        content = source
-        return replace_file(path, lambda stream: stream.write(content))
+    if source is not None:
+        return replace_file(path, lambda stream: stream.write(source))
     external = [t for t in proto.graph.initializer if uses_external_data(t)]
     if not external and proto.ByteSize() < LIMIT:
         return replace_file(path, lambda stream: stream.write(proto.SerializeToString()))
@@ -76,7 +75,7 @@ def _bytes_of(tensor: TensorProto, folder: Path | None) -> bytes | memoryview:
         path, offset, length = initializers.external_place(tensor, folder)
         if not length:
             return b""
-        return memoryview(np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(length,)))
+        return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(length,)).data
     if tensor.HasField("raw_data"):
         return tensor.raw_data
     return initializers.values(tensor, folder).tobytes()

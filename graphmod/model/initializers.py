@@ -17,9 +17,7 @@ Array = NDArray[np.generic]
 LARGE = 1024
 """Scalars above which shape inference does without an initializer's value."""
 
-_FLOATS = frozenset(
-    {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
-)
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _VALUE_FIELDS = (
     "raw_data",
     "float_data",
@@ -89,6 +87,14 @@ def external_place(tensor: TensorProto, folder: Path | None) -> tuple[Path, int,
     if path.stat().st_size < offset + length:
         raise InvalidModelError(f"external data file '{path}' is too short for initializer '{tensor.name}'")
     return path, offset, length
+
+
+def external_bytes(tensor: TensorProto) -> int:
+    """Return how many bytes of an initializer lie in an external file."""
+    if not uses_external_data(tensor):
+        return 0
+    dtype, shape = tensor_type(tensor)
+    return int(ExternalDataInfo(tensor).length or dtype.itemsize * int(np.prod(shape)))
 
 
 def embed(tensor: TensorProto, folder: Path | None) -> None:

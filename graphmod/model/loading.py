@@ -50,9 +50,10 @@ def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
 
 def _parse(content: bytes, what: str) -> ModelProto:
     try:
-        return ModelProto.FromString(content)
+        proto: ModelProto = ModelProto.FromString(content)
     except DecodeError as error:
         raise InvalidModelError(f"{what} is not an ONNX model, or only a part of one") from error
+    return proto
 
 
 def _checked(model: Model, what: str) -> Model:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,16 @@ class TensorType:
     dtype: np.dtype[np.generic] | None
     shape: tuple[int | str | None, ...] | None
 
+    @property
+    def size(self) -> int:
+        """Number of scalars; a dimension that is no number counts as 1."""
+        return prod(d for d in self.shape or () if isinstance(d, int))
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds floating-point numbers, of whatever precision."""
+        return self.dtype is not None and (self.dtype.kind == "f" or self.dtype.name.startswith(("bfloat", "float")))
+
     def __str__(self) -> str:
         """Render as ``float32[batch, 3, 8, 8]``."""
         dims = "..." if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
@@ -51,8 +62,8 @@ class Model:
         The graph. Owned by the model; use :meth:`proto` for a copy that may be changed.
     folder : pathlib.Path, optional
         Where the files of external initializers lie.
-    source : pathlib.Path or bytes, optional
-        What the model was read from, while it is unchanged: saving it again writes these very bytes.
+    source : bytes, optional
+        The file that the model was read from, while it is unchanged: saving it again writes these very bytes.
 
     Examples
     --------
@@ -66,7 +77,7 @@ class Model:
 
     _proto: ModelProto = field(repr=False)
     folder: Path | None = None
-    source: Path | bytes | None = field(default=None, repr=False)
+    source: bytes | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         signature = ", ".join(f"{name}: {kind}" for name, kind in self.inputs.items())
@@ -175,11 +186,13 @@ class Model:
     @property
     def n_weights(self) -> int:
         """Number of scalars in float constants."""
-        return sum(
-            int(np.prod(kind.shape))
-            for kind in self.constants.values()
-            if kind.dtype is not None and kind.dtype.kind in "fV" and kind.shape is not None
-        )
+        return sum(kind.size for kind in self.constants.values() if kind.is_float)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file, with the external values that belong to it."""
+        inside = len(self.source) if self.source is not None else self._proto.ByteSize()
+        return inside + sum(initializers.external_bytes(t) for t in self._proto.graph.initializer)
 
     @cached_property
     def digest(self) -> str:
@@ -233,7 +246,7 @@ class Model:
         except onnx.checker.ValidationError as error:
             raise InvalidModelError(f"the edited graph is invalid: {str(error).strip().splitlines()[0]}") from error
         _ = edited.tensors
-        edited.session(threads=1)
+        _ = edited._session
         return edited
 
     # -- running
@@ -254,6 +267,8 @@ class Model:
             ONNX Runtime cannot load the model, or a tensor does not exist.
         """
         proto = self._with_outputs(outputs)
+        if proto is self._proto and threads is None:
+            return self._session
         return session.open_session(proto, self.folder, threads)
 
     def _with_outputs(self, names: Iterable[str]) -> ModelProto:
@@ -274,7 +289,7 @@ class Model:
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
-        return self.session()
+        return session.open_session(self._proto, self.folder, None)
 
     def run(self, feeds: Mapping[str, Array], outputs: Iterable[str] | None = None) -> dict[str, Array]:
         """Compute outputs with ONNX Runtime.
@@ -357,5 +372,3 @@ def _fits(shape: tuple[int, ...], declared: tuple[int | str | None, ...] | None)
     return len(shape) == len(declared) and all(
         not isinstance(d, int) or n == d for n, d in zip(shape, declared, strict=True)
     )
-
-

@@ -71,8 +71,8 @@ class ModuleMap:
         """Raise RefusedError unless the map was made of this very model."""
         if model.digest != self.digest:
             raise RefusedError(
-                f"the module map is of another model (its hash is {self.digest[:12]}, the model's {model.digest[:12]}); "
-                "make the map again with 'graphmod modules'"
+                f"the module map is of another model (its hash is {self.digest[:12]}, the model's is "
+                f"{model.digest[:12]}); make the map again with 'graphmod modules'"
             )
 
     def save(self, path: str | PathLike[str]) -> Path:

@@ -16,9 +16,7 @@ _LABELS = 24
 """Ticks that fit an axis."""
 
 
-def heatmap(
-    matrix: NDArray[np.float64], names: Sequence[str], path: str | PathLike[str] | None = None
-) -> Figure:
+def heatmap(matrix: NDArray[np.float64], names: Sequence[str], path: str | PathLike[str] | None = None) -> Figure:
     """Draw a matrix of similarities between 0 and 1, and write it to ``path`` if given.
 
     Raises

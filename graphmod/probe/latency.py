@@ -79,9 +79,7 @@ def latency(
     finally:
         if collecting:
             gc.enable()
-    return {
-        key: Latency(*(float(np.percentile(values, q)) for q in (50, 25, 75))) for key, values in times.items()
-    }
+    return {key: Latency(*(float(np.percentile(values, q)) for q in (50, 25, 75))) for key, values in times.items()}
 
 
 def block_latency(
@@ -113,9 +111,7 @@ def block_latency(
     timed = latency(
         {**parts, **idle}, {**own, **{key: {"x": feeds[name]} for key, name in entries.items()}}, rounds=rounds
     )
-    return {
-        block.path: max(0.0, timed[block.path].median - timed[f"entry {block.entry}"].median) for block in blocks
-    }
+    return {block.path: max(0.0, timed[block.path].median - timed[f"entry {block.entry}"].median) for block in blocks}
 
 
 def _bound(model: Model, feeds: Feeds, threads: int) -> Callable[[], object]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from graphmod.data import Data
 from graphmod.errors import RefusedError
@@ -71,9 +70,9 @@ def moments(
     data: Data,
     pairs: Iterable[Pair],
     *,
+    reference: Model | None = None,
     batch_size: int = 64,
     threads: int | None = None,
-    progress: bool = False,
 ) -> dict[Pair, Moments]:
     """Stream the data through the model and sum up the statistics of pairs of tensors, in float64.
 
@@ -84,41 +83,56 @@ def moments(
     pairs : iterable of (str, str)
         Names of tensors x and y. Pairs whose shapes no fit can bridge (see :func:`strides_between`) are left out of
         the result.
+    reference : Model, optional
+        Where y comes from, if not from the same model: the original of a model that was changed before x.
 
     Returns
     -------
     dict of (str, str) to Moments
     """
     wanted = list(dict.fromkeys(pairs))
-    names = list(dict.fromkeys(name for pair in wanted for name in pair))
     sums: dict[Pair, Moments] = {}
-    batches = stream(model, data, names, batch_size, threads)
-    total = -(-len(data) // batch_size)
-    for _, values in track(batches, "statistics", total=total, disable=not progress, transient=True):
-        for pair in wanted:
-            found = batch_moments(values[pair[0]], values[pair[1]])
-            if found is not None:
-                sums[pair] = sums[pair] + found if pair in sums else found
+    x_names = list(dict.fromkeys(x for x, _ in wanted))
+    y_names = list(dict.fromkeys(y for _, y in wanted))
+    if reference is None:
+        both = list(dict.fromkeys([*x_names, *y_names]))
+        batches = ((values, values) for _, values in stream(model, data, both, batch_size, threads))
+    else:
+        batches = (
+            (xs, ys)
+            for (_, xs), (_, ys) in zip(
+                stream(model, data, x_names, batch_size, threads),
+                stream(reference, data, y_names, batch_size, threads),
+                strict=True,
+            )
+        )
+    for xs, ys in batches:
+        x_rows: dict[tuple[str, tuple[int, ...]], tuple[Float, Float]] = {}
+        y_rows: dict[str, tuple[Float, Float]] = {}
+        for x, y in wanted:
+            strides = strides_between(xs[x].shape, ys[y].shape)
+            if strides is None:
+                continue
+            if (x, strides) not in x_rows:
+                every = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
+                rows = _rows(xs[x][every] if strides else xs[x])
+                x_rows[x, strides] = rows, rows.T @ rows
+            if y not in y_rows:
+                rows = _rows(ys[y])
+                y_rows[y] = rows, np.einsum("ij,ij->j", rows, rows)
+            (left, xx), (right, yy) = x_rows[x, strides], y_rows[y]
+            found = Moments(
+                len(left),
+                left.sum(axis=0),
+                right.sum(axis=0),
+                xx,
+                left.T @ right,
+                yy,
+                strides,
+                xs[x].shape == ys[y].shape,
+            )
+            sums[x, y] = sums[x, y] + found if (x, y) in sums else found
     return sums
-
-
-def batch_moments(x: NDArray[np.generic], y: NDArray[np.generic]) -> Moments | None:
-    """Return the statistics of one batch, None if no fit can bridge the shapes."""
-    strides = strides_between(x.shape, y.shape)
-    if strides is None:
-        return None
-    x_rows = _rows(x[(slice(None), slice(None), *(slice(None, None, step) for step in strides))] if strides else x)
-    y_rows = _rows(y)
-    return Moments(
-        len(x_rows),
-        x_rows.sum(axis=0),
-        y_rows.sum(axis=0),
-        x_rows.T @ x_rows,
-        x_rows.T @ y_rows,
-        np.einsum("ij,ij->j", y_rows, y_rows),
-        strides,
-        x.shape == y.shape,
-    )
 
 
 def strides_between(x: tuple[int, ...], y: tuple[int, ...]) -> tuple[int, ...] | None:

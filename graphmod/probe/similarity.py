@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,7 +213,7 @@ def centred_gram(value: NDArray[np.generic]) -> NDArray[np.float64]:
 
     Products are float32's where the activations are, unless centring cancels most of their digits or they overflow.
     """
-    rows = value.reshape(len(value), -1)
+    rows: NDArray[Any] = value.reshape(len(value), -1)
     with np.errstate(over="ignore", invalid="ignore"):
         gram = (rows @ rows.T).astype(np.float64) if rows.dtype.kind == "f" else np.full((1, 1), np.nan)
         if not np.isfinite(gram).all() or _spread(centred := u_centre(gram), gram) < _CANCELLED:

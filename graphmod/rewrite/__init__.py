@@ -1,7 +1,7 @@
 """The verbs: each takes a model and returns a new one, or refuses and says why."""
 
 from graphmod.rewrite.extract import extract
-from graphmod.rewrite.propose import Proposal, propose
+from graphmod.rewrite.propose import Proposal, proposals, propose
 from graphmod.rewrite.rebatch import rebatch
 from graphmod.rewrite.region import Region, find_region
 from graphmod.rewrite.remove import remove
@@ -15,6 +15,7 @@ __all__ = [
     "Verification",
     "extract",
     "find_region",
+    "proposals",
     "propose",
     "rebatch",
     "remove",

@@ -29,8 +29,10 @@ def rebatch(model: Model, batch: int | str = "batch") -> Model:
         Something else in the graph holds on to the old batch.
     """
     old = fixed_batch(model)
-    if old is None and isinstance(batch, str) and any(
-        not kind.shape or isinstance(kind.shape[0], int) for kind in model.inputs.values()
+    if (
+        old is None
+        and isinstance(batch, str)
+        and any(not kind.shape or isinstance(kind.shape[0], int) for kind in model.inputs.values())
     ):
         raise RefusedError("the inputs have no batch dimension in common along axis 0")
     proto = model.editable()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from graphmod.errors import InvalidModelError, RefusedError
-from graphmod.graph import Block, blocks, data_flow, primary_input, scope
+from graphmod.graph import Block, blocks, data_flow, primary_input
 from graphmod.graph.boundaries import dominators
-from graphmod.graph.scope import GRAPHMOD_SCOPE
+from graphmod.graph.scope import GRAPHMOD_SCOPE, common_scope, scope_parts
 from graphmod.model import Model, consumed
 
 Place = str | tuple[str, str] | Block
@@ -135,7 +134,7 @@ def _swap_producer(model: Model, proto: ModelProto, region: Region, new: list[No
         raise RefusedError(
             f"operator '{old.name}' also makes '{min(others & read)}', which is needed outside of the region"
         )
-    origin = ".".join(commonprefix([scope(op).split(".") for op in _between(model, region)]))
+    origin = ".".join(common_scope(scope_parts(op) for op in _between(model, region)))
     for operator in new:
         entry = operator.metadata_props.add()
         entry.key, entry.value = GRAPHMOD_SCOPE, origin

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -132,8 +133,8 @@ def as_operators(found: Fit, region: Region, kind: TensorType) -> tuple[list[Nod
     def constant(role: str, value: Float) -> TensorProto:
         return numpy_helper.from_array(value.astype(kind.dtype or np.float32), f"{name}.{role}")
 
-    def operator(op_type: str, inputs: list[str], output: str, **attributes: object) -> NodeProto:
-        return onnx.helper.make_node(op_type, inputs, [output], name=f"{name}/{op_type}", **attributes)
+    def operator(op_type: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
+        return onnx.helper.make_node(op_type, inputs, [output], name=f"{name}/{op_type}", domain="", **attributes)
 
     if found.is_identity:
         return [], []

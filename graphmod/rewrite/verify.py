@@ -85,7 +85,7 @@ def verify(a: Model, b: Model, data: object, *, batch_size: int = 64) -> Verific
         for name in names:
             first, second = (np.asarray(side[name], np.float64) for side in (left, right))
             if first.shape != second.shape:
-                raise RefusedError(f"output '{name}' is {list(first.shape)} in one model, {list(second.shape)} in other")
+                raise RefusedError(f"output '{name}' differs in shape: {list(first.shape)} and {list(second.shape)}")
             difference = first - second
             largest, scale, squares, total = totals[name]
             totals[name] = np.array(
@@ -98,7 +98,7 @@ def verify(a: Model, b: Model, data: object, *, batch_size: int = 64) -> Verific
             )
     return Verification(
         {
-            name: OutputError(float(largest), float(scale), float(np.sqrt(squares / total)) if total else float(squares))
+            name: OutputError(float(largest), float(scale), float(np.sqrt(squares / (total or 1))))
             for name, (largest, scale, squares, total) in totals.items()
         }
     )

@@ -1,0 +1,130 @@
+"""What a compression gives back: the model, and the report of what was done and what it brought."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from graphmod.model import Model
+from graphmod.modules import ModuleMap
+from graphmod.probe import Similarity
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one model.
+
+    Parameters
+    ----------
+    weights : int
+        Scalars in float constants.
+    bytes : int
+        Size of the file.
+    macs : int
+        Multiply-accumulates for one sample.
+    latency : dict of int to float
+        Microseconds of CPU time a run, one thread, by batch size; median.
+    calibration, test : float
+        The metric (accuracy, if none was given) on data that choices were made on, and on data that they were not.
+    """
+
+    weights: int
+    bytes: int
+    macs: int
+    latency: dict[int, float]
+    calibration: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """One run of blocks that was replaced.
+
+    Parameters
+    ----------
+    blocks : tuple of str
+        Paths of the first and the last block on the trunk.
+    entry, exit : str
+        The tensors around it.
+    kind : str
+        The kind of replacement.
+    saving : float
+        Share of the original's latency that it saves, from timed blocks.
+    error : float
+        Root of the squared error at the exit over the variance there, on the data that it was fitted on.
+    drop : float
+        Metric lost on calibration data with this and all earlier changes, before retraining.
+    """
+
+    blocks: tuple[str, str]
+    entry: str
+    exit: str
+    kind: str
+    saving: float
+    error: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """Before and after.
+
+    Parameters
+    ----------
+    before, after : Measured
+    changes : tuple of Change
+        In the order in which they were taken.
+    trained_weights : int
+        Scalars that were ever trained.
+    max_drop : float
+        What the calibration metric was allowed to lose.
+    samples : dict of str to int
+        Samples of each part of the data.
+    settings : dict
+        Everything else that decides the result.
+    """
+
+    before: Measured
+    after: Measured
+    changes: tuple[Change, ...]
+    trained_weights: int
+    max_drop: float
+    samples: dict[str, int]
+    settings: dict[str, Any]
+
+    @property
+    def speedup(self) -> dict[int, float]:
+        """Latency before over latency after, by batch size."""
+        return {size: self.before.latency[size] / self.after.latency[size] for size in self.before.latency}
+
+    @property
+    def trained_share(self) -> float:
+        """Weights ever trained over the original's weights."""
+        return self.trained_weights / self.before.weights
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {**asdict(self), "speedup": self.speedup, "trained_share": self.trained_share}
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A compressed model and how it came about.
+
+    Parameters
+    ----------
+    model : Model
+        The compressed model.
+    report : CompressionReport
+    original : Model
+    similarity : Similarity
+        Of the original's boundaries.
+    module_map : ModuleMap
+        Of the original.
+    """
+
+    model: Model = field(repr=False)
+    report: CompressionReport
+    original: Model = field(repr=False)
+    similarity: Similarity = field(repr=False)
+    module_map: ModuleMap = field(repr=False)

@@ -1,0 +1,1 @@
+"""Converters, one file an operator family; see :mod:`graphmod.pytorch.registry` for how to add one."""

@@ -1,0 +1,86 @@
+"""Generators: tensors that are computed from a shape or from bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import Tensor, fx
+
+from graphmod.pytorch.dtypes import TORCH, to_tensor
+from graphmod.pytorch.operator import Operator, Scalar
+from graphmod.pytorch.operators.shape import as_ints
+from graphmod.pytorch.registry import operator
+
+
+@operator("Constant")
+def constant(op: Operator) -> fx.Node:
+    """Raise: constants are folded before any conversion."""
+    raise op.unsupported("it was not folded")
+
+
+@operator("ConstantOfShape", since=9)
+def constant_of_shape(op: Operator) -> fx.Node:
+    """Convert ConstantOfShape of a computed shape."""
+    value = op.attribute("value", None)
+    array = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
+    tensor = to_tensor(array)
+    return op.call(filled, op.input(0), tensor.item(), tensor.dtype)
+
+
+def filled(sizes: Tensor, value: Scalar, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of computed sizes that holds one value, beside them."""
+    return torch.full(as_ints(sizes), value, dtype=dtype, device=sizes.device)
+
+
+@operator("Range", since=11)
+def arange(op: Operator) -> fx.Node:
+    """Convert Range."""
+    return op.call(arange_of, op.input(0), op.input(1), op.input(2))
+
+
+def arange_of(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+    """Return numbers from ``start`` to before ``limit``, beside the bounds."""
+    bounds = (bound.item() for bound in (start, limit, delta))
+    return torch.arange(*bounds, dtype=start.dtype, device=start.device)
+
+
+@operator("EyeLike", since=9)
+def eye_like(op: Operator) -> fx.Node:
+    """Convert EyeLike."""
+    to: int | None = op.attribute("dtype", None)
+    if to is not None and to not in TORCH:
+        raise op.unsupported(f"element type {to} has no counterpart")
+    return op.call(eye_of, op.input(), op.attribute("k", 0), None if to is None else TORCH[to])
+
+
+def eye_of(x: Tensor, diagonal: int, dtype: torch.dtype | None) -> Tensor:
+    """Return ones on a diagonal of a matrix as large as ``x``."""
+    return torch.ones_like(x, dtype=dtype or x.dtype).tril(diagonal).triu(diagonal)
+
+
+@operator("HannWindow", "HammingWindow", "BlackmanWindow", since=17)
+def window(op: Operator) -> fx.Node:
+    """Convert a window function."""
+    dtype = op.attribute("output_datatype", int(TensorProto.FLOAT))
+    if dtype not in TORCH:
+        raise op.unsupported(f"element type {dtype} has no counterpart")
+    return op.call(COSINES[op.type], op.input(), bool(op.attribute("periodic", 1)), TORCH[dtype])
+
+
+def hann(size: Tensor, periodic: bool, dtype: torch.dtype) -> Tensor:
+    """Return a Hann window of a computed size."""
+    return torch.hann_window(int(size), periodic, device=size.device).to(dtype)
+
+
+def hamming(size: Tensor, periodic: bool, dtype: torch.dtype) -> Tensor:
+    """Return a Hamming window of a computed size, with the constants that ONNX has."""
+    return torch.hamming_window(int(size), periodic, 25 / 46, 21 / 46, device=size.device).to(dtype)
+
+
+def blackman(size: Tensor, periodic: bool, dtype: torch.dtype) -> Tensor:
+    """Return a Blackman window of a computed size."""
+    return torch.blackman_window(int(size), periodic, device=size.device).to(dtype)
+
+
+COSINES = {"HannWindow": hann, "HammingWindow": hamming, "BlackmanWindow": blackman}

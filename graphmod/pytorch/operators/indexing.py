@@ -1,0 +1,138 @@
+"""Indexing: embeddings, gathering, scattering."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphmod.pytorch.operator import Operator
+from graphmod.pytorch.registry import operator
+
+REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+@operator("Gather")
+def gather(op: Operator) -> fx.Node:
+    """Convert Gather; from a float matrix along axis 0 it is an embedding, which rejects negative indices."""
+    axis, indices = op.attribute("axis", 0), op.constant(1)
+    weight = op.weight(0) if axis == 0 and indices is None else None
+    if weight is not None and len(weight.shape) == 2 and weight.permutation == (0, 1):
+        module = nn.Embedding(*weight.shape, _weight=torch.empty(weight.shape, device="meta"))
+        return op.module(module, op.input(1), weight=weight)
+    if indices is not None and indices.ndim == 0:
+        return op.call(torch.select, op.input(0), axis, int(indices))
+    return op.call(take, op.input(0), op.input(1), axis)
+
+
+def take(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    """Take slices along an axis; negative indices count from the end."""
+    axis = axis % x.ndim
+    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
+    flat = x.index_select(axis, indices.reshape(-1))
+    return flat.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
+
+
+@operator("GatherElements", since=11)
+def gather_elements(op: Operator) -> fx.Node:
+    """Convert GatherElements."""
+    return op.call(take_elements, op.input(0), op.input(1), op.attribute("axis", 0))
+
+
+def take_elements(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    """Take one element for every index; negative ones count from the end."""
+    return x.gather(axis, _positive(indices, x.shape[axis]))
+
+
+def _positive(indices: Tensor, size: int) -> Tensor:
+    return torch.where(indices < 0, indices + size, indices).long()
+
+
+@operator("GatherND", since=11)
+def gather_nd(op: Operator) -> fx.Node:
+    """Convert GatherND."""
+    return op.call(take_nd, op.input(0), op.input(1), op.attribute("batch_dims", 0))
+
+
+def take_nd(x: Tensor, indices: Tensor, batch_dims: int = 0) -> Tensor:
+    """Take slices whose leading indices are the last axis of ``indices``."""
+    if batch_dims == 0:
+        return x[tuple(indices.long().unbind(-1))]
+    batch = x.shape[:batch_dims]
+    flat_x = x.reshape(-1, *x.shape[batch_dims:])
+    flat_i = indices.reshape(-1, *indices.shape[batch_dims:])
+    rows = torch.arange(flat_x.shape[0], device=x.device).reshape(-1, *[1] * (flat_i.ndim - 2))
+    taken = flat_x[(rows, *flat_i.long().unbind(-1))]
+    return taken.reshape(*batch, *taken.shape[1:])
+
+
+@operator("Scatter", since=9)
+@operator("ScatterElements", since=11)
+def scatter_elements(op: Operator) -> fx.Node:
+    """Convert ScatterElements and its older name Scatter."""
+    reduction = op.attribute("reduction", "none")
+    return op.call(put_elements, op.input(0), op.input(1), op.input(2), op.attribute("axis", 0), reduction)
+
+
+def put_elements(x: Tensor, indices: Tensor, updates: Tensor, axis: int, reduction: str = "none") -> Tensor:
+    """Put one element at every index, or reduce it with what is there."""
+    where = _positive(indices, x.shape[axis])
+    if reduction == "none":
+        return x.scatter(axis, where, updates)
+    return x.scatter_reduce(axis, where, updates, REDUCTIONS[reduction])
+
+
+@operator("ScatterND", since=11)
+def scatter_nd(op: Operator) -> fx.Node:
+    """Convert ScatterND."""
+    return op.call(put_nd, op.input(0), op.input(1), op.input(2), op.attribute("reduction", "none"))
+
+
+def put_nd(x: Tensor, indices: Tensor, updates: Tensor, reduction: str = "none") -> Tensor:
+    """Put slices at leading indices, or reduce them with what is there."""
+    depth = indices.shape[-1]
+    where = tuple(indices.long().unbind(-1))
+    if reduction in ("none", "add"):
+        return x.index_put(where, updates, accumulate=reduction == "add")
+    flat = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
+    for size, part in zip(x.shape[:depth], where, strict=True):
+        flat = flat * size + _positive(part, size)
+    rows = x.reshape(-1, *x.shape[depth:])
+    updates = updates.reshape(-1, *x.shape[depth:])
+    result = rows.index_reduce(0, flat.reshape(-1), updates, REDUCTIONS[reduction])
+    return result.reshape(x.shape)
+
+
+@operator("OneHot", since=9)
+def one_hot(op: Operator) -> fx.Node:
+    """Convert OneHot."""
+    depth = op.scalar(1, 1)
+    return op.call(one_hot_of, op.input(0), depth, op.input(2), op.attribute("axis", -1))
+
+
+def one_hot_of(indices: Tensor, depth: int | Tensor, values: Tensor, axis: int) -> Tensor:
+    """Write the second value where the position along a new axis is the index, else the first."""
+    n = int(depth)
+    indices = indices.long().unsqueeze(axis)
+    shape = [1] * indices.ndim
+    shape[axis] = n
+    positions = torch.arange(n, device=indices.device).reshape(shape)
+    valid = (indices >= -n) & (indices < n)
+    hit = (torch.where(indices < 0, indices + n, indices) == positions) & valid
+    return torch.where(hit, values[1], values[0])
+
+
+@operator("NonZero", since=9)
+def non_zero(op: Operator) -> fx.Node:
+    """Convert NonZero, whose result has the axes first."""
+    return op.method("t", op.call(torch.nonzero, op.input()))
+
+
+@operator("Unique", since=11)
+def unique(op: Operator) -> tuple[fx.Node, ...]:
+    """Convert Unique of sorted values; the first output, and where each element went."""
+    op.requires(sorted=1)
+    if op.uses_output(1):
+        raise op.unsupported("the first positions have no counterpart")
+    made = op.call(torch.unique, op.input(), return_inverse=True, return_counts=True, dim=op.attribute("axis", None))
+    values, inverse, counts = op.items(made, 3)
+    return values, values, op.method("flatten", inverse), counts

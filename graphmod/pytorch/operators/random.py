@@ -1,0 +1,87 @@
+"""Randomness: dropout, and tensors drawn anew at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from onnx import TensorProto
+from torch import Tensor, fx, nn
+
+from graphmod.pytorch.dtypes import TORCH
+from graphmod.pytorch.operator import Operator
+from graphmod.pytorch.registry import operator
+
+
+@operator("Dropout")
+def dropout_by_attribute(op: Operator) -> tuple[fx.Node, ...]:
+    """Convert Dropout as it was before opset 12, with its ratio as an attribute."""
+    return _dropout(op, op.attribute("ratio", 0.5))
+
+
+@operator("Dropout", since=12)
+def dropout(op: Operator) -> tuple[fx.Node, ...]:
+    """Convert Dropout; the network, not the graph, says whether it is being trained."""
+    return _dropout(op, float(op.required(1)) if op.has(1) else 0.5)
+
+
+def _dropout(op: Operator, ratio: float) -> tuple[fx.Node, ...]:
+    op.ignore("seed", "is_test")
+    if op.uses_output(1):
+        raise op.unsupported("its mask is used, which torch does not give")
+    return (op.module(nn.Dropout(ratio), op.input()),)
+
+
+def _dtype(op: Operator, default: torch.dtype | None = None) -> torch.dtype | None:
+    code: int | None = op.attribute("dtype", None)
+    if code is not None and code not in TORCH:
+        raise op.unsupported(f"element type {code} has no counterpart")
+    return default if code is None else TORCH[code]
+
+
+@operator("RandomNormal", "RandomUniform")
+def random(op: Operator) -> fx.Node:
+    """Convert RandomNormal or RandomUniform; a seed in the graph has no meaning for torch's generator."""
+    op.ignore("seed")
+    shape = op.attribute("shape", [0])
+    dtype = _dtype(op, TORCH[TensorProto.FLOAT])
+    if op.type == "RandomNormal":
+        return op.call(normal, shape, op.attribute("mean", 0.0), op.attribute("scale", 1.0), dtype)
+    return op.call(uniform, shape, op.attribute("low", 0.0), op.attribute("high", 1.0), dtype)
+
+
+def normal(shape: Sequence[int], mean: float, scale: float, dtype: torch.dtype) -> Tensor:
+    """Draw from a normal distribution."""
+    return torch.randn(list(shape), dtype=dtype) * scale + mean
+
+
+def uniform(shape: Sequence[int], low: float, high: float, dtype: torch.dtype) -> Tensor:
+    """Draw from a uniform distribution."""
+    return torch.rand(list(shape), dtype=dtype) * (high - low) + low
+
+
+@operator("RandomNormalLike", "RandomUniformLike")
+def random_like(op: Operator) -> fx.Node:
+    """Convert RandomNormalLike or RandomUniformLike."""
+    op.ignore("seed")
+    if op.type == "RandomNormalLike":
+        return op.call(normal_like, op.input(), op.attribute("mean", 0.0), op.attribute("scale", 1.0), _dtype(op))
+    return op.call(uniform_like, op.input(), op.attribute("low", 0.0), op.attribute("high", 1.0), _dtype(op))
+
+
+def normal_like(x: Tensor, mean: float, scale: float, dtype: torch.dtype | None) -> Tensor:
+    """Draw a tensor as large as ``x`` from a normal distribution."""
+    return torch.randn_like(x, dtype=dtype or x.dtype) * scale + mean
+
+
+def uniform_like(x: Tensor, low: float, high: float, dtype: torch.dtype | None) -> Tensor:
+    """Draw a tensor as large as ``x`` from a uniform distribution."""
+    return torch.rand_like(x, dtype=dtype or x.dtype) * (high - low) + low
+
+
+@operator("Bernoulli", since=15)
+def bernoulli(op: Operator) -> fx.Node:
+    """Convert Bernoulli."""
+    op.ignore("seed")
+    node, dtype = op.call(torch.bernoulli, op.input()), _dtype(op)
+    return node if dtype is None else op.method("to", node, dtype)

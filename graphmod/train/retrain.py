@@ -1,0 +1,265 @@
+"""Retraining some blocks of a network, the rest frozen."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from graphmod.data import Data, as_splits, check_labels
+from graphmod.errors import RefusedError
+from graphmod.graph import data_flow
+from graphmod.model import Model
+from graphmod.probe import predict
+from graphmod.pytorch import to_torch, write_back
+from graphmod.rewrite import Region, find_region
+from graphmod.rewrite.region import Place
+from graphmod.train.losses import cross_entropy, distillation
+from graphmod.train.prefix import Prefix
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+
+
+def retrain(
+    model: Model,
+    data: object,
+    blocks: Sequence[Place],
+    *,
+    teacher: Model | None = None,
+    distill: float = 0.5,
+    temperature: float = 2.0,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    epochs: int = 30,
+    patience: int = 8,
+    learning_rate: float = 1e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Model:
+    """Train some blocks of a model and freeze everything else.
+
+    Activations at the entry of the first trained block are computed once with ONNX Runtime and kept on disk, so that
+    an epoch runs only from there on. Adam with a cosine schedule; the epoch that does best on calibration data is
+    kept, and the model as it was counts as epoch 0, so that training never makes it worse there. Running statistics
+    of batch normalisation stay as they are.
+
+    Parameters
+    ----------
+    model : Model
+    data : anything that :func:`graphmod.data.as_splits` takes
+        Its training part is learnt, its calibration part decides when to stop; its test part is not used.
+    blocks : sequence of Block, str or (str, str)
+        What may learn: blocks, their paths, or pairs of tensors.
+    teacher : Model, optional
+        The original; its predictions are learnt beside the targets.
+    distill : float
+        Share of the teacher in the loss, between 0 and 1; without a teacher there is none.
+    temperature : float
+        Of the distillation.
+    loss : callable, optional
+        ``loss(outputs, targets) -> scalar tensor``; cross-entropy with integer labels if None.
+    metric : callable, optional
+        ``metric(outputs, targets) -> float``, larger is better; accuracy if None.
+    epochs, patience : int
+        At most so many; stop after so many without progress.
+    learning_rate : float
+    batch_size : int
+    seed : int
+        Same seed, same result.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Model
+        The same graph; only weights of the blocks differ.
+
+    Raises
+    ------
+    RefusedError
+        A block does not exist, or there are no weights in the blocks.
+    UnsupportedOperatorError
+        An operator behind the first block's entry cannot be imported into PyTorch.
+    InvalidDataError
+        The data does not fit.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> better = gm.retrain(m, gm.demo.splits(), ["layer3.6"], epochs=1)
+    >>> gm.verify(m, better, gm.demo.splits().test).outputs["logits"].rms < 1
+    True
+    """
+    if not 0 <= distill <= 1:
+        raise RefusedError(f"distill={distill} is out of range; it is a share between 0 and 1")
+    splits = as_splits(model, data, seed)
+    if loss is None:
+        check_labels(model, splits.train)
+        check_labels(model, splits.calibration)
+    regions = [find_region(model, place) for place in blocks]
+    weights = trained_weights(model, regions)
+    if not weights:
+        raise RefusedError(f"there are no weights to train in {', '.join(map(str, blocks)) or 'no blocks'}")
+    prefix = Prefix(model, regions)
+    net = to_torch(prefix.suffix)
+    trained = _freeze_all_but(net, weights)
+    with tempfile.TemporaryDirectory(prefix="graphmod-") as folder, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        train = prefix.cached(splits.train, Path(folder), "train")
+        calibration = prefix.cached(splits.calibration, Path(folder), "calibration")
+        soft = None if teacher is None or distill == 0 else torch.from_numpy(np.array(predict(teacher, splits.train)))
+        _fit(
+            net,
+            trained,
+            list(prefix.suffix.inputs),
+            train,
+            calibration,
+            objective=_objective(loss or cross_entropy, soft, distill, temperature),
+            score=_score(loss or cross_entropy, metric or _accuracy),
+            epochs=epochs,
+            patience=patience,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    return write_back(model, net)
+
+
+def trained_weights(model: Model, regions: Sequence[Region]) -> frozenset[str]:
+    """Return the names of the float constants that the operators of some regions read."""
+    inside = {
+        name for region in regions for _, _, name in data_flow(model, region.entry, region.exit).edges(data="operator")
+    }
+    roots = _constant_roots(model)
+    read = {
+        root
+        for position, name in enumerate(model.operator_names)
+        if name in inside
+        for tensor in model.reads[position]
+        for root in roots.get(tensor, ())
+    }
+    return frozenset(name for name in read if model.tensors[name].is_float)
+
+
+def _constant_roots(model: Model) -> dict[str, tuple[str, ...]]:
+    """Return, for every tensor computed from constants alone, itself and the constants that it comes from."""
+    roots: dict[str, tuple[str, ...]] = {name: (name,) for name in model.constants}
+    for position, operator in enumerate(model.operators):
+        reads = model.reads[position]
+        if reads and all(name in roots for name in reads):
+            known = tuple(dict.fromkeys(root for name in reads for root in roots[name]))
+            roots.update((name, (name, *known)) for name in operator.output if name and name not in roots)
+    return roots
+
+
+def _freeze_all_but(net: torch.fx.GraphModule, weights: frozenset[str]) -> list[nn.Parameter]:
+    parameters = dict(net.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    trained: dict[str, nn.Parameter] = {}
+    for binding in net.meta["graphmod"]:
+        if binding.tensor in weights and binding.path in parameters:
+            parameters[binding.path].requires_grad_(True)
+            trained[binding.path] = parameters[binding.path]
+    return list(trained.values())
+
+
+def _accuracy(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+    return float((outputs.reshape(len(targets), -1).argmax(axis=1) == targets).mean())
+
+
+def _objective(
+    loss: Loss, soft: Tensor | None, distill: float, temperature: float
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def objective(outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        if soft is None:
+            return loss(outputs, targets)
+        return (1 - distill) * loss(outputs, targets) + distill * distillation(outputs, soft[rows], temperature)
+
+    return objective
+
+
+def _score(loss: Loss, metric: Metric) -> Callable[[Tensor, Tensor], tuple[float, float]]:
+    """Rank epochs by the metric, and by the loss where the metric cannot tell them apart."""
+    return lambda outputs, targets: (metric(outputs.numpy(), targets.numpy()), -float(loss(outputs, targets)))
+
+
+def _fit(
+    net: torch.fx.GraphModule,
+    trained: list[nn.Parameter],
+    names: list[str],
+    train: Data,
+    calibration: Data,
+    *,
+    objective: Callable[[Tensor, Tensor, Tensor], Tensor],
+    score: Callable[[Tensor, Tensor], tuple[float, float]],
+    epochs: int,
+    patience: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Run the epochs and leave the network with the best one's weights."""
+    order = np.random.default_rng(seed)
+    optimizer = torch.optim.Adam(trained, lr=learning_rate)
+    steps = max(1, epochs * -(-len(train) // batch_size))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    best_score = score(*_outputs(net, names, calibration, batch_size))
+    best = copy.deepcopy([parameter.detach() for parameter in trained])
+    waited = 0
+    columns = (TextColumn("retraining"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress, transient=True) as bar:
+        task = bar.add_task("", total=epochs, told=f"calibration {best_score[0]:.4f}")
+        for _ in range(epochs):
+            net.train()
+            for module in net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+            for rows in np.split(order.permutation(len(train)), range(batch_size, len(train), batch_size)):
+                batch = train[rows]
+                optimizer.zero_grad()
+                value = objective(net(*_tensors(batch, names)), _targets(batch), torch.from_numpy(rows))
+                value.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
+                optimizer.step()
+                schedule.step()
+            now = score(*_outputs(net, names, calibration, batch_size))
+            waited += 1
+            if now > best_score:
+                best_score, waited = now, 0
+                best = copy.deepcopy([parameter.detach() for parameter in trained])
+            bar.update(task, advance=1, told=f"calibration {best_score[0]:.4f}")
+            if waited >= patience:
+                break
+    with torch.no_grad():
+        for parameter, value in zip(trained, best, strict=True):
+            parameter.copy_(value)
+    net.eval()
+
+
+def _outputs(net: torch.fx.GraphModule, names: list[str], data: Data, batch_size: int) -> tuple[Tensor, Tensor]:
+    net.eval()
+    with torch.no_grad():
+        outputs = [net(*_tensors(batch, names)) for batch in data.batches(max(batch_size, 256))]
+    return torch.cat(outputs), _targets(data)
+
+
+def _tensors(data: Data, names: list[str]) -> list[Tensor]:
+    return [torch.from_numpy(np.array(data.inputs[name])) for name in names]
+
+
+def _targets(data: Data) -> Tensor:
+    assert data.targets is not None, "retrain asks as_splits for targets"
+    return torch.from_numpy(np.array(data.targets))
