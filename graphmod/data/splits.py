@@ -63,6 +63,11 @@ def as_splits(model: Model, data: object, seed: int = 0) -> Splits:
     return Splits(**found)
 
 
+def training_part(data: object) -> object:
+    """Return the training part of data that has parts, else the data itself; see :func:`as_splits`."""
+    return _parts(data).get("train", data)
+
+
 def _parts(data: object) -> dict[str, object]:
     if isinstance(data, str | PathLike) and Path(data).is_file():
         data = read_archive(Path(data))

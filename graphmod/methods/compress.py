@@ -26,7 +26,7 @@ from graphmod.methods.result import Change, CompressionReport, Measured, Result
 from graphmod.methods.trunk import Run, Trunk
 from graphmod.model import Model
 from graphmod.modules import ModuleMap, modularize
-from graphmod.probe import block_latency, latency, moments, predict, similarity
+from graphmod.probe import Moments, block_latency, latency, moments, predict, similarity
 from graphmod.rewrite import Proposal, Region, proposals
 from graphmod.train import retrain, trained_weights
 
@@ -200,7 +200,7 @@ class _Search:
         while low < high:
             tell(f"retraining after {middle} of {len(path)} changes")
             trunk = path[middle - 1].trunk
-            model = trunk.build()
+            model = trunk.build(self._built)
             places = trunk.touched(self._weighty)
             if places:
                 model = retrain(
@@ -242,6 +242,15 @@ class _Search:
         self._totals = shares.sum(axis=1)
         share: NDArray[np.float64] = (shares / self._totals[:, None]).mean(axis=0)
         return share
+
+    @cached_property
+    def _built(self) -> dict[tuple[Run, ...], Model]:
+        return {}
+
+    @cached_property
+    def _seen(self) -> dict[tuple[object, ...], Moments | None]:
+        """Statistics of candidates: they depend on the runs before them alone."""
+        return {}
 
     @cached_property
     def _replacement_costs(self) -> dict[tuple[object, ...], float]:
@@ -327,8 +336,9 @@ class _Search:
                 ranked.append((gain / max(proposal.error**2, 1e-6), gain, changed, run))
         ranked.sort(key=lambda item: -item[0])
         best: tuple[float, _Step] | None = None
+        built = self._built
         for _, gain, changed, run in ranked[:SHORTLIST]:
-            drop, damage = self._damage(changed.build())
+            drop, damage = self._damage(changed.build(built))
             if drop > RECOVERABLE:
                 continue
             rate = gain / max(damage, 1e-6)
@@ -341,14 +351,18 @@ class _Search:
 
     def _proposals(self, trunk: Trunk) -> Iterator[tuple[int, int, Proposal]]:
         """Fit every kind for every candidate on the model as it is, towards the original's activations."""
-        candidates = self._candidates(trunk)
-        current = trunk.build()
-        pairs = {(start, stop): (trunk.entry(start), trunk.tensors[stop]) for start, stop in candidates}
-        seen = moments(current, self.splits.train, pairs.values(), reference=self.start.original)
+        current = trunk.build(self._built)
+        pairs: dict[tuple[int, int], tuple[str, str]] = {}
+        keys: dict[tuple[int, int], tuple[object, ...]] = {}
+        for start, stop in self._candidates(trunk):
+            pairs[start, stop] = (trunk.entry(start), trunk.tensors[stop])
+            keys[start, stop] = (start, stop, *(run for run in trunk.runs if run.stop <= start))
+        unseen = [pair for place, pair in pairs.items() if keys[place] not in self._seen]
+        found = moments(current, self.splits.train, unseen, reference=self.start.original) if unseen else {}
         for (start, stop), pair in pairs.items():
-            if pair in seen:
-                for proposal in proposals(Region(*pair), seen[pair]):
-                    yield start, stop, proposal
+            seen = self._seen.setdefault(keys[start, stop], found.get(pair))
+            for proposal in proposals(Region(*pair), seen) if seen is not None else ():
+                yield start, stop, proposal
 
 
 def _accuracy(outputs: NDArray[Any], targets: NDArray[Any]) -> float:

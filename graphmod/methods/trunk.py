@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, replace
 
 from graphmod.graph import blocks, boundaries, primary_input
@@ -71,16 +71,21 @@ class Trunk:
         """Return the region between two boundaries as it is in the model with its replacements."""
         return Region(self.entry(start), self.tensors[stop])
 
-    def build(self) -> Model:
+    def build(self, known: MutableMapping[tuple[Run, ...], Model] | None = None) -> Model:
         """Return the model with all replacements in place.
 
-        From the last run to the first: a removal renames what follows it.
+        Runs can be put in place in any order; ``known`` keeps the models of the runs that it has seen, so that one
+        more run costs one more edit.
         """
-        model = self.original
-        for run in reversed(self.runs):
-            region = Region(self.tensors[run.start], self.tensors[run.stop])
-            model = replace(run.proposal, region=region).apply(model)
-        return model
+        known = {} if known is None else known
+        if not self.runs:
+            return self.original
+        if self.runs not in known:
+            run = next((run for run in self.runs if self.without(run.start, run.stop).runs in known), self.runs[-1])
+            rest = self.without(run.start, run.stop)
+            region = rest.region(run.start, run.stop)
+            known[self.runs] = replace(run.proposal, region=region).apply(rest.build(known))
+        return known[self.runs]
 
     def touched(self, weighty: Iterable[int]) -> list[tuple[str, str]]:
         """Return the replacements, and behind each the next part with weights, as pairs of tensors.

@@ -83,7 +83,7 @@ def latency(
 
 
 def block_latency(
-    model: Model, blocks: Sequence[Block], data: Data, *, batch_size: int = 1, rounds: int = 15
+    model: Model, blocks: Sequence[Block], data: Data, *, batch_size: int = 1, rounds: int = 9
 ) -> dict[str, float]:
     """Time blocks as models of their own, less what a run costs that computes nothing.
 

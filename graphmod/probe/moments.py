@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphmod.data import Data
+from graphmod.data import Data, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.probe.stream import stream
@@ -71,7 +72,7 @@ def moments(
     pairs: Iterable[Pair],
     *,
     reference: Model | None = None,
-    batch_size: int = 64,
+    batch_size: int = 256,
     threads: int | None = None,
 ) -> dict[Pair, Moments]:
     """Stream the data through the model and sum up the statistics of pairs of tensors, in float64.
@@ -98,17 +99,18 @@ def moments(
         both = list(dict.fromkeys([*x_names, *y_names]))
         batches = ((values, values) for _, values in stream(model, data, both, batch_size, threads))
     else:
+        unit = lcm(*(fixed_batch(one) or 1 for one in (model, reference)))
         batches = (
             (xs, ys)
             for (_, xs), (_, ys) in zip(
-                stream(model, data, x_names, batch_size, threads),
-                stream(reference, data, y_names, batch_size, threads),
+                stream(model, data, x_names, batch_size, threads, unit=unit),
+                stream(reference, data, y_names, batch_size, threads, unit=unit),
                 strict=True,
             )
         )
     for xs, ys in batches:
-        x_rows: dict[tuple[str, tuple[int, ...]], tuple[Float, Float]] = {}
-        y_rows: dict[str, tuple[Float, Float]] = {}
+        x_rows: dict[tuple[str, tuple[int, ...]], tuple[Float, Float, Float]] = {}
+        y_rows: dict[str, tuple[Float, Float, Float]] = {}
         for x, y in wanted:
             strides = strides_between(xs[x].shape, ys[y].shape)
             if strides is None:
@@ -116,21 +118,13 @@ def moments(
             if (x, strides) not in x_rows:
                 every = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
                 rows = _rows(xs[x][every] if strides else xs[x])
-                x_rows[x, strides] = rows, rows.T @ rows
+                x_rows[x, strides] = rows, rows.sum(axis=0), rows.T @ rows
             if y not in y_rows:
                 rows = _rows(ys[y])
-                y_rows[y] = rows, np.einsum("ij,ij->j", rows, rows)
-            (left, xx), (right, yy) = x_rows[x, strides], y_rows[y]
-            found = Moments(
-                len(left),
-                left.sum(axis=0),
-                right.sum(axis=0),
-                xx,
-                left.T @ right,
-                yy,
-                strides,
-                xs[x].shape == ys[y].shape,
-            )
+                y_rows[y] = rows, rows.sum(axis=0), np.einsum("ij,ij->j", rows, rows)
+            (left, x_sum, xx), (right, y_sum, yy) = x_rows[x, strides], y_rows[y]
+            same_shape = xs[x].shape == ys[y].shape
+            found = Moments(len(left), x_sum, y_sum, xx, left.T @ right, yy, strides, same_shape)
             sums[x, y] = sums[x, y] + found if (x, y) in sums else found
     return sums
 

@@ -13,12 +13,14 @@ values of all pairs of a batch are one matrix product of flattened, centred Gram
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +118,7 @@ class Similarity:
                     int(content["n_samples"]),
                     int(content["batch_size"]),
                 )
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
             raise InvalidDataError(f"'{path}' holds no similarity: {error}") from error
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
@@ -211,9 +213,12 @@ def hsic_of_batch(values: Sequence[NDArray[np.generic]]) -> NDArray[np.float64]:
 def centred_gram(value: NDArray[np.generic]) -> NDArray[np.float64]:
     """Return the U-centred Gram matrix of the samples; all zeros if they do not differ.
 
-    Products are float32's where the activations are, unless centring cancels most of their digits or they overflow.
+    Products are float32's where the activations are that or less, unless centring cancels most of their digits or they
+    overflow.
     """
     rows: NDArray[Any] = value.reshape(len(value), -1)
+    if rows.dtype == np.float16:
+        rows = rows.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         gram = (rows @ rows.T).astype(np.float64) if rows.dtype.kind == "f" else np.full((1, 1), np.nan)
         if not np.isfinite(gram).all() or _spread(centred := u_centre(gram), gram) < _CANCELLED:

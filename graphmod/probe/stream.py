@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ def stream(
     tensors: Sequence[str],
     batch_size: int = 64,
     threads: int | None = None,
+    *,
+    unit: int = 1,
 ) -> Iterator[tuple[Data, dict[str, Array]]]:
     """Yield every batch of the data with the values of some tensors.
 
@@ -32,11 +35,13 @@ def stream(
     data : Data
         Samples for the model's inputs.
     tensors : sequence of str
-        Names of tensors, graph outputs or inner ones.
+        Names of tensors: graph inputs, graph outputs or inner ones.
     batch_size : int
         Samples a batch, at most.
     threads : int, optional
         Threads of ONNX Runtime; all cores if None.
+    unit : int
+        Samples of which every batch has a multiple.
 
     Yields
     ------
@@ -52,7 +57,8 @@ def stream(
     InvalidModelError
         A tensor does not exist.
     """
-    session = model.session(threads, outputs=tensors)
+    made = [name for name in tensors if name not in model.inputs]
+    session = model.session(threads, outputs=made)
     binding = session.io_binding()
     fixed = fixed_batch(model)
     if fixed and len(data) % fixed:
@@ -63,15 +69,16 @@ def stream(
     def values_for(part: Data) -> list[Array]:
         for name, array in part.inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name in tensors:  # bound to the device, not to a buffer: the runtime's arena hands memory back and forth
+        for name in made:  # bound to the device, not to a buffer: the runtime's arena hands memory back and forth
             binding.bind_output(name, "cpu")
         session.run_with_iobinding(binding)
         return [value.numpy() for value in binding.get_outputs()]
 
-    for batch in data.batches(batch_size, unit=fixed or 1):
+    for batch in data.batches(batch_size, unit=lcm(unit, fixed or 1)):
         if fixed and len(batch) > fixed:
             pieces = [values_for(piece) for piece in batch.batches(fixed)]
             values = [np.concatenate(column) for column in zip(*pieces, strict=True)]
         else:
             values = values_for(batch)
-        yield batch, dict(zip(tensors, values, strict=True))
+        computed = dict(zip(made, values, strict=True))
+        yield batch, {name: computed[name] if name in computed else batch.inputs[name] for name in tensors}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, helper, numpy_helper
 from torch import Tensor, fx
 
 from graphmod.errors import RefusedError
@@ -80,7 +80,7 @@ def write_back(model: Model, net: fx.GraphModule) -> Model:
         return model
     proto = model.editable()
     for position, ((operator, index), (tensor, value)) in enumerate(own.items()):
-        _untie(proto.graph, operator, index, f"{tensor}_{position}", value)
+        _untie(proto, operator, index, f"{tensor}_{position}", value)
     for tensor, value in changed.items():
         _write(proto, tensor, value)
     return model.derive(proto)
@@ -131,20 +131,24 @@ def _write(proto: ModelProto, name: str, value: Array) -> None:
             initializers.clear(tensor)
             tensor.raw_data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
             return
-    proto.graph.initializer.append(_initializer(name, value))
+    _add(proto, name, value)
     _drop_maker(proto.graph, name)
 
 
-def _initializer(name: str, value: Array) -> TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(value), name)
+def _add(proto: ModelProto, name: str, value: Array) -> None:
+    tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    proto.graph.initializer.append(tensor)
+    if proto.ir_version < 4:  # where every initializer has to be an input too
+        proto.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
 
 
-def _untie(graph: GraphProto, operator: int, index: int, name: str, value: Array) -> None:
+def _untie(proto: ModelProto, operator: int, index: int, name: str, value: Array) -> None:
     """Give an operator an initializer of its own: statistics that were equal at first need not stay so."""
+    graph = proto.graph
     taken = {tensor.name for tensor in graph.initializer} | {made for op in graph.node for made in op.output}
     while name in taken:
         name += "_"
-    graph.initializer.append(_initializer(name, value))
+    _add(proto, name, value)
     graph.node[operator].input[index] = name
 
 
@@ -164,10 +168,12 @@ def _drop_maker(graph: GraphProto, name: str) -> None:
             if not _is_read(graph, source):
                 _drop_maker(graph, source)
         unread = {source for source in sources - made if not _is_read(graph, source)}
-        declared = {value.name for value in graph.input}
         for index in reversed(range(len(graph.initializer))):
-            if graph.initializer[index].name in unread - declared:
+            if graph.initializer[index].name in unread:
                 del graph.initializer[index]
+        for index in reversed(range(len(graph.input))):
+            if graph.input[index].name in unread:
+                del graph.input[index]
         return
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 
-from graphmod.data import as_data
+from graphmod.data import as_data, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.probe import stream
@@ -80,20 +81,23 @@ def verify(a: Model, b: Model, data: object, *, batch_size: int = 64) -> Verific
     samples = as_data(a, data)
     names = list(a.outputs)
     totals = {name: np.zeros(4) for name in names}
-    pairs = zip(stream(a, samples, names, batch_size), stream(b, samples, names, batch_size), strict=True)
-    for (_, left), (_, right) in pairs:
+    unit = lcm(*(fixed_batch(model) or 1 for model in (a, b)))
+    sides = (stream(model, samples, names, batch_size, unit=unit) for model in (a, b))
+    for (_, left), (_, right) in zip(*sides, strict=True):
         for name in names:
             first, second = (np.asarray(side[name], np.float64) for side in (left, right))
             if first.shape != second.shape:
                 raise RefusedError(f"output '{name}' differs in shape: {list(first.shape)} and {list(second.shape)}")
-            difference = first - second
+            same = (first == second) | (np.isnan(first) & np.isnan(second))  # infinities and NaN of both are no error
+            difference = np.subtract(first, second, where=~same, out=np.zeros_like(first))
+            finite = first[np.isfinite(first)]
             largest, scale, squares, total = totals[name]
             totals[name] = np.array(
                 [
-                    max(largest, np.abs(difference).max(initial=0)),
-                    max(scale, np.abs(first).max(initial=0)),
+                    np.maximum(largest, np.abs(difference).max(initial=0)),
+                    np.maximum(scale, np.abs(finite).max(initial=0)),
                     squares + (difference**2).sum(),
-                    total + (first**2).sum(),
+                    total + (finite**2).sum(),
                 ]
             )
     return Verification(

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy of logits, shape (n, classes, ...), with labels, shape (n,)."""
-    return functional.cross_entropy(logits.flatten(1), labels)
+    return functional.cross_entropy(logits.flatten(1), labels.long())
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

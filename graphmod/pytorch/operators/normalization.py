@@ -24,6 +24,7 @@ def batch_norm(op: Operator) -> fx.Node:
     """
     op.requires_single_output()
     op.requires(spatial=1)
+    op.ignore("momentum", "consumed_inputs", "is_test")
     epsilon, training = op.attribute("epsilon", 1e-5), bool(op.attribute("training_mode", 0))
     momentum = 1 - op.attribute("momentum", 0.9) if training else 0.1
     names = ("weight", "bias", "running_mean", "running_var")

@@ -1,0 +1,250 @@
+"""The commands. Each reads its arguments, calls one function, and prints what it gave."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from graphmod.errors import InvalidModelError
+from graphmod.graph import Block, boundaries, cost
+from graphmod.graph import blocks as block_tree
+from graphmod.model import Model, load
+
+ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
+DataFile = Annotated[
+    Path,
+    typer.Argument(help="An .npz (x, y, or x_train, y_train, x_test, ...) or a folder of images.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
+BatchSize = Annotated[int, typer.Option(help="Samples a batch, at least 4.")]
+Threshold = Annotated[float, typer.Option(help="Similarity that every pair within a module must have.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+
+console = Console()
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2, default=str))
+
+
+def info(model: ModelFile, as_json: Json = False) -> None:
+    """Show what a model is: inputs, outputs, operators, parameters, costs.
+
+    [dim]Example:[/] graphmod info resnet.onnx
+    """
+    from graphmod.report.tables import info_table
+
+    loaded = load(model)
+    n_boundaries = _count_boundaries(loaded)
+    if not as_json:
+        console.print(info_table(loaded, n_boundaries))
+        return
+    whole = cost(loaded)
+    _print_json(
+        {
+            "inputs": {name: str(kind) for name, kind in loaded.inputs.items()},
+            "outputs": {name: str(kind) for name, kind in loaded.outputs.items()},
+            "opset": loaded.opset,
+            "ir_version": loaded.ir_version,
+            "operators": dict(Counter(operator.op_type for operator in loaded.operators)),
+            "boundaries": n_boundaries,
+            "weights": loaded.n_weights,
+            "macs": whole.macs,
+            "bytes": loaded.n_bytes,
+            "digest": loaded.digest,
+        }
+    )
+
+
+def _count_boundaries(model: Model) -> int | None:
+    """Return the number of boundaries, None for a model without a trunk: there is still something to tell of it."""
+    try:
+        return len(boundaries(model))
+    except InvalidModelError:
+        return None
+
+
+def blocks(
+    model: ModelFile,
+    depth: Annotated[int, typer.Option(help="Levels of the tree.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Show the tree of blocks, with their weights and costs.
+
+    [dim]Example:[/] graphmod blocks resnet.onnx --depth 3
+    """
+    from graphmod.report.tables import blocks_tree
+
+    loaded = load(model)
+    root = block_tree(loaded)
+    if not as_json:
+        console.print(blocks_tree(loaded, root, depth))
+        return
+    _print_json([_block_row(loaded, block) for block in root.walk() if block is not root])
+
+
+def _block_row(model: Model, block: Block) -> dict[str, Any]:
+    row = {"path": block.path, "entry": block.entry, "exit": block.exit, "operators": list(block.operators)}
+    return {**row, **asdict(cost(model, block.operators)), "children": [child.path for child in block.children]}
+
+
+def similarity(
+    model: ModelFile,
+    data: DataFile,
+    out: Out = None,
+    batch_size: BatchSize = 64,
+    as_json: Json = False,
+) -> None:
+    """Measure how similar the representations at all boundaries are, and draw them.
+
+    --out takes .png, .svg or .pdf for a heatmap, .npz for the matrix.
+
+    [dim]Example:[/] graphmod similarity resnet.onnx images/ --out similarity.png
+    """
+    from graphmod.probe import similarity as measure
+
+    loaded = load(model)
+    found = measure(loaded, _samples(loaded, data), batch_size=batch_size, progress=not as_json)
+    if out is not None:
+        if out.suffix == ".npz":
+            found.save(out)
+        else:
+            found.plot(out)
+    if as_json:
+        _print_json({**_plain(found.matrix), "boundaries": found.boundaries, "blocks": found.blocks})
+        return
+    console.print(f"{len(found.boundaries)} boundaries, {found.n_samples} samples")
+    if out is not None:
+        console.print(f"written: {out}")
+
+
+def _plain(matrix: Any) -> dict[str, Any]:
+    """Return a matrix as JSON has it: null for NaN."""
+    return {"matrix": [[None if value != value else round(float(value), 6) for value in row] for row in matrix]}
+
+
+def _samples(model: Model, data: Path) -> Any:
+    """Return the training samples of data with parts, all samples of data without."""
+    from graphmod.data import as_data, training_part
+
+    return as_data(model, training_part(data))
+
+
+def modules(
+    model: ModelFile,
+    data: DataFile,
+    out: Out = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Similarity that pairs within a module must have.", show_default="0.8")
+    ] = None,
+    n_modules: Annotated[int | None, typer.Option(help="How many, instead of a threshold.", show_default=False)] = None,
+    method: Annotated[str, typer.Option(help="'optimal', or 'greedy' (DeepArc's rule).")] = "optimal",
+    batch_size: BatchSize = 64,
+    as_json: Json = False,
+) -> None:
+    """Cut a model into modules of consecutive, similar boundaries, and write the module map.
+
+    [dim]Example:[/] graphmod modules resnet.onnx digits.npz --threshold 0.9 --out modules.json
+    """
+    from graphmod.modules import modularize
+    from graphmod.probe import similarity as measure
+    from graphmod.report.tables import modules_table
+
+    loaded = load(model)
+    found = measure(loaded, _samples(loaded, data), batch_size=batch_size, progress=not as_json)
+    if threshold is None and n_modules is None:
+        threshold = 0.8
+    cut = modularize(found, method, threshold=threshold, n_modules=n_modules)
+    if out is not None:
+        cut.save(out)
+    if as_json:
+        _print_json(asdict(cut))
+        return
+    console.print(modules_table(cut))
+    if out is not None:
+        console.print(f"written: {out}")
+
+
+def compress(
+    model: ModelFile,
+    data: DataFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and its report.")] = Path("out"),
+    max_drop: Annotated[float, typer.Option(help="Share of accuracy that calibration data may lose.")] = 0.005,
+    target: Annotated[
+        float | None, typer.Option(help="Stop at this share of the latency (0.5: twice as fast).", show_default=False)
+    ] = None,
+    threshold: Threshold = 0.8,
+    module_map: Annotated[
+        Path | None, typer.Option("--modules", help="A module map made before.", show_default=False)
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Of retraining, at most.")] = 30,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a model smaller and faster, and write it with a report of what that cost.
+
+    [dim]Example:[/] graphmod compress resnet.onnx digits.npz --max-drop 0.01 --out out
+    """
+    from graphmod.methods import compress as run
+    from graphmod.modules import ModuleMap
+    from graphmod.report.folder import open_folder
+
+    loaded = load(model)
+    known = None if module_map is None else ModuleMap.load(module_map)
+    if known is not None:
+        known.check(loaded)
+    open_folder(out)
+    result = run(
+        loaded,
+        data,
+        max_drop,
+        target,
+        threshold=threshold,
+        module_map=known,
+        epochs=epochs,
+        seed=seed,
+        progress=not as_json,
+    )
+    _show(result, out, model.stem, as_json)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and its report.")] = Path("out"),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Compress the network that ships with graphmod, a ResNet-44 for handwritten digits.
+
+    [dim]Example:[/] graphmod demo --out out
+    """
+    from graphmod import demo as shipped
+    from graphmod.methods import compress as run
+    from graphmod.report.folder import open_folder
+
+    path = shipped.model_path()
+    open_folder(out)
+    _show(run(load(path), shipped.data_path(), seed=seed, progress=not as_json), out, path.stem, as_json)
+
+
+def _show(result: Any, out: Path, title: str, as_json: bool) -> None:
+    from graphmod.report import changes_table, summary_table, write_report
+
+    written = write_report(result, out, title)
+    if as_json:
+        _print_json({**result.report.as_dict(), "files": written})
+        return
+    console.print(changes_table(result.report))
+    console.print(summary_table(result.report))
+    trained = f"{result.report.trained_weights:,} weights trained, {result.report.trained_share:.1%} of the original's"
+    console.print(trained)
+    console.print(f"written: {', '.join(str(path) for path in written.values())}")
+
+
+ALL = (info, blocks, similarity, modules, compress, demo)

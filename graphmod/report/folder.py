@@ -1,0 +1,65 @@
+"""A folder with everything that a compression gave."""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from pathlib import Path
+
+from graphmod.errors import NotWritableError
+from graphmod.methods import Result
+from graphmod.model import replace_file
+from graphmod.report.page import page
+
+
+def open_folder(folder: str | PathLike[str]) -> Path:
+    """Make a folder to write to, if it does not exist.
+
+    Raises
+    ------
+    NotWritableError
+        It cannot be made, or nothing can be written in it.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritableError(f"cannot write to folder '{path}': {error.strerror}") from error
+    probe = replace_file(path / ".writable", lambda stream: stream.write(b""))
+    probe.unlink()
+    return path
+
+
+def write_report(result: Result, folder: str | PathLike[str], title: str = "model") -> dict[str, Path]:
+    """Write the model, the module map, the similarity and its heatmap, and the report as JSON and as a page.
+
+    Parameters
+    ----------
+    result : Result
+    folder : path
+        Made if it does not exist; files of the same names are replaced.
+    title : str
+        What the page calls the model.
+
+    Returns
+    -------
+    dict of str to Path
+        Every file by what it holds.
+
+    Raises
+    ------
+    NotWritableError
+        The folder cannot be written.
+    """
+    path = open_folder(folder)
+    text = json.dumps(result.report.as_dict(), indent=2) + "\n"
+    written = {
+        "model": result.model.save(path / "compressed.onnx"),
+        "module map": result.module_map.save(path / "modules.json"),
+        "similarity": result.similarity.save(path / "similarity.npz"),
+        "heatmap": path / "similarity.png",
+        "figures": replace_file(path / "report.json", lambda stream: stream.write(text.encode())),
+        "page": replace_file(path / "report.html", lambda stream: stream.write(page(result, title).encode())),
+    }
+    result.similarity.plot(written["heatmap"])
+    return written

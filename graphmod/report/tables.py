@@ -1,0 +1,76 @@
+"""Tables and trees for the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from graphmod.graph import Block, cost
+from graphmod.methods import CompressionReport
+from graphmod.model import Model
+from graphmod.modules import ModuleMap
+from graphmod.report.figures import count, rows, share, size
+
+
+def summary_table(report: CompressionReport) -> Table:
+    """Return the table of what was measured before and after."""
+    table = Table("", "before", "after", "change", title="before and after")
+    for row in rows(report):
+        table.add_row(*row)
+    return table
+
+
+def changes_table(report: CompressionReport) -> Table:
+    """Return the table of replaced runs of blocks, in the order in which they were taken."""
+    table = Table("blocks", "by", "latency saved", "error", "drop before retraining", title="replaced")
+    for change in report.changes:
+        first, last = change.blocks
+        blocks = first if first == last else f"{first} … {last}"
+        points = f"{change.drop * 100:+.2f} points"
+        table.add_row(blocks, change.kind, share(change.saving), f"{change.error:.3f}", points)
+    return table
+
+
+def info_table(model: Model, n_boundaries: int | None) -> Table:
+    """Return the table of what a model is."""
+    whole = cost(model)
+    kinds = Counter(operator.op_type for operator in model.operators)
+    most = ", ".join(f"{name} {number}" for name, number in kinds.most_common(8))
+    table = Table(show_header=False)
+    for name, kind in model.inputs.items():
+        table.add_row("input", escape(f"{name}: {kind}"))
+    for name, kind in model.outputs.items():
+        table.add_row("output", escape(f"{name}: {kind}"))
+    table.add_row("opset, IR version", f"{model.opset}, {model.ir_version}")
+    table.add_row("operators", f"{count(len(model.operators))} ({most})")
+    table.add_row("boundaries", "-" if n_boundaries is None else count(n_boundaries))
+    table.add_row("parameters", count(model.n_weights))
+    table.add_row("multiply-accumulates", f"{count(whole.macs)} a sample")
+    table.add_row("file size", size(model.n_bytes))
+    return table
+
+
+def blocks_tree(model: Model, root: Block, depth: int) -> Tree:
+    """Return the tree of blocks to a depth, with the weights and multiply-accumulates of each."""
+    tree = Tree(f"[bold]{escape(root.entry)} → {escape(root.exit)}[/]")
+    pending = [(root, tree, 0)]
+    while pending:
+        block, branch, level = pending.pop()
+        if level == depth:
+            continue
+        for child in block.children:
+            spent = cost(model, child.operators)
+            told = f"[bold]{escape(child.path)}[/]  {count(spent.weights)} weights, {count(spent.macs)} MACs"
+            pending.append((child, branch.add(f"{told}  [dim]→ {escape(child.exit)}[/]"), level + 1))
+    return tree
+
+
+def modules_table(modules: ModuleMap) -> Table:
+    """Return the table of modules."""
+    table = Table("module", "boundaries", "from", "to", "lowest similarity", title="modules")
+    for number, module in enumerate(modules, 1):
+        table.add_row(str(number), str(len(module)), module.blocks[0], module.blocks[-1], f"{module.similarity:.3f}")
+    return table
