@@ -192,6 +192,7 @@ def compress(
 
     [dim]Example:[/] graphmod compress resnet.onnx digits.npz --max-drop 0.01 --out out
     """
+    from graphmod.data import as_splits
     from graphmod.methods import compress as run
     from graphmod.modules import ModuleMap
     from graphmod.report.folder import open_folder
@@ -200,10 +201,11 @@ def compress(
     known = None if module_map is None else ModuleMap.load(module_map)
     if known is not None:
         known.check(loaded)
+    splits = as_splits(loaded, data, seed, labels=True)
     open_folder(out)
     result = run(
         loaded,
-        data,
+        splits,
         max_drop,
         target,
         threshold=threshold,

@@ -7,6 +7,7 @@ import warnings
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from graphmod.cli import commands
 from graphmod.errors import GraphmodError
@@ -30,9 +31,9 @@ def main() -> None:
         try:
             app(standalone_mode=True)
         except GraphmodError as error:
-            told.print(f"[red]error:[/] {error}", markup=True)
+            told.print("[red]error:[/]", escape(str(error)))
             sys.exit(2)
         finally:
             for warning in caught:
                 if issubclass(warning.category, UserWarning):
-                    told.print(f"[yellow]warning:[/] {warning.message}")
+                    told.print("[yellow]warning:[/]", escape(str(warning.message)))

@@ -158,7 +158,7 @@ def _array(value: Any) -> Array:
 
 
 def _check(model: Model, data: Data) -> None:
-    probe = {name: array[:1] for name, array in data.inputs.items()}
+    probe = dict(data.inputs)
     lengths = {name: len(array) for name, array in data.inputs.items() if array.ndim}
     if data.targets is not None:
         lengths["the targets"] = len(data.targets)
@@ -169,7 +169,7 @@ def _check(model: Model, data: Data) -> None:
         raise InvalidDataError("the data has no samples")
     fixed = fixed_batch(model)
     if fixed is not None:
-        probe = {name: np.broadcast_to(array, (fixed, *array.shape[1:])) for name, array in probe.items()}
+        probe = {name: np.broadcast_to(array[:1], (fixed, *array.shape[1:])) for name, array in probe.items()}
     model.check_feeds(probe)
     for name, array in data.inputs.items():
         if array.dtype.kind == "f" and not _finite(array):

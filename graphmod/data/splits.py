@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data.data import Data, as_data, read_archive
+from graphmod.data.labels import check_labels
 from graphmod.errors import InvalidDataError
 from graphmod.model import Model
 
@@ -28,7 +29,7 @@ class Splits:
     test: Data
 
 
-def as_splits(model: Model, data: object, seed: int = 0) -> Splits:
+def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False) -> Splits:
     """Return training, calibration and test data.
 
     Parameters
@@ -41,6 +42,8 @@ def as_splits(model: Model, data: object, seed: int = 0) -> Splits:
         a missing test part too, so that data without any split becomes 60 / 20 / 20 %, stratified by label.
     seed : int
         Decides which samples go where.
+    labels : bool
+        Whether targets must be class labels of the model's first output.
 
     Raises
     ------
@@ -56,6 +59,9 @@ def as_splits(model: Model, data: object, seed: int = 0) -> Splits:
     if "train" not in parts:
         raise InvalidDataError(f"the data has parts {', '.join(sorted(parts))} but no training part")
     found = {name: as_data(model, part, targets=True) for name, part in parts.items()}
+    if labels:
+        for part in found.values():
+            check_labels(model, part)
     size = len(found["train"])
     for name, share in _SHARES.items():
         if name not in found:

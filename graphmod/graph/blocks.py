@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
+from itertools import count, groupby, pairwise
 
 import networkx as nx
 
@@ -237,13 +237,17 @@ def _branch_path(segment: _Segment, position: str) -> str:
 
 def _uniquely_named(root: Block) -> Block:
     """Tell equal paths apart by a number, in the order of the walk."""
-    total = Counter(block.path for block in root.walk())
-    used: Counter[str] = Counter()
+    taken = {block.path for block in root.walk()}
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: count(2))
+    used: set[str] = set()
     renamed: dict[int, str] = {}
     for block in root.walk():
-        used[block.path] += 1
-        again = total[block.path] > 1 and used[block.path] > 1
-        renamed[id(block)] = f"{block.path}_{used[block.path]}" if again else block.path
+        path = block.path
+        if path in used:
+            path = next(p for p in (f"{block.path}_{n}" for n in numbers[block.path]) if p not in taken)
+        taken.add(path)
+        used.add(path)
+        renamed[id(block)] = path
     rebuilt: dict[int, Block] = {}
     for block in reversed(list(root.walk())):
         children = tuple(rebuilt[id(child)] for child in block.children)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from graphmod.data import Data, Splits, as_splits, check_labels
+from graphmod.data import Data, Splits, as_splits
 from graphmod.errors import RefusedError
 from graphmod.graph import Block, cost
 from graphmod.methods.result import Change, CompressionReport, Measured, Result
@@ -113,10 +113,7 @@ def compress(
         raise RefusedError(f"target={target} is out of range; it is a share of the latency between 0 and 1")
     if module_map is not None:
         module_map.check(model)
-    splits = as_splits(model, data, seed)
-    if metric is None:
-        for part in (splits.train, splits.calibration, splits.test):
-            check_labels(model, part)
+    splits = as_splits(model, data, seed, labels=metric is None)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, disable=not progress, transient=True) as bar:
         task = bar.add_task("similarity of boundaries", total=None)

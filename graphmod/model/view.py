@@ -12,10 +12,17 @@ from onnx import GraphProto, NodeProto
 def operator_names(graph: GraphProto) -> tuple[str, ...]:
     """Return one unique name an operator: its own, or type and position where that is missing or taken."""
     counts = Counter(operator.name for operator in graph.node)
-    return tuple(
-        operator.name if operator.name and counts[operator.name] == 1 else f"{operator.op_type}_{position}"
-        for position, operator in enumerate(graph.node)
-    )
+    taken = {name for name, count in counts.items() if name and count == 1}
+    names = []
+    for position, operator in enumerate(graph.node):
+        name = operator.name
+        if not name or counts[name] > 1:
+            name = f"{operator.op_type}_{position}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        names.append(name)
+    return tuple(names)
 
 
 def consumed(operator: NodeProto) -> Iterator[str]:

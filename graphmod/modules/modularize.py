@@ -36,7 +36,8 @@ def modularize(
     Raises
     ------
     RefusedError
-        Not exactly one of ``threshold`` and ``n_modules`` is given, or it is out of range.
+        Not exactly one of ``threshold`` and ``n_modules`` is given, or it is out of range; or the greedy rule gives
+        that many modules at no threshold.
 
     Examples
     --------
@@ -59,6 +60,11 @@ def modularize(
         if n_modules is not None:
             threshold = _greedy_threshold(similarity, n_modules)
         starts = greedy(matrix, threshold or 0.0)
+        if n_modules is not None and len(starts) != n_modules:
+            raise RefusedError(
+                f"no threshold gives exactly {n_modules} modules by the greedy rule (neighbours are equally similar, or "
+                "not similar at all); ask for another number or for method='optimal'"
+            )
     elif method == "optimal":
         starts = optimal(matrix, n_modules) if n_modules is not None else fewest(matrix, threshold or 0.0)
     else:

@@ -39,11 +39,8 @@ if TYPE_CHECKING:
 MIN_SAMPLES = 4
 """Samples a batch that the unbiased estimator needs."""
 
-_CANCELLED = 1e-3
-"""Centred over uncentred Gram entries, below which float32 products have lost too many digits."""
-
-_DEAD = 1e-12
-"""Centred over uncentred Gram entries, below which not even float64 sees a difference between samples."""
+_FEATURES = 4096
+"""Features a piece: 64 samples of them stay in a core's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,22 +210,36 @@ def hsic_of_batch(values: Sequence[NDArray[np.generic]]) -> NDArray[np.float64]:
 def centred_gram(value: NDArray[np.generic]) -> NDArray[np.float64]:
     """Return the U-centred Gram matrix of the samples; all zeros if they do not differ.
 
-    Products are float32's where the activations are that or less, unless centring cancels most of their digits or they
-    overflow.
+    U-centring cancels whatever is added to all samples alike, so the first one is subtracted from all: products are of
+    differences, and float32 serves where the activations are float32, however large their mean. Features are taken a
+    cache's worth at a time and summed up in float64.
+
+    Parameters
+    ----------
+    value : array, shape (n, ...)
+
+    Returns
+    -------
+    float64 array, shape (n, n)
     """
     rows: NDArray[Any] = value.reshape(len(value), -1)
-    if rows.dtype == np.float16:
-        rows = rows.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        gram = (rows @ rows.T).astype(np.float64) if rows.dtype.kind == "f" else np.full((1, 1), np.nan)
-        if not np.isfinite(gram).all() or _spread(centred := u_centre(gram), gram) < _CANCELLED:
-            exact = rows.astype(np.float64)
-            gram = exact @ exact.T
-            exact -= exact.mean(axis=0)
-            centred = u_centre(exact @ exact.T)
-            if not _spread(centred, gram) > _DEAD:
-                centred = np.zeros_like(centred)
-    return centred
+        gram = _gram_of_differences(rows, 1.0)
+        if not np.isfinite(gram).all():
+            scale = float(np.abs(rows).max()) or 1.0
+            gram = _gram_of_differences(rows, scale)
+    return u_centre(gram)
+
+
+def _gram_of_differences(rows: NDArray[Any], scale: float) -> NDArray[np.float64]:
+    """Return the Gram matrix of the samples less the first; ``scale`` keeps products of huge values finite."""
+    precision = np.float64 if rows.dtype == np.float64 or scale != 1.0 else np.float32
+    gram = np.zeros((len(rows), len(rows)))
+    for start in range(0, rows.shape[1], _FEATURES):
+        part = rows[:, start : start + _FEATURES].astype(precision, copy=False)
+        part = part - part[0] if scale == 1.0 else (part - part[0]) / scale
+        gram += part @ part.T
+    return gram * scale**2
 
 
 def u_centre(gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -240,8 +251,3 @@ def u_centre(gram: NDArray[np.float64]) -> NDArray[np.float64]:
     centred += sums.sum() / ((n - 1) * (n - 2)) - (sums[:, None] + sums[None, :]) / (n - 2)
     np.fill_diagonal(centred, 0)
     return centred
-
-
-def _spread(centred: NDArray[np.float64], gram: NDArray[np.float64]) -> float:
-    largest = float(np.abs(gram).max())
-    return float(np.abs(centred).max()) / largest if largest else 0.0

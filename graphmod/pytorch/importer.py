@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,9 @@ class Importer:
         self._readers.update(list(model.outputs))
 
     def _refuse_unsupported(self) -> None:
+        if self.model._proto.graph.sparse_initializer:
+            name = self.model._proto.graph.sparse_initializer[0].values.name
+            raise UnsupportedOperatorError(f"initializer '{name}' is sparse, which is not supported; make it dense")
         missing = [
             f"'{operator.name or operator.output[0]}' ({operator.op_type}, domain '{domain_of(operator.domain)}', "
             f"opset {self._opset(operator)})"
@@ -194,14 +198,14 @@ class Importer:
         if not has_tensor(value.dtype):
             raise UnsupportedOperatorError(f"constant '{tensor}' is of type {value.dtype}, which PyTorch does not have")
         if not is_float(value.dtype) or value.size < 2 or not np.isfinite(value.astype(np.float32)).all():
-            path = self._paths.claim(tensor)
+            path = self._paths.of_constant(tensor)
             container, name = self._container(path)
             container.register_buffer(name, to_tensor(value))
             return self.graph.get_attr(path)
         source = self.constants.source(tensor)
         if source.tensor not in self._held:
             weight = self._weight(source.tensor, tuple(range(value.ndim)))
-            path = self._paths.claim(source.tensor)
+            path = self._paths.of_constant(source.tensor)
             container, name = self._container(path)
             self._set_parameter(container, path, name, weight)
         held = self._held[source.tensor]
@@ -267,7 +271,7 @@ def _binding(weight: Weight, path: str) -> Binding:
 def _identifier(name: str, taken: set[str]) -> str:
     """Return a Python identifier for a graph input."""
     plain = re.sub(r"\W", "_", name)
-    if not plain or not (plain[0].isalpha() or plain[0] == "_"):
+    if not plain.isidentifier() or keyword.iskeyword(plain) or plain == "self":
         plain = f"input_{plain}"
     unique, n = plain, 0
     while unique in taken:

@@ -41,6 +41,12 @@ class Paths:
             wanted = kind if exported else re.sub(r"\W", "_", operator.name) or f"{kind}_{position}"
         return self.claim(f"{wanted}.{kind}" if wanted in self._containers else wanted)
 
+    def of_constant(self, tensor: str) -> str:
+        """Claim a path for a tensor that no module holds: its name, where that is a path already."""
+        if re.fullmatch(r"[\w.]+", tensor):
+            return self.claim(tensor)
+        return self.claim(re.sub(r"\W+", "_", tensor).strip("_") or "constant")
+
     def claim(self, wanted: str) -> str:
         """Claim a path as it is wanted, or the next free one like it."""
         parts: list[str] = []

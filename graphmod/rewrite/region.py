@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto
 
 from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.graph import Block, blocks, data_flow, primary_input
@@ -111,21 +111,23 @@ def put_in_place(
     """
     proto = model.editable()
     graph = proto.graph
-    before = _live(graph)
-    outputs = {value.name for value in graph.output}
-    if not operators and region.exit not in outputs:
+    roots = _roots(graph)
+    before = _live(graph, roots)
+    if not operators and region.exit not in model.outputs:
         for operator in graph.node:
             _rename_reads(operator, region.exit, region.entry)
+        _drop(graph, before, _live(graph, roots))
     else:
-        new = list(operators) or [NodeProto(op_type="Identity", input=[region.entry], output=[region.exit])]
-        _swap_producer(model, proto, region, new)
-        graph.initializer.extend(initializers)
-    _drop(graph, before, _live(graph))
+        bridge = NodeProto(op_type="Identity", input=[region.entry], output=[region.exit])
+        _swap_producer(model, graph, region, [bridge])
+        _drop(graph, before, _live(graph, roots))  # first, so that names of an earlier replacement are free again
+        if operators:
+            _swap_producer(model, graph, region, operators)
+            graph.initializer.extend(initializers)
     return model.derive(proto)
 
 
-def _swap_producer(model: Model, proto: ModelProto, region: Region, new: list[NodeProto]) -> None:
-    graph = proto.graph
+def _swap_producer(model: Model, graph: GraphProto, region: Region, new: Sequence[NodeProto]) -> None:
     place = next(i for i, operator in enumerate(graph.node) if region.exit in operator.output)
     old = graph.node[place]
     others = {name for name in old.output if name and name != region.exit}
@@ -135,14 +137,13 @@ def _swap_producer(model: Model, proto: ModelProto, region: Region, new: list[No
             f"operator '{old.name}' also makes '{min(others & read)}', which is needed outside of the region"
         )
     origin = ".".join(common_scope(scope_parts(op) for op in _between(model, region)))
-    for operator in new:
+    copies = [NodeProto.FromString(op.SerializeToString()) for op in new]
+    for operator in copies:
         entry = operator.metadata_props.add()
         entry.key, entry.value = GRAPHMOD_SCOPE, origin
-    following = list(graph.node)[place + 1 :]
-    preceding = list(graph.node)[:place]
-    kept = [NodeProto.FromString(op.SerializeToString()) for op in (*preceding, *new, *following)]
+    rest = [NodeProto.FromString(op.SerializeToString()) for op in graph.node]
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend([*rest[:place], *copies, *rest[place + 1 :]])
 
 
 def _between(model: Model, region: Region) -> list[NodeProto]:
@@ -151,17 +152,24 @@ def _between(model: Model, region: Region) -> list[NodeProto]:
     return [op for name, op in zip(model.operator_names, model.operators, strict=True) if name in inside]
 
 
-def _live(graph: GraphProto) -> set[str]:
-    """Return the tensors on which an output depends, initializers included."""
-    live = {value.name for value in graph.output}
+def _roots(graph: GraphProto) -> set[str]:
+    """Return the outputs, and the tensors of operators on which no output depends: the file has them, so they stay."""
+    outputs = {value.name for value in graph.output}
+    live = _live(graph, outputs)
+    return outputs.union(*(operator.output for operator in graph.node if live.isdisjoint(operator.output)))
+
+
+def _live(graph: GraphProto, roots: set[str]) -> set[str]:
+    """Return the tensors on which the roots depend, initializers included, and what else their operators make."""
+    live = set(roots)
     for operator in reversed(graph.node):
         if any(name in live for name in operator.output):
-            live.update(consumed(operator))
+            live.update(consumed(operator), filter(None, operator.output))
     return live
 
 
 def _drop(graph: GraphProto, before: set[str], after: set[str]) -> None:
-    """Drop operators, weights and annotations of tensors on which outputs depended before the edit and no longer do."""
+    """Drop operators, weights and annotations of tensors on which the roots depended before and no longer do."""
     dead = before - after
     for i in reversed(range(len(graph.node))):
         made = set(graph.node[i].output)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from graphmod.data import Data, as_splits, check_labels
+from graphmod.data import Data, as_splits
 from graphmod.errors import RefusedError
 from graphmod.graph import data_flow
 from graphmod.model import Model
@@ -87,7 +87,7 @@ def retrain(
     Raises
     ------
     RefusedError
-        A block does not exist, or there are no weights in the blocks.
+        A block does not exist, or there are no weights in the blocks that have a part in the first output.
     UnsupportedOperatorError
         An operator behind the first block's entry cannot be imported into PyTorch.
     InvalidDataError
@@ -103,10 +103,7 @@ def retrain(
     """
     if not 0 <= distill <= 1:
         raise RefusedError(f"distill={distill} is out of range; it is a share between 0 and 1")
-    splits = as_splits(model, data, seed)
-    if loss is None:
-        check_labels(model, splits.train)
-        check_labels(model, splits.calibration)
+    splits = as_splits(model, data, seed, labels=loss is None)
     regions = [find_region(model, place) for place in blocks]
     weights = trained_weights(model, regions)
     if not weights:
@@ -114,6 +111,9 @@ def retrain(
     prefix = Prefix(model, regions)
     net = to_torch(prefix.suffix)
     trained = _freeze_all_but(net, weights)
+    if not trained:
+        output = next(iter(model.outputs))
+        raise RefusedError(f"no weight of {', '.join(map(str, blocks))} has a part in output '{output}'")
     with tempfile.TemporaryDirectory(prefix="graphmod-") as folder, torch.random.fork_rng():
         torch.manual_seed(seed)
         train = prefix.cached(splits.train, Path(folder), "train")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
 from graphmod.pytorch.dtypes import TORCH, to_tensor
@@ -36,13 +36,16 @@ def filled(sizes: Tensor, value: Scalar, dtype: torch.dtype) -> Tensor:
 @operator("Range", since=11)
 def arange(op: Operator) -> fx.Node:
     """Convert Range."""
-    return op.call(arange_of, op.input(0), op.input(1), op.input(2))
+    dtype = TORCH[helper.np_dtype_to_tensor_dtype(op.dtype(0))]
+    return op.call(arange_of, *(op.scalar(index, 0) for index in range(3)), dtype)
 
 
-def arange_of(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+def arange_of(start: Scalar | Tensor, limit: Scalar | Tensor, delta: Scalar | Tensor, dtype: torch.dtype) -> Tensor:
     """Return numbers from ``start`` to before ``limit``, beside the bounds."""
-    bounds = (bound.item() for bound in (start, limit, delta))
-    return torch.arange(*bounds, dtype=start.dtype, device=start.device)
+    bounds = (start, limit, delta)
+    device = next((bound.device for bound in bounds if isinstance(bound, Tensor)), None)
+    first, end, step = (bound.item() if isinstance(bound, Tensor) else bound for bound in bounds)
+    return torch.arange(first, end, step, dtype=dtype, device=device)
 
 
 @operator("EyeLike", since=9)

@@ -1,0 +1,244 @@
+"""Weights go back into the graph, and nothing else in it changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper, parser
+from torch import nn
+
+from graphmod.errors import RefusedError
+from graphmod.model import load
+from graphmod.pytorch import to_torch, write_back
+
+rng = np.random.default_rng(0)
+
+
+def weight(name, *shape, dtype=np.float32):
+    return numpy_helper.from_array(rng.normal(size=shape).astype(dtype), name)
+
+
+def model_of(nodes, initializers, n_in=4, opset=17, ir_version=8, rank=2):
+    shape = ["n", n_in, *[6] * (rank - 2)]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", *[None] * (rank - 1)])],
+        initializers,
+    )
+    return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version))
+
+
+def perturb(net):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*net.parameters(), *(b for b in net.buffers() if b.is_floating_point() and b.ndim)):
+            tensor += torch.rand(tensor.shape).to(tensor.dtype)
+    return net
+
+
+def agree(model, net, *shape):
+    x = rng.normal(size=shape or (3, 4)).astype(np.float32)
+    with torch.no_grad():
+        actual = net(torch.from_numpy(x)).numpy()
+    expected = model.run({"x": x})["y"]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def node(op_type, inputs, outputs, **attributes):
+    return helper.make_node(op_type, inputs.split(), outputs.split(), **attributes)
+
+
+LINEAR = {
+    "gemm": ([node("Gemm", "x w b", "y")], (4, 3)),
+    "gemm turned": ([node("Gemm", "x w b", "y", transB=1)], (3, 4)),
+    "matmul and add": ([node("MatMul", "x w", "h"), node("Add", "h b", "y")], (4, 3)),
+    "add and matmul": ([node("MatMul", "x w", "h"), node("Add", "b h", "y")], (4, 3)),
+    "behind identity": ([node("Identity", "w", "v"), node("Gemm", "x v b", "y")], (4, 3)),
+    "behind transpose": ([node("Transpose", "w", "v"), node("Gemm", "x v b", "y")], (3, 4)),
+}
+
+
+@pytest.mark.parametrize("case", LINEAR)
+def test_layouts_are_turned_back(case):
+    nodes, shape = LINEAR[case]
+    model = model_of(nodes, [weight("w", *shape), weight("b", 3)])
+    net = to_torch(model)
+    assert [type(m) for m in net.children()] == [nn.Linear]
+    agree(model, net)
+    assert write_back(model, net) is model
+    changed = write_back(model, perturb(net))
+    agree(changed, net)
+    assert [t.name for t in changed.proto().graph.initializer] == ["w", "b"]
+    assert changed.operators == model.operators
+
+
+def test_only_what_was_trained_changes():
+    nodes = [node("Gemm", "x w b", "h"), node("Gemm", "h v b", "y")]
+    model = model_of(nodes, [weight("w", 4, 4), weight("v", 4, 4), weight("b", 4)])
+    net = to_torch(model)
+    with torch.no_grad():
+        net.get_parameter("gemm_1.weight").add_(1)
+    changed = write_back(model, net)
+    before, after = model.proto(), changed.proto()
+    assert before.graph.initializer[0] == after.graph.initializer[0]
+    assert before.graph.initializer[2] == after.graph.initializer[2]
+    assert after.graph.initializer[1].raw_data != before.graph.initializer[1].raw_data
+    after.graph.initializer[1].raw_data = before.graph.initializer[1].raw_data
+    assert before.SerializeToString() == after.SerializeToString()
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_weights_that_operators_make_become_initializers(ir_version):
+    value = helper.make_tensor("v", TensorProto.FLOAT, [1], [0.5])
+    shape = numpy_helper.from_array(np.array([4, 3]), "shape")
+    nodes = [
+        node("ConstantOfShape", "shape", "w", value=value),
+        node("Constant", "", "b", value=numpy_helper.from_array(np.ones(3, np.float32))),
+        node("Gemm", "x w b", "y"),
+    ]
+    model = model_of(nodes, [shape], opset=9, ir_version=8)
+    if ir_version == 3:
+        proto = model.proto()
+        proto.ir_version = 3
+        proto.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [2]))
+        model = load(proto)
+    net = to_torch(model)
+    agree(model, net)
+    assert write_back(model, net) is model
+    changed = write_back(model, perturb(net))
+    agree(changed, net)
+    assert [op.op_type for op in changed.operators] == ["Gemm"]
+    assert set(changed.initializers) == {"w", "b"}
+
+
+def test_operators_that_something_else_reads_stay():
+    nodes = [
+        node("Split", "p", "w v", axis=0),
+        node("MatMul", "x w", "h"),
+        node("MatMul", "h v", "y"),
+    ]
+    model = model_of(nodes, [weight("p", 8, 4)], opset=13)
+    net = to_torch(model)
+    with torch.no_grad():
+        net.get_parameter("matmul_1.weight").add_(1)
+    changed = write_back(model, net)
+    agree(changed, net)
+    assert set(changed.initializers) == {"p", "w"}
+
+
+def test_shared_weights_are_one_parameter_and_have_to_stay_so():
+    model = model_of([node("MatMul", "x w", "h"), node("MatMul", "h w", "y")], [weight("w", 4, 4)])
+    net = to_torch(model)
+    assert len(list(net.parameters())) == 1
+    changed = write_back(model, perturb(net))
+    agree(changed, net)
+    net.get_submodule("matmul_1").weight = nn.Parameter(torch.zeros(4, 4))
+    with pytest.raises(RefusedError, match="'w' is one weight"):
+        write_back(model, net)
+
+
+def test_a_weight_in_two_layouts_is_one_parameter():
+    nodes = [node("MatMul", "x w", "h"), node("Transpose", "w", "t"), node("MatMul", "h t", "y")]
+    model = model_of(nodes, [weight("w", 4, 3)])
+    net = to_torch(model)
+    assert len(list(net.parameters())) == 1
+    agree(model, net)
+    agree(write_back(model, perturb(net)), net)
+
+
+def test_statistics_go_back_even_where_equal_ones_were_merged():
+    nodes = [
+        node("BatchNormalization", "x one zero zero one", "h"),
+        node("BatchNormalization", "h one zero zero one", "y"),
+    ]
+    constants = [
+        numpy_helper.from_array(np.full(4, value, np.float32), name) for name, value in (("one", 1), ("zero", 0))
+    ]
+    model = model_of(nodes, constants, rank=4)
+    net = to_torch(model).train()
+    assert len(list(net.parameters())) == 2
+    for _ in range(3):
+        net(torch.randn(8, 4, 6, 6) * 3 + 1)
+    changed = write_back(model, net.eval())
+    agree(changed, net, 2, 4, 6, 6)
+    assert changed.initializer("one").tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_other_precisions_stay_as_they_are(dtype):
+    kind = helper.tensor_dtype_to_np_dtype(dtype)
+    graph = helper.make_graph(
+        [node("MatMul", "x w", "y")],
+        "g",
+        [helper.make_tensor_value_info("x", dtype, ["n", 4])],
+        [helper.make_tensor_value_info("y", dtype, ["n", 3])],
+        [numpy_helper.from_array(rng.normal(size=(4, 3)).astype(kind), "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = load(proto)
+    net = to_torch(model)
+    assert write_back(model, net) is model
+    parameter = net.get_parameter("matmul_0.weight")
+    assert str(parameter.dtype).removeprefix("torch.") == kind.name.replace("double", "float64")
+    if dtype != TensorProto.BFLOAT16:  # which ONNX Runtime has no product for on a CPU
+        with torch.no_grad():
+            parameter.mul_(2)
+        changed = write_back(model, net)
+        assert changed.initializers["w"].data_type == dtype
+        np.testing.assert_array_equal(changed.initializer("w"), 2 * model.initializer("w"))
+
+
+def test_external_weights_come_inside_where_they_change(tmp_path):
+    model = model_of([node("Gemm", "x w b", "h"), node("Gemm", "h v b", "y")],
+                     [weight("w", 4, 512), weight("v", 512, 512), weight("b", 512)])  # fmt: skip
+    onnx.save_model(model.proto(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    stored = load(tmp_path / "m.onnx")
+    assert stored.folder is not None
+    net = to_torch(stored)
+    assert write_back(stored, net) is stored
+    with torch.no_grad():
+        net.get_parameter("gemm_0.weight").add_(0.1)
+    changed = write_back(stored, net)
+    agree(changed, net)
+    places = {name: tensor.data_location for name, tensor in changed.initializers.items()}
+    assert places == {"w": TensorProto.DEFAULT, "v": TensorProto.EXTERNAL, "b": TensorProto.EXTERNAL}
+
+
+def test_refusals_name_the_tensor():
+    model = model_of([node("Gemm", "x w b", "y")], [weight("w", 4, 3), weight("b", 3)])
+    other = model_of([node("Gemm", "x u b", "y")], [weight("u", 4, 3), weight("b", 3)])
+    wider = model_of([node("Gemm", "x w b", "y")], [weight("w", 4, 5), weight("b", 5)])
+    net = to_torch(model)
+    with pytest.raises(RefusedError, match="no constant tensor 'w'"):
+        write_back(other, net)
+    with pytest.raises(RefusedError, match=r"'w' is float32\[4, 5\]"):
+        write_back(wider, net)
+    net.gemm_0 = nn.Linear(4, 7)
+    with pytest.raises(RefusedError, match="'w' needs"):
+        write_back(model, net)
+    net.gemm_0 = nn.Identity()
+    with pytest.raises(RefusedError, match=r"no parameter 'gemm_0\.weight' for tensor 'w'"):
+        write_back(model, net)
+    net.meta.clear()
+    with pytest.raises(RefusedError, match="no record"):
+        write_back(model, net)
+
+
+def test_vectors_are_weights_and_numbers_are_not():
+    model = load(
+        parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[n, 4] x) => (float[n, 4] y)
+        <float[4] scale = {1, 2, 3, 4}, float half = {0.5}> {
+            h = Mul(x, scale)
+            y = Mul(h, half)
+        }""")
+    )
+    net = to_torch(model)
+    assert [name for name, _ in net.named_parameters()] == ["scale"]
+    assert "0.5" in net.code
+    agree(write_back(model, perturb(net)), net)
