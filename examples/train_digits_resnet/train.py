@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from graphmod.converters.pytorch import to_onnx
 from numpy.typing import NDArray
 from rich.progress import track
 from sklearn.datasets import load_digits
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphmod import Model
+from graphmod.converters.pytorch import to_onnx
 
 ACCURACY_NEEDED = 0.98
 

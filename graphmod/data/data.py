@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,9 @@ TARGETS = ("y", "targets", "labels")
 """Names under which a dict or an archive may carry the targets."""
 
 _CHECKED_AT_ONCE = 1 << 24
+
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, BadZipFile, TokenError, zlib.error)
+"""What numpy and zipfile raise for files that are damaged, encrypted, or pickles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +104,13 @@ def _read(model: Model, data: object) -> Data:
     if isinstance(data, str | PathLike):
         return _read_path(model, Path(data))
     if isinstance(data, Mapping):
-        return _from_mapping(model, {str(key): np.asarray(value) for key, value in data.items()})
+        return _from_mapping(model, {str(key): _array(value) for key, value in data.items()})
     if isinstance(data, tuple | list) and len(data) == 2:
         return Data({names[0]: _array(data[0])}, _array(data[1]))
     if isinstance(data, np.ndarray):
         return Data({names[0]: data})
     if hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
-        return _from_dataset(names[0], data)
+        return _from_dataset(names, data)
     raise InvalidDataError(
         f"cannot read data from a {type(data).__name__}; pass arrays, a mapping, a path, a Dataset or a DataLoader"
     )
@@ -126,7 +132,7 @@ def read_archive(path: Path) -> dict[str, Array]:
             return {"x": content}
         with content:
             return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise InvalidDataError(
             f"cannot read data from '{path}': {error}; an .npz, an .npy or a folder is needed"
         ) from error
@@ -141,27 +147,44 @@ def _from_mapping(model: Model, arrays: Mapping[str, Array]) -> Data:
     return Data(inputs, None if target is None else arrays[target])
 
 
-def _from_dataset(name: str, data: Any) -> Data:
-    """Collect a Dataset (one sample an item) or a DataLoader (one batch an item)."""
+def _from_dataset(names: Sequence[str], data: Any) -> Data:
+    """Collect a Dataset (one sample an item) or a DataLoader (one batch an item): the inputs, then the target."""
     batched = hasattr(data, "batch_size") and data.batch_size is not None
     rows = list(data) if hasattr(data, "__iter__") else [data[i] for i in range(len(data))]
     if not rows:
         raise InvalidDataError("the data set is empty")
     pairs = [row if isinstance(row, tuple | list) else (row,) for row in rows]
+    wanted = (len(names), len(names) + 1)
+    wrong = next((len(pair) for pair in pairs if len(pair) not in wanted or len(pair) != len(pairs[0])), None)
+    if wrong is not None:
+        raise InvalidDataError(
+            f"an item of the data set has {wrong} parts; the inputs {', '.join(names)} are needed, "
+            "and a target where there is one"
+        )
     columns = [[_array(value) for value in column] for column in zip(*pairs, strict=True)]
-    joined = [np.concatenate(column) if batched else np.stack(column) for column in columns]
-    return Data({name: joined[0]}, joined[1] if len(joined) > 1 else None)
+    try:
+        joined = [np.concatenate(column) if batched else np.stack(column) for column in columns]
+    except ValueError as error:
+        raise InvalidDataError(f"the items of the data set differ in shape: {error}") from error
+    return Data(dict(zip(names, joined, strict=False)), joined[-1] if len(joined) > len(names) else None)
 
 
 def _array(value: Any) -> Array:
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    try:
+        return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    except ValueError as error:
+        raise InvalidDataError(f"the data cannot become an array: {error}") from error
 
 
 def _check(model: Model, data: Data) -> None:
     probe = dict(data.inputs)
-    lengths = {name: len(array) for name, array in data.inputs.items() if array.ndim}
+    arrays = {f"input '{name}'": array for name, array in data.inputs.items()}
     if data.targets is not None:
-        lengths["the targets"] = len(data.targets)
+        arrays["the targets"] = data.targets
+    scalars = [name for name, array in arrays.items() if not array.ndim]
+    if scalars:
+        raise InvalidDataError(f"data for {scalars[0]} is a single number; the first axis of an array is the sample")
+    lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise InvalidDataError(f"inputs and targets differ in their number of samples ({told})")
@@ -171,9 +194,9 @@ def _check(model: Model, data: Data) -> None:
     if fixed is not None:
         probe = {name: np.broadcast_to(array[:1], (fixed, *array.shape[1:])) for name, array in probe.items()}
     model.check_feeds(probe)
-    for name, array in data.inputs.items():
+    for name, array in arrays.items():
         if array.dtype.kind == "f" and not _finite(array):
-            raise InvalidDataError(f"data for input '{name}' contains NaN or infinite values; remove those samples")
+            raise InvalidDataError(f"data for {name} contains NaN or infinite values; remove those samples")
 
 
 def _finite(array: Array) -> bool:

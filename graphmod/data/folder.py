@@ -43,7 +43,7 @@ def read_folder(
     channels, height, width = sizes
     files = [
         (path, label)
-        for label, class_folder in enumerate(sorted(p for p in folder.iterdir() if p.is_dir()))
+        for label, class_folder in enumerate(_class_folders(folder))
         for path in sorted(class_folder.iterdir())
         if path.suffix.lower() in SUFFIXES
     ]
@@ -54,8 +54,12 @@ def read_folder(
         try:
             with Image.open(path) as image:
                 resized = image.convert("L" if channels == 1 else "RGB").resize((width, height))
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
             raise InvalidDataError(f"cannot read image '{path}': {error}") from error
         pixels = np.asarray(resized, np.float32) / 255
         row[...] = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
     return samples, np.array([label for _, label in files], np.int64)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -33,7 +33,6 @@ def check_labels(model: Model, data: Data) -> NDArray[np.int64]:
     low, high = int(data.targets.min()), int(data.targets.max())
     if low < 0 or (classes is not None and high >= classes):
         wrong = low if low < 0 else high
-        raise InvalidDataError(
-            f"label {wrong} is out of range: output '{name}' is {kind}, so labels are 0 to {(classes or 0) - 1}"
-        )
+        span = "at least 0" if classes is None else f"0 to {classes - 1}"
+        raise InvalidDataError(f"label {wrong} is out of range: output '{name}' is {kind}, so labels are {span}")
     return data.targets.astype(np.int64)

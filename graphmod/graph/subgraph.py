@@ -55,9 +55,11 @@ def subgraph(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> Mod
     part = ModelProto()
     part.CopyFrom(whole)
     graph = part.graph
-    del graph.node[:], graph.initializer[:], graph.input[:], graph.output[:], graph.value_info[:]
+    del graph.node[:], graph.initializer[:], graph.sparse_initializer[:]
+    del graph.input[:], graph.output[:], graph.value_info[:]
     graph.node.extend(op for position, op in enumerate(whole.graph.node) if position in needed)
     graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
+    graph.sparse_initializer.extend(t for t in whole.graph.sparse_initializer if t.values.name in read)
     graph.input.extend(_value(model, name) for name in inputs)
     graph.input.extend(v for v in whole.graph.input if v.name in read and v.name not in inputs)
     graph.output.extend(_value(model, name) for name in outputs)

@@ -34,6 +34,7 @@ def save(proto: ModelProto, folder: Path | None, source: bytes | None, path: Pat
         return replace_file(path, lambda stream: stream.write(proto.SerializeToString()))
     moved = ModelProto()
     moved.CopyFrom(proto)
+    _refuse_folder(path)
     with _beside(path) as (stream, temporary):
         digest = _write_values(moved, folder, stream)
         data = path.with_name(f"{path.stem}.{digest[:12]}.data")
@@ -41,9 +42,14 @@ def save(proto: ModelProto, folder: Path | None, source: bytes | None, path: Pat
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = data.name
-        stream.close()
-        os.replace(temporary, data)
-    return replace_file(path, lambda stream: stream.write(moved.SerializeToString()))
+        fresh = not data.exists()
+        _rename(stream, temporary, data)
+    try:
+        return replace_file(path, lambda stream: stream.write(moved.SerializeToString()))
+    except NotWritableError:
+        if fresh:
+            data.unlink()
+        raise
 
 
 def _write_values(proto: ModelProto, folder: Path | None, stream: IO[bytes]) -> str:
@@ -87,12 +93,12 @@ def _beside(path: Path) -> Iterator[tuple[IO[bytes], str]]:
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
-        raise NotWritableError(f"cannot write '{path}': {error.strerror}") from error
+        raise NotWritableError(f"cannot write '{path}': {error.strerror or error}") from error
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream, temporary
     except OSError as error:
-        raise NotWritableError(f"cannot write '{path}': {error.strerror}") from error
+        raise NotWritableError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -106,15 +112,24 @@ def replace_file(path: str | PathLike[str], write: Callable[[IO[bytes]], object]
         The folder does not exist or cannot be written; an older file at ``path`` is untouched.
     """
     path = Path(path)
-    if path.is_dir():
-        raise NotWritableError(f"cannot write '{path}': it is a folder")
+    _refuse_folder(path)
     with _beside(path) as (stream, temporary):
         write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
-        os.replace(temporary, path)
+        _rename(stream, temporary, path)
     return path
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise NotWritableError(f"cannot write '{path}': it is a folder")
+
+
+def _rename(stream: IO[bytes], temporary: str, path: Path) -> None:
+    """Give the finished temporary file its name, and the permissions of the file that it replaces."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
+    os.replace(temporary, path)
 
 
 def _umask() -> int:

@@ -199,7 +199,10 @@ class Model:
         """SHA-256 of graph and weights; the same whether the weights lie inside the file or beside it."""
         sha = hashlib.sha256(initializers.without_values(self._proto).SerializeToString(deterministic=True))
         for tensor in self._proto.graph.initializer:
-            sha.update(np.ascontiguousarray(initializers.values(tensor, self.folder)).view(np.uint8).data)
+            if tensor.data_type == TensorProto.STRING:
+                sha.update(tensor.SerializeToString())
+            else:
+                sha.update(np.ascontiguousarray(initializers.values(tensor, self.folder)).view(np.uint8).data)
         return sha.hexdigest()
 
     # -- values
@@ -311,7 +314,7 @@ class Model:
             An array is missing, or does not fit its input in shape or dtype.
         """
         self.check_feeds(feeds)
-        wanted = list(self.outputs if outputs is None else outputs)
+        wanted = list(dict.fromkeys(self.outputs if outputs is None else outputs))
         opened = self._session if set(wanted) <= set(self.outputs) else self.session(outputs=wanted)
         return dict(zip(wanted, session.run(opened, wanted, feeds), strict=True))
 

@@ -62,7 +62,7 @@ def modularize(
         starts = greedy(matrix, threshold or 0.0)
         if n_modules is not None and len(starts) != n_modules:
             raise RefusedError(
-                f"no threshold gives exactly {n_modules} modules by the greedy rule (neighbours are equally similar, or "
+                f"no threshold gives exactly {n_modules} modules by the greedy rule (neighbours are equally similar or "
                 "not similar at all); ask for another number or for method='optimal'"
             )
     elif method == "optimal":

@@ -63,7 +63,7 @@ def fewest(similarity: Matrix, threshold: float) -> list[int]:
 
     Examples
     --------
-    >>> fewest(np.array([[1, 0.9, 0.7], [0.9, 1, 0.9], [0.7, 0.9, 1]]), 0.8)
+    >>> fewest(np.array([[1, 0.95, 0.7], [0.95, 1, 0.9], [0.7, 0.9, 1]]), 0.8)
     [0, 2]
     """
     n = len(similarity)

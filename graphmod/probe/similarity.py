@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from graphmod.data import as_data
-from graphmod.errors import InvalidDataError
+from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import blocks
 from graphmod.graph import boundaries as trunk
 from graphmod.model import Model, replace_file
@@ -158,6 +158,8 @@ def similarity(
     ------
     InvalidDataError
         A batch would have fewer than 4 samples, or the data does not fit the model.
+    RefusedError
+        There are no boundaries, or the first axis of one is not the batch.
     """
     samples = as_data(model, data)
     names = tuple(trunk(model) if boundaries is None else boundaries)
@@ -166,14 +168,22 @@ def similarity(
             f"CKA's unbiased estimator needs batches of at least {MIN_SAMPLES} samples; "
             f"there are {len(samples)} in batches of {batch_size}"
         )
+    if not names:
+        raise RefusedError("there are no boundaries to compare")
     hsic = np.zeros((len(names), len(names)))
     n_batches = -(-len(samples) // batch_size)
     with ThreadPoolExecutor(1) as worker:
         running: Future[NDArray[np.float64]] | None = None
-        batches = stream(model, samples, names, batch_size, threads)
+        batches = stream(model, samples, names, batch_size, threads, reuse=2)
         for batch, values in track(batches, "similarity", total=n_batches, disable=not progress, transient=True):
             if len(batch) < MIN_SAMPLES:
                 raise InvalidDataError(f"a batch has {len(batch)} samples; CKA needs at least {MIN_SAMPLES}")
+            folded = [name for name in names if len(values[name]) != len(batch)]
+            if folded:
+                raise RefusedError(
+                    f"the first axis of '{folded[0]}' is not the batch: it has {len(values[folded[0]])} rows for "
+                    f"{len(batch)} samples; pass boundaries= without it"
+                )
             if running is not None:
                 hsic += running.result()
             running = worker.submit(hsic_of_batch, [values[name] for name in names])

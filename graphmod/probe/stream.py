@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from math import lcm
+from math import lcm, prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
 from graphmod.errors import InvalidDataError
-from graphmod.model import Model
+from graphmod.model import Model, TensorType
 
 Array = NDArray[np.generic]
 
@@ -23,6 +24,7 @@ def stream(
     threads: int | None = None,
     *,
     unit: int = 1,
+    reuse: int = 0,
 ) -> Iterator[tuple[Data, dict[str, Array]]]:
     """Yield every batch of the data with the values of some tensors.
 
@@ -42,6 +44,9 @@ def stream(
         Threads of ONNX Runtime; all cores if None.
     unit : int
         Samples of which every batch has a multiple.
+    reuse : int
+        Batches whose values are valid at a time, in memory that is taken once and used again; fresh memory for every
+        batch, valid as long as the caller holds it, if 0.
 
     Yields
     ------
@@ -66,19 +71,61 @@ def stream(
             f"the model takes {fixed} samples at a time and the data has {len(data)}; leave {len(data) % fixed} out"
         )
 
-    def values_for(part: Data) -> list[Array]:
+    memory: deque[dict[str, Array]] = deque({} for _ in range(reuse))
+
+    def run(part: Data, targets: dict[str, Array]) -> list[Array]:
+        if not made:
+            return []
         for name, array in part.inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name in made:  # bound to the device, not to a buffer: the runtime's arena hands memory back and forth
-            binding.bind_output(name, "cpu")
+        for name in made:
+            if name in targets:
+                target = targets[name]
+                binding.bind_output(name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
+            else:
+                binding.bind_output(name, "cpu")
         session.run_with_iobinding(binding)
-        return [value.numpy() for value in binding.get_outputs()]
+        filled = zip(made, binding.get_outputs(), strict=True)
+        return [targets[name] if name in targets else value.numpy() for name, value in filled]
 
     for batch in data.batches(batch_size, unit=lcm(unit, fixed or 1)):
+        targets: dict[str, Array] = {}
+        if reuse:
+            memory.rotate()
+            targets = _targets(model, made, batch, memory[0])
         if fixed and len(batch) > fixed:
-            pieces = [values_for(piece) for piece in batch.batches(fixed)]
-            values = [np.concatenate(column) for column in zip(*pieces, strict=True)]
+            rows = [slice(start, start + fixed) for start in range(0, len(batch), fixed)]
+            pieces = [run(batch[part], {name: target[part] for name, target in targets.items()}) for part in rows]
+            columns = zip(made, zip(*pieces, strict=True), strict=True)
+            values = [targets[name] if name in targets else np.concatenate(column) for name, column in columns]
         else:
-            values = values_for(batch)
+            values = run(batch, targets)
         computed = dict(zip(made, values, strict=True))
         yield batch, {name: computed[name] if name in computed else batch.inputs[name] for name in tensors}
+
+
+def _targets(model: Model, tensors: Sequence[str], batch: Data, memory: dict[str, Array]) -> dict[str, Array]:
+    """Return memory for the tensors whose shape is known from the batch's, larger where it was too small.
+
+    numpy asks for large pages, which the runtime's own arena does not: faults on small ones can cost more than the
+    inference itself.
+    """
+    known: dict[int | str | None, int] = {}
+    for name, kind in model.inputs.items():
+        known.update(zip(kind.shape or (), batch.inputs[name].shape, strict=True) if kind.shape else ())
+    targets = {}
+    for name in tensors:
+        kind = model.tensors.get(name, _UNKNOWN)
+        if kind.dtype is None or not kind.shape:
+            continue
+        shape = [known.get(dim, dim) for dim in kind.shape]
+        sizes = [dim for dim in shape if isinstance(dim, int)]
+        if len(sizes) < len(shape) or sizes[0] != len(batch):
+            continue
+        if name not in memory or memory[name].size < prod(sizes):
+            memory[name] = np.empty(prod(sizes), kind.dtype)
+        targets[name] = memory[name][: prod(sizes)].reshape(sizes)
+    return targets
+
+
+_UNKNOWN = TensorType(None, None)

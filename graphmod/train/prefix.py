@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from graphmod.data import Data
+from graphmod.errors import RefusedError
 from graphmod.graph import boundaries, data_flow, primary_input, subgraph
 from graphmod.graph.boundaries import dominators
 from graphmod.model import Model
@@ -61,6 +62,11 @@ class Prefix:
         start = 0
         for batch, values in stream(self._model, data, [self.cut]):
             activations = values[self.cut]
+            if len(activations) != len(batch):
+                raise RefusedError(
+                    f"the first axis of '{self.cut}' is not the batch, so its activations cannot be kept by sample; "
+                    "begin with an earlier block"
+                )
             if cache is None:
                 shape = (len(data), *activations.shape[1:])
                 cache = np.lib.format.open_memmap(path, mode="w+", dtype=activations.dtype, shape=shape)

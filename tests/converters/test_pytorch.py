@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphmod.converters.pytorch import to_onnx
 from torch import Tensor, nn
 
+from graphmod.converters.pytorch import to_onnx
 from graphmod.errors import GraphmodError, InvalidModelError
 
 

@@ -1,0 +1,221 @@
+"""Compression of a small residual network, half of whose blocks hardly do anything."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+import torch
+from handmade import model
+from onnx import helper
+from torch.nn import functional
+
+import graphmod as gm
+
+torch.set_num_threads(1)
+WIDTH, HIDDEN, BLOCKS, CLASSES = 24, 96, 6, 5
+IDLE = {2, 3, 5}
+"""The blocks whose branch adds next to nothing, counted from 1."""
+
+
+def network():
+    """Return x -> MatMul, Relu (h0) -> residual blocks (h1, h2, ...) -> MatMul (logits)."""
+    rng = np.random.default_rng(4)
+
+    def normal(n_in, n_out, gain):
+        return (gain * rng.normal(size=(n_in, n_out)) / np.sqrt(n_in)).astype(np.float32)
+
+    weights = {"stem": normal(16, WIDTH, 1.5)}
+    operators = [helper.make_node("MatMul", ["x", "stem"], ["s"]), helper.make_node("Relu", ["s"], ["h0"])]
+    for i in range(1, BLOCKS + 1):
+        weights[f"up{i}"] = normal(WIDTH, HIDDEN, 1.5)
+        weights[f"down{i}"] = normal(HIDDEN, WIDTH, 1e-4 if i in IDLE else 1.5)
+        operators += [
+            helper.make_node("MatMul", [f"h{i - 1}", f"up{i}"], [f"u{i}"]),
+            helper.make_node("Tanh", [f"u{i}"], [f"t{i}"]),
+            helper.make_node("MatMul", [f"t{i}", f"down{i}"], [f"d{i}"]),
+            helper.make_node("Add", [f"h{i - 1}", f"d{i}"], [f"h{i}"]),
+        ]
+    weights["head"] = normal(WIDTH, CLASSES, 1)
+    operators.append(helper.make_node("MatMul", [f"h{BLOCKS}", "head"], ["logits"]))
+    return model(operators, {"x": ["n", 16]}, {"logits": ["n", CLASSES]}, weights)
+
+
+@pytest.fixture(scope="module")
+def original():
+    return network()
+
+
+@pytest.fixture(scope="module")
+def data(original):
+    """Labels are what the network says, so that it is right on every sample."""
+    rng = np.random.default_rng(5)
+    parts = []
+    for size in (400, 200, 150):
+        x = rng.normal(size=(size, 16)).astype(np.float32)
+        parts.append(gm.Data({"x": x}, original.run({"x": x})["logits"].argmax(axis=1)))
+    return gm.Splits(*parts)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Let blocks take as long as they have multiply-accumulates, so that no choice depends on the machine."""
+
+    def timed(model, blocks, data, *, batch_size=1, **_):  # noqa: ARG001
+        parts = {block.path: gm.graph.subgraph(model, [block.entry], [block.exit]) for block in blocks}
+        return {path: batch_size * (gm.graph.cost(part).macs + 20.0) for path, part in parts.items()}
+
+    module = sys.modules["graphmod.methods.compress"]
+    monkeypatch.setattr(module, "block_latency", timed)
+
+
+def compress(original, data, **options):
+    return gm.compress(original, data, **{"target": 0.6, "epochs": 2, "batch_sizes": (1, 16), **options})
+
+
+@pytest.fixture(scope="module")
+def shuffled(data):
+    labels = np.random.default_rng(0).permutation(data.test.targets)
+    return gm.Splits(data.train, data.calibration, gm.Data(data.test.inputs, labels))
+
+
+def share(network, part):
+    logits = network.run(dict(part.inputs))["logits"]
+    return sum(int(row.argmax() == label) for row, label in zip(logits, part.targets, strict=True)) / len(logits)
+
+
+def test_the_idle_blocks_go_and_the_report_says_so(original, data, tmp_path):
+    result = compress(original, data)
+    report = result.report
+    replaced = {
+        block for change in report.changes for block in range(int(change.entry[1:]) + 1, int(change.exit[1:]) + 1)
+    }
+    assert replaced == IDLE
+    path = result.model.save(tmp_path / "small.onnx")
+    loaded = gm.load(path)
+    assert (loaded.inputs, loaded.outputs) == (original.inputs, original.outputs)
+    for measured, one in ((report.before, original), (report.after, loaded)):
+        weights = [np.asarray(one.initializer(name)) for name in one.initializers]
+        assert measured.weights == sum(w.size for w in weights if w.dtype.kind == "f")
+        assert measured.bytes == len(one.proto().SerializeToString())
+        assert measured.calibration == pytest.approx(share(one, data.calibration))
+        assert measured.test == pytest.approx(share(one, data.test))
+        assert set(measured.latency) == {1, 16}
+        assert min(measured.latency.values()) > 0
+    assert report.after.bytes == path.stat().st_size
+    dense = {"before": BLOCKS, "after": BLOCKS - len(IDLE)}
+    products = {key: 16 * WIDTH + n * 2 * WIDTH * HIDDEN + WIDTH * CLASSES for key, n in dense.items()}
+    assert report.before.macs == products["before"]
+    assert products["after"] <= report.after.macs < products["before"]
+    assert report.after.weights < report.before.weights
+    assert report.after.calibration >= report.before.calibration - report.max_drop
+    assert report.samples == {"train": 400, "calibration": 200, "test": 150}
+    paths = {block.path for block in gm.blocks(original).walk()} | set(original.tensors)
+    for change in report.changes:
+        assert {change.entry, change.exit} <= set(original.tensors)
+        assert set(change.blocks) <= paths
+        assert change.kind in ("identity", "affine", "linear")
+        assert change.saving > 0
+    assert result.original is original
+    result.module_map.check(original)
+    assert report.as_dict()["changes"]
+
+
+def test_untouched_weights_are_the_same_bytes(original, data):
+    result = compress(original, data)
+    kept = [name for name in result.model.initializers if name in original.initializers]
+    same = [
+        name
+        for name in kept
+        if result.model.initializers[name].SerializeToString() == original.initializers[name].SerializeToString()
+    ]
+    differing = sum(original.tensors[name].size for name in set(kept) - set(same))
+    assert "stem" in same
+    assert differing <= result.report.trained_weights <= result.model.n_weights
+
+
+def test_test_labels_decide_nothing(original, data, shuffled):
+    one, other = compress(original, data), compress(original, shuffled)
+    assert one.model.digest == other.model.digest
+    assert one.report.changes == other.report.changes
+    assert one.report.after.test > other.report.after.test == pytest.approx(share(other.model, shuffled.test))
+
+
+def test_the_same_twice(original, data):
+    one, other = (compress(original, data).model.proto().SerializeToString() for _ in range(2))
+    assert one == other
+
+
+def test_what_may_not_be_lost_is_not_lost(original, data):
+    for max_drop in (0.0, 0.05):
+        result = compress(original, data, max_drop=max_drop, target=None, epochs=1)
+        assert share(result.model, data.calibration) >= share(original, data.calibration) - max_drop - 1e-9
+
+
+def test_a_module_map_made_before(original, data):
+    sim = gm.similarity(original, data.train)
+    one = gm.modularize(sim, n_modules=len(sim.boundaries))
+    alone = compress(original, data, module_map=one)
+    assert alone.report.changes == ()  # every boundary is a module of its own: there is no run to replace
+    assert alone.model.n_weights == original.n_weights
+    assert alone.module_map is one
+    whole = compress(original, data, module_map=gm.modularize(sim, threshold=0.8))
+    assert whole.model.digest == compress(original, data).model.digest
+    other = gm.remove(original, ("h1", "h2"))
+    with pytest.raises(gm.RefusedError, match="another model"):
+        compress(other, data, module_map=one)
+
+
+def test_a_metric_and_a_loss_of_ones_own(original, data):
+    called = {"metric": 0, "loss": 0}
+
+    def targets(part):
+        return gm.Data(part.inputs, original.run(dict(part.inputs))["logits"])
+
+    def metric(outputs, wanted):
+        called["metric"] += 1
+        assert outputs.shape == wanted.shape
+        return 1 - float(np.abs(np.asarray(outputs) - wanted).mean())
+
+    def loss(outputs, wanted):
+        called["loss"] += 1
+        return functional.mse_loss(outputs, wanted)
+
+    parts = gm.Splits(*(targets(part) for part in (data.train, data.calibration, data.test)))
+    result = compress(original, parts, metric=metric, loss=loss, max_drop=0.05)
+    assert min(called.values()) > 0
+    report = result.report
+    assert report.before.test == pytest.approx(1, abs=1e-5)
+    x = parts.test.inputs["x"]
+    expected = 1 - np.abs(result.model.run({"x": x})["logits"] - parts.test.targets).mean()
+    assert report.after.test == pytest.approx(expected, abs=1e-5)
+    assert report.changes
+
+
+def test_refusals(original, data):
+    for options, match in [
+        ({"max_drop": -0.1}, "max_drop"),
+        ({"max_drop": 1.0}, "max_drop"),
+        ({"target": 0.0}, "target"),
+        ({"target": 1.5}, "target"),
+        ({"threshold": 1.5}, "threshold"),
+    ]:
+        with pytest.raises(gm.RefusedError, match=match):
+            compress(original, data, **options)
+    parts = (data.train, data.calibration, data.test)
+    for wrong, shift in itertools.product(range(3), (-1, 1)):
+        moved = [gm.Data(p.inputs, p.targets + shift * CLASSES) if i == wrong else p for i, p in enumerate(parts)]
+        with pytest.raises(gm.InvalidDataError, match="out of range"):
+            compress(original, gm.Splits(*moved))
+    with pytest.raises(gm.InvalidDataError, match="no targets"):
+        compress(original, gm.Splits(gm.Data(data.train.inputs), data.calibration, data.test))
+
+
+@pytest.mark.slow
+def test_the_demo():
+    original, parts = gm.load(gm.demo.model_path()), gm.demo.splits()
+    result = gm.compress(original, parts, target=0.85, epochs=3)
+    assert result.report.changes
+    assert result.model.n_bytes < 0.95 * original.n_bytes
+    assert gm.accuracy(result.model, parts.test) == pytest.approx(result.report.after.test)
+    assert result.report.after.calibration >= result.report.before.calibration - 0.005

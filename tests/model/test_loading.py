@@ -1,0 +1,147 @@
+"""Loading: from whatever holds a model, and a clear error from whatever does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import zoo
+from onnx.external_data_helper import convert_model_to_external_data
+
+import graphmod as gm
+
+PROTO = zoo.export("two_inputs", "torchscript")
+
+
+def external_copy(folder, proto=PROTO, name="model.onnx"):
+    """Save with onnx's own means, weights in ``weights.bin`` beside the model."""
+    copy = onnx.ModelProto.FromString(proto.SerializeToString())
+    convert_model_to_external_data(copy, location="weights.bin", size_threshold=0)
+    onnx.save_model(copy, folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("form", ["path", "str", "bytes", "proto", "model"])
+def test_every_form_gives_the_same_model(tmp_path, form):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(PROTO.SerializeToString())
+    forms = {"path": path, "str": str(path), "bytes": path.read_bytes(), "proto": PROTO, "model": gm.load(PROTO)}
+    model = gm.load(forms[form])
+    assert model.digest == gm.load(PROTO).digest
+    assert model.proto() == PROTO
+
+
+def test_a_proto_changed_after_loading_does_not_change_the_model():
+    proto = onnx.ModelProto.FromString(PROTO.SerializeToString())
+    model = gm.load(proto)
+    before = model.digest
+    proto.graph.node[0].name = "changed"
+    model.proto().graph.node[0].name = "changed"
+    assert model.digest == before
+    assert gm.load(proto).digest != before
+
+
+def check_refused(source, told):
+    with pytest.raises(gm.InvalidModelError) as caught:
+        gm.load(source)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no model", b"\x00" * 64, bytes(range(256)), b"PK\x03\x04rest"])
+def test_what_is_no_model_is_refused(tmp_path, content):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    check_refused(path, str(path))
+    check_refused(content, "the byte string")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.9, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, share):
+    content = PROTO.SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content[: int(share * len(content))])
+    check_refused(path, str(path))
+
+
+def test_no_prefix_of_a_file_is_taken_for_the_model_or_crashes():
+    content = PROTO.SerializeToString()
+    for length in range(0, len(content) - 1, 97):
+        check_refused(content[:length], "the byte string")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    check_refused(tmp_path / "none.onnx", str(tmp_path / "none.onnx"))
+    check_refused(tmp_path, str(tmp_path))
+
+
+def test_a_model_without_operators_is_refused():
+    proto = onnx.ModelProto.FromString(PROTO.SerializeToString())
+    del proto.graph.node[:]
+    check_refused(proto, "the proto")
+
+
+def test_missing_external_data_names_the_file_and_the_initializer(tmp_path):
+    path = external_copy(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    check_refused(path, str(tmp_path / "weights.bin"))
+
+
+@pytest.mark.parametrize("left", [0, 1, 100])
+def test_external_data_that_is_too_short_is_refused(tmp_path, left):
+    path = external_copy(tmp_path)
+    data = tmp_path / "weights.bin"
+    data.write_bytes(data.read_bytes()[:left])
+    check_refused(path, str(data))
+
+
+def test_external_data_outside_the_folder_is_refused(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    path = external_copy(inner)
+    (inner / "weights.bin").rename(tmp_path / "weights.bin")
+    proto = onnx.load_model(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../weights.bin"
+    path.write_bytes(proto.SerializeToString())
+    check_refused(path, "../weights.bin")
+
+
+def test_external_data_through_a_link_outside_the_folder_is_refused(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    path = external_copy(inner)
+    (inner / "weights.bin").rename(tmp_path / "weights.bin")
+    (inner / "weights.bin").symlink_to(tmp_path / "weights.bin")
+    check_refused(path, "weights.bin")
+
+
+def test_an_external_model_as_bytes_says_what_to_do(tmp_path):
+    path = external_copy(tmp_path)
+    check_refused(path.read_bytes(), "load it from its path")
+
+
+def test_external_weights_are_memory_mapped_and_equal(tmp_path):
+    inside, outside = gm.load(PROTO), gm.load(external_copy(tmp_path))
+    assert outside.digest == inside.digest
+    assert outside.proto() == PROTO
+    for name in inside.initializers:
+        value = outside.initializer(name)
+        assert isinstance(value, np.memmap)
+        assert not value.flags.writeable
+        np.testing.assert_array_equal(value, onnx.numpy_helper.to_array(inside.initializers[name]))
+    feeds = zoo.network("two_inputs", "torchscript").feeds
+    np.testing.assert_array_equal(outside.run(feeds)["output"], inside.run(feeds)["output"])
+
+
+def test_values_of_initializers_cannot_be_written():
+    model = gm.load(PROTO)
+    with pytest.raises(ValueError, match="read-only"):
+        model.initializer(next(iter(model.initializers)))[...] = 0
+
+
+def test_an_unknown_initializer_is_named():
+    with pytest.raises(gm.InvalidModelError, match="'nothing'"):
+        gm.load(PROTO).initializer("nothing")

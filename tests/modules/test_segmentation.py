@@ -1,0 +1,81 @@
+"""Segmentations against brute force over all of them."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import graphmod as gm
+from graphmod.modules import dissimilarity
+from graphmod.modules.segmentation import fewest, greedy, optimal
+
+
+@st.composite
+def similarities(draw, most=8):
+    n = draw(st.integers(1, most))
+    value = st.one_of(st.floats(-0.2, 1), st.sampled_from([0.0, 0.5, 0.9, 1.0, float("nan")]))
+    matrix = draw(arrays(np.float64, (n, n), elements=value))
+    dead = draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    matrix = np.triu(np.nan_to_num(matrix, nan=0.3), 1)
+    matrix = matrix + matrix.T + np.eye(n)
+    if draw(st.booleans()):
+        matrix[dead], matrix[:, dead] = np.nan, np.nan
+    return matrix
+
+
+def known(matrix, i, j):
+    return 0.0 if np.isnan(matrix[i, j]) else matrix[i, j]
+
+
+def runs(starts, n):
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
+
+
+def cost(matrix, starts):
+    return sum(1 - known(matrix, i, j) for run in runs(starts, len(matrix)) for i, j in combinations(run, 2))
+
+
+def segmentations(n, count):
+    return [[0, *cuts] for cuts in combinations(range(1, n), count - 1)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(similarities(), st.data())
+def test_optimal_is_the_best_of_all(matrix, data):
+    n = len(matrix)
+    count = data.draw(st.integers(1, n))
+    found = optimal(matrix, count)
+    assert found in segmentations(n, count)
+    assert cost(matrix, found) == pytest.approx(min(cost(matrix, s) for s in segmentations(n, count)), abs=1e-9)
+    assert dissimilarity(matrix, found) == pytest.approx(cost(matrix, found), abs=1e-9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(similarities(), st.floats(0, 1))
+def test_fewest_is_the_shortest_and_the_best_of_these(matrix, threshold):
+    n = len(matrix)
+
+    def allowed(starts):
+        return all(known(matrix, i, j) >= threshold for run in runs(starts, n) for i, j in combinations(run, 2))
+
+    found = fewest(matrix, threshold)
+    possible = [s for count in range(1, n + 1) for s in segmentations(n, count) if allowed(s)]
+    shortest = [s for s in possible if len(s) == len(possible[0])]
+    assert found in shortest
+    assert cost(matrix, found) == pytest.approx(min(cost(matrix, s) for s in shortest), abs=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(similarities(), st.floats(0, 1))
+def test_greedy_follows_the_rule(matrix, threshold):
+    cuts = [i for i in range(1, len(matrix)) if not matrix[i - 1, i] > threshold]
+    assert greedy(matrix, threshold) == [0, *cuts]
+
+
+@pytest.mark.parametrize("count", [0, 4, -1])
+def test_numbers_of_modules_out_of_range(count):
+    with pytest.raises(gm.RefusedError, match="1 to 3"):
+        optimal(np.eye(3), count)

@@ -1,0 +1,268 @@
+"""Similarity against the textbook formula, written out in float64."""
+
+import threading
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from handmade import fan, model
+from onnx import helper
+
+import graphmod as gm
+from graphmod.probe import Similarity, similarity
+from graphmod.probe.similarity import hsic_of_batch
+
+LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
+
+
+def hsic1(x, y):
+    """Equation 3 of Nguyen, Raghu & Kornblith (2021), term by term over pairs of samples."""
+    x, y = (np.asarray(v, np.float64).reshape(len(v), -1) for v in (x, y))
+    n = len(x)
+    k, ell = np.zeros((n, n)), np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                k[i, j], ell[i, j] = x[i] @ x[j], y[i] @ y[j]
+    one = np.ones(n)
+    middle = (one @ k @ one) * (one @ ell @ one) / ((n - 1) * (n - 2))
+    return (np.trace(k @ ell) + middle - 2 / (n - 2) * (one @ k @ ell @ one)) / (n * (n - 3))
+
+
+def centred(value):
+    """Shift features to mean 0: HSIC of linear kernels does not change, and float64 loses no digits."""
+    value = np.asarray(value, np.float64).reshape(len(value), -1)
+    return value - value.mean(0)
+
+
+def cka(batches):
+    """Minibatch CKA of lists of activations, one list a batch."""
+    count = len(batches[0])
+    total = np.array([[sum(hsic1(b[i], b[j]) for b in batches) for j in range(count)] for i in range(count)])
+    return total / np.sqrt(np.outer(np.diag(total), np.diag(total)))
+
+
+def identities(shapes, batch="n"):
+    """Return a model that passes its first input on, and one boundary-like tensor for every other input."""
+    operators = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in shapes]
+    return model(
+        operators,
+        {name: [batch, *shape] for name, shape in shapes.items()},
+        {f"{name}_out": [batch, *shape] for name, shape in shapes.items()},
+    )
+
+
+def measure(arrays, batch_size):
+    """Return the similarity of given activations: they pass through a model that changes nothing."""
+    wanted = {f"i{k}": value for k, value in enumerate(arrays)}
+    network = identities({name: value.shape[1:] for name, value in wanted.items()})
+    return similarity(network, wanted, [f"{name}_out" for name in wanted], batch_size=batch_size).matrix
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("n", [4, 5, 16])
+@pytest.mark.parametrize("shapes", [((3,), (9,)), ((2, 3, 3), (40,)), ((500,), (5, 4))])
+def test_hsic_of_a_batch_is_equation_3(rng, n, shapes):
+    mix = rng.normal(size=(n, 2))
+    values = [mix @ rng.normal(size=(2, int(np.prod(s)))) + 0.3 * rng.normal(size=(n, int(np.prod(s)))) for s in shapes]
+    values = [v.reshape(n, *s).astype(np.float32) for v, s in zip(values, shapes, strict=True)]
+    expected = [[hsic1(a, b) for b in values] for a in values]
+    scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    np.testing.assert_allclose(hsic_of_batch(values) / scale, expected / scale, atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e6, 1e15])
+@pytest.mark.parametrize("batch_size", [4, 10, 40])
+def test_minibatch_cka_equals_the_reference(rng, scale, batch_size):
+    base = rng.normal(size=(40, 6))
+    arrays = [(base @ rng.normal(size=(6, w)) + rng.normal(size=(40, w))) for w in (3, 12, 30)]
+    arrays = [(v * s).astype(np.float32) for v, s in zip(arrays, (1, scale, 1), strict=True)]
+    parts = [slice(i, i + batch_size) for i in range(0, 40, batch_size)]
+    expected = cka([[v[p] for v in arrays] for p in parts])
+    np.testing.assert_allclose(measure(arrays, batch_size), expected, atol=2e-5)
+
+
+def test_products_that_overflow_float32(rng):
+    arrays = [(rng.normal(size=(20, 8)) * 1e25).astype(np.float32), rng.normal(size=(20, 5)).astype(np.float32)]
+    with np.errstate(over="ignore"):
+        assert not np.isfinite(arrays[0] @ arrays[0].T).all()
+    expected = cka([[v.astype(np.float64) for v in arrays]])
+    np.testing.assert_allclose(measure(arrays, 20), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [30.0, 1e2, 1e3, 1e4])
+def test_a_mean_far_larger_than_the_spread(rng, offset):
+    base = rng.normal(size=(24, 4))
+    wide = (base @ rng.normal(size=(4, 50)) + offset).astype(np.float32)
+    other = (base @ rng.normal(size=(4, 10))).astype(np.float32)
+    expected = cka([[centred(wide), centred(other)]])
+    np.testing.assert_allclose(measure([wide, other], 24), expected, atol=2e-3)
+
+
+def test_half_precision_activations_lose_no_more_digits(rng):
+    wide = (rng.normal(size=(16, 300)) + 2).astype(np.float16)
+    expected = hsic1(centred(wide), centred(wide))
+    assert hsic_of_batch([wide])[0, 0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_invariances(rng):
+    base = rng.normal(size=(32, 6))
+    x, y = (base @ rng.normal(size=(6, w)) + 0.5 * rng.normal(size=(32, w)) for w in (8, 11))
+    turn = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    variants = [x, x @ turn, 37.5 * x, x + rng.normal(size=8), x[:, ::-1], y]
+    found = measure([v.astype(np.float32) for v in variants], 16)
+    np.testing.assert_allclose(found[:5, :5], 1, atol=1e-5)
+    np.testing.assert_allclose(found[:5, 5], found[0, 5], atol=1e-5)
+    assert 0.05 < found[0, 5] < 0.95
+    stretched = measure([(x * np.arange(1, 9)).astype(np.float32), x.astype(np.float32)], 16)
+    assert stretched[0, 1] < 0.999  # linear CKA is not invariant to every linear map
+
+
+def test_unbiased_for_independent_features(rng):
+    draws = np.array([hsic_of_batch([rng.normal(size=(8, 3)), rng.normal(size=(8, 5)) + 2])[0, 1] for _ in range(3000)])
+    error = draws.std(ddof=1) / np.sqrt(len(draws))
+    assert abs(draws.mean()) < 4 * error
+    biased = np.mean(
+        [np.linalg.norm(centred(rng.normal(size=(8, 3))).T @ centred(rng.normal(size=(8, 5)))) ** 2 for _ in range(300)]
+    )
+    assert biased / 49 > 20 * error  # the usual estimator would have been caught
+
+
+def test_the_batch_size_matters_only_as_noise(rng):
+    base = rng.normal(size=(6000, 5))
+    arrays = [(base @ rng.normal(size=(5, w)) + rng.normal(size=(6000, w))).astype(np.float32) for w in (6, 9)]
+    small, large = (measure(arrays, size)[0, 1] for size in (12, 600))
+    assert small == pytest.approx(large, abs=0.03)
+
+
+def test_dead_layer_is_nan_and_named(rng):
+    live = [rng.normal(size=(12, 4)).astype(np.float32) for _ in range(2)]
+    for dead in (
+        np.zeros((12, 3), np.float32),
+        np.full((12, 5), 0.1, np.float32),
+        np.full((12, 700), 1234.567, np.float32),
+    ):
+        with pytest.warns(UserWarning, match="i1_out"):
+            found = measure([live[0], dead, live[1]], 6)
+        assert np.isnan(found[1]).all()
+        assert np.isnan(found[:, 1]).all()
+        assert np.isfinite(np.delete(np.delete(found, 1, 0), 1, 1)).all()
+
+
+def test_a_layer_dead_in_one_batch_only_is_alive(rng):
+    value = rng.normal(size=(12, 4)).astype(np.float32)
+    value[:6] = 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = measure([value, rng.normal(size=(12, 4)).astype(np.float32)], 6)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(3, 64), (64, 3), (1, 1)])
+def test_too_few_samples(rng, samples, batch_size):
+    with pytest.raises(gm.InvalidDataError, match="at least 4"):
+        measure([rng.normal(size=(samples, 4)).astype(np.float32)], batch_size)
+
+
+def test_an_uneven_number_of_samples(rng):
+    network, x = fan([8, 6, 5], rng), rng.normal(size=(65, 7)).astype(np.float32)
+    found = similarity(network, x, batch_size=64)
+    assert found.n_samples == 65
+    assert np.isfinite(found.matrix).all()
+
+
+def test_boundaries_of_a_model(rng):
+    network, x = fan([8, 6, 5], rng), rng.normal(size=(30, 7)).astype(np.float32)
+    found = similarity(network, x, batch_size=30)
+    assert list(found.boundaries) == gm.boundaries(network)
+    values = network.run({"x": x}, found.boundaries)
+    np.testing.assert_allclose(found.matrix, cka([list(values.values())]), atol=2e-5)
+    np.testing.assert_allclose(found.matrix, found.matrix.T)
+
+
+def test_fixed_batch(rng):
+    network = gm.load(LIGHT / "light_squeezenet.onnx")
+    ((name, kind),) = network.inputs.items()
+    x = rng.normal(size=(6, *kind.shape[1:])).astype(np.float32)
+    wanted = gm.boundaries(network)[:4]
+    found = similarity(network, {name: x}, wanted, batch_size=6)
+    values = [np.concatenate([network.run({name: x[i : i + 1]}, [b])[b] for i in range(6)]) for b in wanted]
+    alive = [i for i, v in enumerate(values) if np.ptp(v, axis=0).any()]
+    assert np.isnan(np.diag(found.matrix)).sum() == len(wanted) - len(alive)
+    expected = cka([[centred(values[i]) for i in alive]])
+    np.testing.assert_allclose(found.matrix[np.ix_(alive, alive)], expected, atol=2e-3)
+
+
+def test_not_all_the_data_is_held(rng):
+    network = identities({"x": (20_000,)})
+    x = rng.normal(size=(400, 20_000)).astype(np.float32)
+    data = gm.Data({"x": x})
+    similarity(network, data, ["x_out"], batch_size=8)
+    tracemalloc.start()
+    similarity(network, data, ["x_out"], batch_size=8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.nbytes / 3
+
+
+def test_same_result_twice(rng):
+    network, x = fan([8, 6, 5], rng), rng.normal(size=(100, 7)).astype(np.float32)
+    first, second = (similarity(network, x, batch_size=16).matrix for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+
+
+def test_boundaries_whose_first_axis_is_not_the_batch(rng):
+    operators = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Reshape", ["a", "s"], ["y"])]
+    network = model(operators, {"x": ["n", 3, 4]}, {"y": ["m", 4]}, {"s": np.array([-1, 4])})
+    x = rng.normal(size=(20, 3, 4)).astype(np.float32)
+    with pytest.raises(gm.RefusedError, match="'y' is not the batch"):
+        similarity(network, x)
+    assert similarity(network, x, ["x", "a"]).matrix.shape == (2, 2)
+    assert similarity(network, x, ["x"]).matrix[0, 0] == pytest.approx(1)
+    with pytest.raises(gm.RefusedError, match="no boundaries"):
+        similarity(network, x, [])
+
+
+def test_no_thread_stays_behind(rng):
+    before = threading.active_count()
+    similarity(fan([4], rng), rng.normal(size=(20, 7)).astype(np.float32), batch_size=5)
+    assert threading.active_count() == before
+
+
+def test_save_load_plot(rng, tmp_path):
+    network = fan([8, 6], rng)
+    found = similarity(network, rng.normal(size=(20, 7)).astype(np.float32))
+    back = Similarity.load(found.save(tmp_path / "s.npz"))
+    assert back.matrix.tobytes() == found.matrix.tobytes()
+    assert (back.boundaries, back.blocks, back.digest) == (found.boundaries, found.blocks, network.digest)
+    assert (back.n_samples, back.batch_size) == (20, 64)
+    for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+        figure = back.plot(tmp_path / f"s{suffix}")
+        assert (tmp_path / f"s{suffix}").read_bytes().startswith(magic)
+        np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), found.matrix)
+    with pytest.raises(gm.NotWritableError):
+        found.save(tmp_path / "missing" / "s.npz")
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "truncated", "array", "other"])
+def test_what_is_no_similarity(rng, tmp_path, kind):
+    path = tmp_path / "s.npz"
+    if kind == "text":
+        path.write_text("no archive")
+    elif kind == "truncated":
+        found = similarity(fan([8, 6], rng), rng.normal(size=(20, 7)).astype(np.float32))
+        path.write_bytes(found.save(path).read_bytes()[:300])
+    elif kind == "array":
+        with path.open("wb") as stream:
+            np.save(stream, np.ones(3))
+    elif kind == "other":
+        np.savez(path, matrix=np.ones(3))
+    with pytest.raises(gm.InvalidDataError, match="holds no similarity"):
+        Similarity.load(path)
