@@ -10,6 +10,10 @@ from graphmod.model import Model
 _RELABELLING = frozenset({"Identity", "Dropout"})
 """Operators that pass a tensor on as it is: their output is the same boundary as their input."""
 
+_SCALING = frozenset({"Mul", "Div"})
+"""Operators that, by a scalar, only scale a tensor: their input is the same boundary as their output, so that an
+activation has one boundary whether an exporter writes it as one operator or as several."""
+
 
 def boundaries(model: Model, source: str | None = None, sink: str | None = None) -> list[str]:
     """Return the tensors that every path of data from input to output runs through, in order.
@@ -42,14 +46,17 @@ def boundaries(model: Model, source: str | None = None, sink: str | None = None)
     start = source or primary_input(model)
     end = sink or primary_output(model, start)
     flow = data_flow(model, start, end)
-    skipped = {
-        tensor
-        for operator in model.operators
-        if operator.op_type in _RELABELLING
-        for tensor in operator.output
-        if tensor != end
-    }
+    skipped: set[str] = set()
+    for operator in model.operators:
+        if operator.op_type in _RELABELLING:
+            skipped.update(tensor for tensor in operator.output if tensor != end)
+        elif operator.op_type in _SCALING and any(_is_scalar(model, name) for name in operator.input):
+            skipped.update(operator.input)
     return [tensor for tensor in dominators(flow, start, end) if tensor not in skipped]
+
+
+def _is_scalar(model: Model, name: str) -> bool:
+    return name in model.constants and model.constants[name].size == 1
 
 
 def dominators(flow: nx.DiGraph, source: str, sink: str) -> list[str]:

@@ -25,10 +25,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
+from threadpoolctl import threadpool_limits
 
 from graphmod.data import as_data
 from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.graph import blocks
+from graphmod.graph import blocks, primary_input
 from graphmod.graph import boundaries as trunk
 from graphmod.model import Model, replace_file
 from graphmod.probe.stream import stream
@@ -146,7 +147,7 @@ def similarity(
     data : anything that :func:`graphmod.data.as_data` takes
         Samples; targets are not used.
     boundaries : sequence of str, optional
-        Tensors whose first axis is the batch; all boundaries of the trunk if None.
+        Tensors whose first axis is the batch; all such boundaries of the trunk if None.
     batch_size : int
         Samples a batch, at least 4.
     threads : int, optional
@@ -162,7 +163,7 @@ def similarity(
         There are no boundaries, or the first axis of one is not the batch.
     """
     samples = as_data(model, data)
-    names = tuple(trunk(model) if boundaries is None else boundaries)
+    names = tuple(_by_sample(model, trunk(model)) if boundaries is None else boundaries)
     if min(batch_size, len(samples)) < MIN_SAMPLES:
         raise InvalidDataError(
             f"CKA's unbiased estimator needs batches of at least {MIN_SAMPLES} samples; "
@@ -172,7 +173,7 @@ def similarity(
         raise RefusedError("there are no boundaries to compare")
     hsic = np.zeros((len(names), len(names)))
     n_batches = -(-len(samples) // batch_size)
-    with ThreadPoolExecutor(1) as worker:
+    with ThreadPoolExecutor(1) as worker, threadpool_limits(1, user_api="blas"):
         running: Future[NDArray[np.float64]] | None = None
         batches = stream(model, samples, names, batch_size, threads, reuse=2)
         for batch, values in track(batches, "similarity", total=n_batches, disable=not progress, transient=True):
@@ -197,6 +198,15 @@ def similarity(
     ends = {block.exit: block.path for block in blocks(model).walk()}
     paths = tuple(ends.get(name, name) for name in names)
     return Similarity(hsic / np.outer(scale, scale), names, paths, model.digest, len(samples), batch_size)
+
+
+def _by_sample(model: Model, names: Sequence[str]) -> list[str]:
+    """Leave out tensors of which it is known that their first axis is not that of the samples."""
+    kind = model.inputs[primary_input(model)]
+    batch = kind.shape[0] if kind.shape else None
+    shapes = {name: model.tensors[name].shape for name in names if name in model.tensors}
+    known = batch is not None
+    return [name for name in names if not (known and (shape := shapes.get(name)) and shape[0] not in (batch, None))]
 
 
 def hsic_of_batch(values: Sequence[NDArray[np.generic]]) -> NDArray[np.float64]:
@@ -245,10 +255,14 @@ def _gram_of_differences(rows: NDArray[Any], scale: float) -> NDArray[np.float64
     """Return the Gram matrix of the samples less the first; ``scale`` keeps products of huge values finite."""
     precision = np.float64 if rows.dtype == np.float64 or scale != 1.0 else np.float32
     gram = np.zeros((len(rows), len(rows)))
+    memory = np.empty((len(rows), min(_FEATURES, rows.shape[1])), precision)
     for start in range(0, rows.shape[1], _FEATURES):
-        part = rows[:, start : start + _FEATURES].astype(precision, copy=False)
-        part = part - part[0] if scale == 1.0 else (part - part[0]) / scale
-        gram += part @ part.T
+        part = rows[:, start : start + _FEATURES]
+        less = memory[:, : part.shape[1]]
+        np.subtract(part, part[0], out=less, dtype=precision)
+        if scale != 1.0:
+            less /= scale
+        gram += less @ less.T
     return gram * scale**2
 
 

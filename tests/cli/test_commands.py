@@ -1,0 +1,182 @@
+"""The command line as a user meets it: what it prints, what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import graphmod as gm
+
+MODEL = str(gm.demo.model_path())
+DATA = str(gm.demo.data_path())
+COMMANDS = ("info", "blocks", "similarity", "modules", "compress", "demo")
+
+
+def graphmod(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    code = "from graphmod.cli import main; main()"
+    environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+
+
+def digits(folder: Path, name: str = "data.npz", **changes: np.ndarray) -> str:
+    test = gm.demo.splits().test
+    arrays = {"x": np.array(test.inputs["image"]), "y": np.array(test.targets), **changes}
+    np.savez(folder / name, **arrays)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command):
+    told = graphmod(command, "--help")
+    assert told.returncode == 0
+    assert f"graphmod {command}" in " ".join(told.stdout.split())
+
+
+def test_info_tells_what_the_model_is():
+    told = json.loads(graphmod("info", MODEL, "--json").stdout)
+    proto = onnx.load(MODEL)
+    assert told["weights"] == sum(int(np.prod(t.dims)) for t in proto.graph.initializer if t.data_type == 1)
+    assert told["bytes"] == Path(MODEL).stat().st_size
+    assert told["operators"]["Conv"] == sum(node.op_type == "Conv" for node in proto.graph.node)
+    assert "float32[batch, 1, 8, 8]" in graphmod("info", MODEL).stdout
+
+
+def test_info_serves_a_model_without_a_trunk(tmp_path):
+    values = [helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+    path = tmp_path / "strings.onnx"
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path)
+    assert json.loads(graphmod("info", str(path), "--json").stdout)["boundaries"] is None
+    refused = graphmod("blocks", str(path))
+    assert refused.returncode == 2
+    assert "no float input" in refused.stderr
+
+
+def test_blocks_shows_the_tree():
+    told = graphmod("blocks", MODEL, "--depth", "2").stdout
+    assert "layer1.0" in told
+    assert "layer3.6" in told
+    assert "layer1.0.conv1" not in told
+    rows = {row["path"]: row for row in json.loads(graphmod("blocks", MODEL, "--json").stdout)}
+    assert "layer1.0" in rows["layer1"]["children"]
+
+
+def test_similarity_and_modules_write_what_they_found(tmp_path):
+    picture, matrix, modules = tmp_path / "s.png", tmp_path / "s.npz", tmp_path / "m.json"
+    assert graphmod("similarity", MODEL, DATA, "-o", str(picture)).returncode == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    told = json.loads(graphmod("similarity", MODEL, DATA, "-o", str(matrix), "--json").stdout)
+    np.testing.assert_allclose(told["matrix"], gm.Similarity.load(matrix).matrix, atol=1e-6)
+    assert graphmod("modules", MODEL, DATA, "--n-modules", "4", "-o", str(modules)).returncode == 0
+    assert len(gm.ModuleMap.load(modules)) == 4
+
+
+def test_compress_writes_everything(tmp_path):
+    out = tmp_path / "out"
+    told = graphmod("compress", MODEL, DATA, "--target", "0.85", "--epochs", "1", "-o", str(out), "--json")
+    assert told.returncode == 0, told.stderr
+    report = json.loads(told.stdout)
+    names = {"compressed.onnx", "modules.json", "report.html", "report.json", "similarity.npz", "similarity.png"}
+    assert {path.name for path in out.iterdir()} == names
+    assert (out / "compressed.onnx").stat().st_size == report["after"]["bytes"]
+    assert gm.load(out / "compressed.onnx").n_weights == report["after"]["weights"]
+    test = gm.demo.splits().test
+    assert gm.accuracy(gm.load(out / "compressed.onnx"), test) == pytest.approx(report["after"]["test"])
+
+
+def bad_models(folder: Path) -> dict[str, str]:
+    content = Path(MODEL).read_bytes()
+    (folder / "text.onnx").write_text("no model")
+    (folder / "cut.onnx").write_bytes(content[: len(content) // 2])
+    proto = onnx.load(MODEL)
+    onnx.save(proto, folder / "gone.onnx", save_as_external_data=True, location="gone.data", size_threshold=0)
+    (folder / "gone.data").unlink()
+    return {name: str(folder / f"{name}.onnx") for name in ("text", "cut", "gone", "absent")}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("text", "not an ONNX model"), ("cut", "only a part"), ("gone", "gone.data"), ("absent", "No such file")],
+)
+@pytest.mark.parametrize("command", ["info", "compress"])
+def test_bad_models_are_refused(tmp_path, name, told, command):
+    model, out = bad_models(tmp_path)[name], tmp_path / "out"
+    refused = graphmod("info", model) if command == "info" else graphmod("compress", model, DATA, "-o", str(out))
+    assert refused.returncode == 2
+    assert told in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def bad_data(folder: Path, name: str) -> str:
+    test = gm.demo.splits().test
+    x, y = np.array(test.inputs["image"]), np.array(test.targets)
+    if name == "nan":
+        x[3, 0, 1, 1] = np.nan
+    if name == "label":
+        y[5] = 10
+    changes = {
+        "shape": {"x": x[:, :, :7]},
+        "dtype": {"x": (x * 16).astype(np.int64)},
+        "nan": {"x": x},
+        "label": {"y": y},
+        "few": {"x": x[:3], "y": y[:3]},
+    }
+    return digits(folder, **changes[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("shape", ["[498, 1, 7, 8]", "float32[batch, 1, 8, 8]"]),
+        ("dtype", ["int64", "float32[batch, 1, 8, 8]"]),
+        ("nan", ["NaN"]),
+        ("label", ["label 10 is out of range", "0 to 9"]),
+        ("few", ["samples"]),
+    ],
+)
+def test_bad_data_are_refused_and_nothing_is_written(tmp_path, name, told):
+    out = tmp_path / "out"
+    refused = graphmod("compress", MODEL, bad_data(tmp_path, name), "-o", str(out))
+    assert refused.returncode == 2
+    assert all(part in refused.stderr for part in told), refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_an_old_result_survives_a_refusal(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "compressed.onnx").write_bytes(b"precious")
+    assert graphmod("compress", MODEL, bad_data(tmp_path, "label"), "-o", str(out)).returncode == 2
+    assert (out / "compressed.onnx").read_bytes() == b"precious"
+
+
+def test_unwritable_paths_are_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused = graphmod("compress", MODEL, DATA, "-o", str(tmp_path / "file" / "out"))
+    assert refused.returncode == 2
+    assert "cannot write" in refused.stderr
+    refused = graphmod("similarity", MODEL, digits(tmp_path), "-o", str(tmp_path / "absent" / "s.png"))
+    assert refused.returncode == 2
+    assert "cannot write" in refused.stderr
+
+
+def test_a_module_map_of_another_model_is_refused(tmp_path):
+    modules, out = tmp_path / "m.json", tmp_path / "out"
+    found = gm.similarity(gm.load(MODEL), gm.demo.splits().calibration)
+    gm.modularize(found, threshold=0.8).save(modules)
+    other = gm.remove(gm.load(MODEL), "layer1.3").save(tmp_path / "other.onnx")
+    refused = graphmod("compress", str(other), DATA, "--modules", str(modules), "-o", str(out))
+    assert refused.returncode == 2
+    assert "another model" in refused.stderr
+    assert not out.exists()
