@@ -120,6 +120,8 @@ def _read_path(model: Model, path: Path) -> Data:
     if path.is_dir():
         name, kind = next(iter(model.inputs.items()))
         samples, targets = read_folder(path, kind.shape)
+        if kind.dtype is not None and kind.dtype.kind in "iu":
+            samples = np.round(samples * 255)
         return Data({name: samples.astype(kind.dtype or np.float32)}, targets)
     return _from_mapping(model, read_archive(path))
 

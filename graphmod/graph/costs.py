@@ -8,6 +8,7 @@ from math import prod
 
 from onnx import NodeProto
 
+from graphmod.data import fixed_batch
 from graphmod.model import Model
 
 
@@ -58,7 +59,7 @@ def cost(model: Model, operators: Iterable[str] | None = None) -> Cost:
             weights += kind.size
             size += kind.size * kind.dtype.itemsize
     macs = sum(_MACS[op.op_type](model, op) for op in (model.operators[i] for i in chosen) if op.op_type in _MACS)
-    return Cost(weights, size, macs)
+    return Cost(weights, size, macs // (fixed_batch(model) or 1))
 
 
 def _dims(model: Model, tensor: str) -> tuple[int, ...]:

@@ -58,6 +58,10 @@ def subgraph(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> Mod
     del graph.node[:], graph.initializer[:], graph.sparse_initializer[:]
     del graph.input[:], graph.output[:], graph.value_info[:]
     graph.node.extend(op for position, op in enumerate(whole.graph.node) if position in needed)
+    for operator in graph.node:  # needed for another of its outputs: the one that is an input now gets another name
+        for i, name in enumerate(operator.output):
+            if name in inputs:
+                operator.output[i] = f"{name}/cut"
     graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
     graph.sparse_initializer.extend(t for t in whole.graph.sparse_initializer if t.values.name in read)
     graph.input.extend(_value(model, name) for name in inputs)

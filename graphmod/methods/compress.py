@@ -122,7 +122,7 @@ def compress(
             bar.update(task, description=text)
 
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "activations never change")
+            warnings.filterwarnings("ignore", "activations never change, or")
             found = similarity(model, splits.train)
         modules = module_map or modularize(found, threshold=threshold)
         tell("latency of blocks")

@@ -313,6 +313,7 @@ class Model:
         InvalidDataError
             An array is missing, or does not fit its input in shape or dtype.
         """
+        feeds = {name: np.asarray(value) for name, value in feeds.items()}
         self.check_feeds(feeds)
         wanted = list(dict.fromkeys(self.outputs if outputs is None else outputs))
         opened = self._session if set(wanted) <= set(self.outputs) else self.session(outputs=wanted)
