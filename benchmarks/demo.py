@@ -2,6 +2,7 @@
 
     python benchmarks/demo.py                 # all of it: about 15 minutes on two cores
     python benchmarks/demo.py --only segmentation
+    python benchmarks/demo.py --table         # the README's table, from the results that are there
 
 The C library's allocator is told to keep freed memory: a virtual machine can take seconds to hand out gigabytes that no
 process has touched lately, which would be timed as similarity's.
@@ -129,6 +130,45 @@ def segmentation() -> dict[str, Any]:
     }
 
 
+def table(kept: dict[str, Any]) -> str:
+    """Return the results as the table of the README."""
+    found = {name: section["found"] for name, section in kept.items()}
+    summary = found["compression"]["summary"]
+    n = len(found["compression"]["runs"])
+
+    def mean(name: str, form: str, scale: float = 1.0) -> str:
+        values = summary[name]
+        middle, spread = (format(values[key] * scale, form) for key in ("mean", "deviation"))
+        return f"{middle} ± {spread.lstrip('+')}"
+
+    def ratios(name: str) -> str:
+        values = found["similarity"][name]
+        return f"{values['wall ratio']:.2f}x time, {values['CPU ratio']:.2f}x CPU time"
+
+    cuts = [
+        f"{values['greedy']:.1f} / {values['optimal']:.1f}"
+        for values in map(found["segmentation"].get, _SHOWN)
+        if values
+    ]
+    left = mean("share of parameters left", ".0f", 100)
+    rows = [
+        ("demo network, ONNX Runtime, one thread, batch 1", f"{mean('speedup at batch 1', '.2f')}x faster"),
+        ("the same, batch 64", f"{mean('speedup at batch 64', '.2f')}x faster"),
+        ("parameters left", f"{left} %"),
+        ("accuracy on test data", f"{mean('points of test accuracy gained', '+.2f')} points"),
+        ("weights ever trained, of the original's", f"{mean('share of weights ever trained', '.0f', 100)} %"),
+        ("time for all of it", f"{mean('seconds', '.0f')} s"),
+        ("similarity of the 49 ReLUs of a ResNet-50 against bare inference", ratios("light_resnet50, every ReLU")),
+        ("the same, 47 boundaries of the demo network", ratios("demo network, all boundaries")),
+        (f"within-module dissimilarity, greedy / optimal, at {', '.join(_SHOWN)}", "; ".join(cuts)),
+    ]
+    lines = [f"| {name} | {value} |" for name, value in rows]
+    return "\n".join([f"| what ({n} seeds: mean ± deviation) | figure |", "| --- | --- |", *lines])
+
+
+_SHOWN = ("2 modules", "4 modules", "8 modules")
+
+
 def main() -> None:
     """Run the sections and keep what they found."""
     if not KEEP_MEMORY.items() <= os.environ.items():
@@ -137,7 +177,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("compression", "similarity", "segmentation"))
+    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(RESULTS.read_text())))
+        return
     sections: dict[str, Callable[[], dict[str, Any]]] = {
         "segmentation": segmentation,
         "similarity": lambda: similarity(arguments.rounds),

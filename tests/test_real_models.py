@@ -44,7 +44,8 @@ def test_light_models_are_read_measured_and_imported(light):
     assert np.diag(found.matrix)[np.isfinite(np.diag(found.matrix))] == pytest.approx(1)
 
     net = gm.to_torch(model)
-    assert sum(parameter.numel() for parameter in net.parameters()) == pytest.approx(model.n_weights, rel=0.01)
+    held = sum(value.numel() for value in net.state_dict().values() if value.is_floating_point())
+    assert held == pytest.approx(model.n_weights, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
@@ -60,7 +61,7 @@ def test_transformers_are_read_measured_and_imported(name):
     found = gm.similarity(model, many, batch_size=8)
     assert found.boundaries[-1] == next(iter(model.outputs))
     assert np.diag(found.matrix) == pytest.approx(1)
-    assert len(gm.blocks(model).children) > 1
+    assert len(list(gm.blocks(model).walk())) > 10
 
     net = gm.to_torch(model)
     with torch.no_grad():

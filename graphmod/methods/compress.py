@@ -38,6 +38,9 @@ SHORTLIST = 12
 RECOVERABLE = 0.08
 """Metric that may be lost before retraining; what lies beyond is not tried."""
 
+ROUNDS = 150
+"""Rounds of the timing before and after."""
+
 MIN_SAVING = 0.01
 """Share of the latency that a proposal must save."""
 
@@ -370,7 +373,7 @@ def _latencies(models: dict[str, Model], data: Data, batch_sizes: Sequence[int])
     timed: dict[str, dict[int, float]] = {name: {} for name in models}
     for size in batch_sizes:
         feeds = data[np.arange(size) % len(data)].inputs
-        for name, value in latency(models, feeds).items():
+        for name, value in latency(models, feeds, rounds=ROUNDS).items():
             timed[name][size] = value.median
     return timed
 

@@ -68,5 +68,19 @@ def run(
     return results
 
 
+def run_bound(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
+    """Run a session on bound inputs and outputs.
+
+    Raises
+    ------
+    InvalidDataError
+        An operator fails on this data; the message carries ONNX Runtime's reason.
+    """
+    try:
+        session.run_with_iobinding(binding)
+    except (*_RUNTIME_ERRORS, RuntimeError) as error:
+        raise InvalidDataError(f"the model fails on this data: {_first_line(error)}") from error
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]

@@ -194,7 +194,9 @@ def similarity(
     scale[scale == 0] = np.nan
     dead = [name for name, value in zip(names, scale, strict=True) if np.isnan(value)]
     if dead:
-        warnings.warn(f"activations never change, or are not finite, at {', '.join(dead)}: their similarity is NaN", stacklevel=2)
+        warnings.warn(
+            f"activations never change, or are not finite, at {', '.join(dead)}: their similarity is NaN", stacklevel=2
+        )
     ends = {block.exit: block.path for block in blocks(model).walk()}
     paths = tuple(ends.get(name, name) for name in names)
     return Similarity(hsic / np.outer(scale, scale), names, paths, model.digest, len(samples), batch_size)

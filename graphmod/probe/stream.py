@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from math import lcm, prod
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
 from graphmod.errors import InvalidDataError
-from graphmod.model import Model, TensorType
+from graphmod.model import Model, run_bound
 
 Array = NDArray[np.generic]
+
+_PROBE = 5
+"""Samples that are run once to learn shapes: a number that hardly any axis but the batch has."""
 
 
 def stream(
@@ -84,15 +87,28 @@ def stream(
                 binding.bind_output(name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
             else:
                 binding.bind_output(name, "cpu")
-        session.run_with_iobinding(binding)
+        run_bound(session, binding)
         filled = zip(made, binding.get_outputs(), strict=True)
         return [targets[name] if name in targets else value.numpy() for name, value in filled]
 
+    sample = data[: fixed or _PROBE]
+    probed = dict(zip(made, run(sample, {}), strict=True)) if reuse else {}
+    kinds = {name: value for name, value in probed.items() if value.ndim and len(value) == len(sample)}
+
+    def take(n: int) -> dict[str, Array]:
+        """Return memory for n samples, larger where it was too small.
+
+        numpy asks for large pages, which the runtime's own arena does not: faults on small ones can cost more than
+        the inference itself.
+        """
+        memory.rotate()
+        for name, value in kinds.items():
+            if name not in memory[0] or len(memory[0][name]) < n:
+                memory[0][name] = np.empty((n, *value.shape[1:]), value.dtype)
+        return {name: memory[0][name][:n] for name in kinds}
+
     for batch in data.batches(batch_size, unit=lcm(unit, fixed or 1)):
-        targets: dict[str, Array] = {}
-        if reuse:
-            memory.rotate()
-            targets = _targets(model, made, batch, memory[0])
+        targets = take(len(batch)) if reuse else {}
         if fixed and len(batch) > fixed:
             rows = [slice(start, start + fixed) for start in range(0, len(batch), fixed)]
             pieces = [run(batch[part], {name: target[part] for name, target in targets.items()}) for part in rows]
@@ -102,30 +118,3 @@ def stream(
             values = run(batch, targets)
         computed = dict(zip(made, values, strict=True))
         yield batch, {name: computed[name] if name in computed else batch.inputs[name] for name in tensors}
-
-
-def _targets(model: Model, tensors: Sequence[str], batch: Data, memory: dict[str, Array]) -> dict[str, Array]:
-    """Return memory for the tensors whose shape is known from the batch's, larger where it was too small.
-
-    numpy asks for large pages, which the runtime's own arena does not: faults on small ones can cost more than the
-    inference itself.
-    """
-    known: dict[int | str | None, int] = {}
-    for name, kind in model.inputs.items():
-        known.update(zip(kind.shape or (), batch.inputs[name].shape, strict=True) if kind.shape else ())
-    targets = {}
-    for name in tensors:
-        kind = model.tensors.get(name, _UNKNOWN)
-        if kind.dtype is None or not kind.shape:
-            continue
-        shape = [known.get(dim, dim) for dim in kind.shape]
-        sizes = [dim for dim in shape if isinstance(dim, int)]
-        if len(sizes) < len(shape) or sizes[0] != len(batch):
-            continue
-        if name not in memory or memory[name].size < prod(sizes):
-            memory[name] = np.empty(prod(sizes), kind.dtype)
-        targets[name] = memory[name][: prod(sizes)].reshape(sizes)
-    return targets
-
-
-_UNKNOWN = TensorType(None, None)

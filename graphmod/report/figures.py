@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from graphmod.methods import CompressionReport
+if TYPE_CHECKING:
+    from graphmod.methods import CompressionReport
 
 
 def count(value: int) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graphmod.errors import NotWritableError
-from graphmod.methods import Result
 from graphmod.model import replace_file
 from graphmod.report.page import page
+
+if TYPE_CHECKING:
+    from graphmod.methods import Result
 
 
 def open_folder(folder: str | PathLike[str]) -> Path:

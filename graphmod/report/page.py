@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 
-from graphmod.methods import Result
 from graphmod.report.figures import count, rows, share
+
+if TYPE_CHECKING:
+    from graphmod.methods import Result
 
 _COLOURS = ("#4c6ef5", "#12b886", "#f59f00", "#e64980", "#7950f2", "#15aabf", "#82c91e", "#fd7e14")
 
@@ -60,6 +61,8 @@ def _modules(result: Result) -> Iterator[dict[str, Any]]:
 
 
 def _heatmap(result: Result) -> str:
+    import plotly.graph_objects as go
+
     similarity = result.similarity
     figure = go.Figure(
         go.Heatmap(

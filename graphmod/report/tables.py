@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
 from graphmod.graph import Block, cost
-from graphmod.methods import CompressionReport
 from graphmod.model import Model
 from graphmod.modules import ModuleMap
 from graphmod.report.figures import count, rows, share, size
+
+if TYPE_CHECKING:
+    from graphmod.methods import CompressionReport
 
 
 def summary_table(report: CompressionReport) -> Table:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,31 @@ import pytest
 from onnx import TensorProto, helper
 
 import graphmod as gm
+from graphmod.cli import main
 
 MODEL = str(gm.demo.model_path())
 DATA = str(gm.demo.data_path())
 COMMANDS = ("info", "blocks", "similarity", "modules", "compress", "demo")
 
 
-def graphmod(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    code = "from graphmod.cli import main; main()"
-    environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+def graphmod(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process: a new one would spend its time importing."""
+    streams = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        patch.setattr(sys, "argv", ["graphmod", *arguments])
+        patch.setenv("COLUMNS", "160")
+        patch.setenv("NO_COLOR", "1")
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = ended.value.code if isinstance(ended.value.code, int) else 0
+    return subprocess.CompletedProcess(arguments, code, streams[0].getvalue(), streams[1].getvalue())
+
+
+def test_the_program_is_installed_and_starts_without_pytorch():
+    code = "import sys; sys.argv = ['graphmod', 'info', sys.argv[1]]; from graphmod.cli import main\ntry: main()\n"
+    code += "finally: print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code, MODEL], capture_output=True, text=True, check=True)
+    assert told.stdout.strip().endswith("False")
 
 
 def digits(folder: Path, name: str = "data.npz", **changes: np.ndarray) -> str:
