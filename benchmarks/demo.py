@@ -61,7 +61,7 @@ def compression(seeds: list[int]) -> dict[str, Any]:
 
 def _spread(values: list[float]) -> dict[str, float]:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.mean(values), "deviation": spread, "worst": min(values), "largest": max(values)}
+    return {"mean": statistics.mean(values), "deviation": spread, "least": min(values), "largest": max(values)}
 
 
 def similarity(rounds: int) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from graphmod.errors import InvalidModelError
+from graphmod.errors import InvalidModelError, NotWritableError
 from graphmod.graph import Block, boundaries, cost
 from graphmod.graph import blocks as block_tree
-from graphmod.model import Model, load
+from graphmod.model import Model, check_writable, load
 
 ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 DataFile = Annotated[
@@ -23,9 +24,9 @@ DataFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
-BatchSize = Annotated[int, typer.Option(help="Samples a batch, at least 4.")]
-Threshold = Annotated[float, typer.Option(help="Similarity that every pair within a module must have.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+BatchSize = Annotated[int, typer.Option(min=4, help="Samples a batch, at least 4.")]
+Threshold = Annotated[float, typer.Option(min=0, max=1, help="Similarity that every pair within a module must have.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 
 console = Console()
 
@@ -73,7 +74,7 @@ def _count_boundaries(model: Model) -> int | None:
 
 def blocks(
     model: ModelFile,
-    depth: Annotated[int, typer.Option(help="Levels of the tree.")] = 2,
+    depth: Annotated[int, typer.Option(min=1, help="Levels of the tree.")] = 2,
     as_json: Json = False,
 ) -> None:
     """Show the tree of blocks, with their weights and costs.
@@ -111,6 +112,9 @@ def similarity(
     from graphmod.probe import similarity as measure
 
     loaded = load(model)
+    if out is not None:
+        _check_suffix(out)
+        check_writable(out)
     found = measure(loaded, _samples(loaded, data), batch_size=batch_size, progress=not as_json)
     if out is not None:
         if out.suffix == ".npz":
@@ -122,7 +126,12 @@ def similarity(
         return
     console.print(f"{len(found.boundaries)} boundaries, {found.n_samples} samples")
     if out is not None:
-        console.print(f"written: {out}")
+        console.print(f"written: {escape(str(out))}")
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in (".png", ".svg", ".pdf", ".npz"):
+        raise NotWritableError(f"cannot write '{path}': its name must end in .png, .svg, .pdf or .npz")
 
 
 def _plain(matrix: Any) -> dict[str, Any]:
@@ -158,6 +167,8 @@ def modules(
     from graphmod.report.tables import modules_table
 
     loaded = load(model)
+    if out is not None:
+        check_writable(out)
     found = measure(loaded, _samples(loaded, data), batch_size=batch_size, progress=not as_json)
     if threshold is None and n_modules is None:
         threshold = 0.8
@@ -169,22 +180,27 @@ def modules(
         return
     console.print(modules_table(cut))
     if out is not None:
-        console.print(f"written: {out}")
+        console.print(f"written: {escape(str(out))}")
 
 
 def compress(
     model: ModelFile,
     data: DataFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and its report.")] = Path("out"),
-    max_drop: Annotated[float, typer.Option(help="Share of accuracy that calibration data may lose.")] = 0.005,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of accuracy that calibration data may lose.")
+    ] = 0.005,
     target: Annotated[
-        float | None, typer.Option(help="Stop at this share of the latency (0.5: twice as fast).", show_default=False)
+        float | None,
+        typer.Option(
+            min=0.01, max=0.99, help="Stop at this share of the latency (0.5: twice as fast).", show_default=False
+        ),
     ] = None,
     threshold: Threshold = 0.8,
     module_map: Annotated[
         Path | None, typer.Option("--modules", help="A module map made before.", show_default=False)
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Of retraining, at most.")] = 30,
+    epochs: Annotated[int, typer.Option(min=0, help="Of retraining, at most.")] = 30,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -246,7 +262,7 @@ def _show(result: Any, out: Path, title: str, as_json: bool) -> None:
     console.print(summary_table(result.report))
     trained = f"{result.report.trained_weights:,} weights trained, {result.report.trained_share:.1%} of the original's"
     console.print(trained)
-    console.print(f"written: {', '.join(str(path) for path in written.values())}")
+    console.print(f"written: {', '.join(escape(str(path)) for path in written.values())}")
 
 
 ALL = (info, blocks, similarity, modules, compress, demo)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,9 +25,14 @@ def check_labels(model: Model, data: Data) -> NDArray[np.int64]:
             f"classification needs integer targets of shape [samples], these are {data.targets.dtype} of shape "
             f"{list(data.targets.shape)}; pass metric= and loss= for anything else"
         )
-    name, kind = next(iter(model.outputs.items()))
-    sizes = (kind.shape or ())[1:]
-    classes = prod(d for d in sizes if isinstance(d, int)) if all(isinstance(d, int) for d in sizes) else None
+    name = model.main_output
+    kind = model.outputs[name]
+    shape = kind.shape or (None, None)
+    if len(shape) < 2 or any(size != 1 for size in shape[2:]):
+        raise InvalidDataError(
+            f"output '{name}' is {kind}, which is no classifier's [samples, classes]; pass metric= and loss="
+        )
+    classes = shape[1] if isinstance(shape[1], int) else None
     low, high = int(data.targets.min()), int(data.targets.max())
     if low < 0 or (classes is not None and high >= classes):
         wrong = low if low < 0 else high

@@ -57,7 +57,8 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     if not parts:
         parts = {"train": data}
     if "train" not in parts:
-        raise InvalidDataError(f"the data has parts {', '.join(sorted(parts))} but no training part")
+        told = ", ".join(sorted(parts))
+        raise InvalidDataError(f"the data has parts {told} but no training part; name it 'x_train', 'y_train'")
     found = {name: as_data(model, part, targets=True) for name, part in parts.items()}
     if labels:
         for part in found.values():

@@ -62,8 +62,8 @@ class Block:
         for block in self.walk():
             if block.path == path:
                 return block
-        nearest = [child.path for child in self.children]
-        raise RefusedError(f"there is no block '{path}'; blocks at the top are {', '.join(nearest)}")
+        inside = ", ".join(child.path for child in self.children) or "none"
+        raise RefusedError(f"there is no block '{path}' in '{self.path}'; the blocks next in it are {inside}")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,10 @@ def scope(operator: NodeProto) -> str:
         if entry.key == GRAPHMOD_SCOPE:
             return str(entry.value)
         if entry.key == NAME_SCOPES:
-            modules = ast.literal_eval(entry.value)[:-1]
+            try:
+                modules = ast.literal_eval(entry.value)[:-1]
+            except (ValueError, SyntaxError, TypeError):  # not torch's: the name may still tell
+                break
             return str(modules[-1]) if modules else ""
     path = ""
     if operator.name.startswith("/"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
-from onnx import ModelProto, ValueInfoProto
+from onnx import ValueInfoProto
 
 from graphmod.errors import RefusedError
-from graphmod.model import Model
+from graphmod.model import Model, copy_without
 
 
 def subgraph(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> Model:
@@ -35,7 +35,7 @@ def subgraph(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> Mod
     >>> list(subgraph(m, [block.entry], [block.exit]).inputs) == [block.entry]
     True
     """
-    whole = model.editable()
+    whole = model._proto
     producer = {tensor: i for i, op in enumerate(model.operators) for tensor in op.output if tensor}
     known = {*producer, *model.inputs, *model.initializers}
     for name in (*inputs, *outputs):
@@ -52,11 +52,8 @@ def subgraph(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> Mod
         fresh = set(model.reads[position]) - read
         read |= fresh
         pending.extend(name for name in fresh if name not in inputs)
-    part = ModelProto()
-    part.CopyFrom(whole)
+    part = copy_without(whole, "node", "initializer", "sparse_initializer", "input", "output", "value_info")
     graph = part.graph
-    del graph.node[:], graph.initializer[:], graph.sparse_initializer[:]
-    del graph.input[:], graph.output[:], graph.value_info[:]
     graph.node.extend(op for position, op in enumerate(whole.graph.node) if position in needed)
     for operator in graph.node:  # needed for another of its outputs: the one that is an input now gets another name
         for i, name in enumerate(operator.output):

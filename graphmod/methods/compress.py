@@ -9,6 +9,7 @@ back within ``max_drop`` on calibration data.
 from __future__ import annotations
 
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from graphmod.data import Data, Splits, as_splits
+from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.graph import Block, cost
 from graphmod.methods.result import Change, CompressionReport, Measured, Result
 from graphmod.methods.trunk import Run, Trunk
 from graphmod.model import Model
 from graphmod.modules import ModuleMap, modularize
-from graphmod.probe import Moments, block_latency, latency, moments, predict, similarity
+from graphmod.probe import Moments, block_latency, latency, moments, predict, share_correct, similarity
 from graphmod.rewrite import Proposal, Region, proposals
 from graphmod.train import retrain, trained_weights
 
@@ -36,7 +37,7 @@ SHORTLIST = 12
 """Proposals a round whose damage is measured; the rest is ranked by error and saving alone."""
 
 RECOVERABLE = 0.08
-"""Metric that may be lost before retraining; what lies beyond is not tried."""
+"""Metric that may be lost before retraining (or twice ``max_drop``, if that is more); beyond it nothing is tried."""
 
 ROUNDS = 150
 """Rounds of the timing before and after."""
@@ -78,11 +79,11 @@ def compress(
     module_map : ModuleMap, optional
         Modules that were found before; ``threshold`` is not used then.
     batch_sizes : sequence of int
-        What latency is measured at; all count the same.
+        What latency is measured at; all count the same. A model that takes a fixed number is measured at that.
     metric : callable, optional
         ``metric(outputs, targets) -> float``, larger is better; accuracy if None.
     loss : callable, optional
-        ``loss(outputs, targets) -> scalar tensor`` for retraining; cross-entropy if None.
+        ``loss(outputs, targets) -> scalar tensor`` for retraining, with a ``metric``; cross-entropy if None.
     epochs : int
         Of retraining, at most.
     seed : int
@@ -114,8 +115,16 @@ def compress(
         raise RefusedError(f"max_drop={max_drop} is out of range; it is a share of the metric between 0 and 1")
     if target is not None and not 0 < target < 1:
         raise RefusedError(f"target={target} is out of range; it is a share of the latency between 0 and 1")
+    if loss is not None and metric is None:
+        raise RefusedError("a loss of your own needs a metric of your own: pass metric= too")
+    fixed = fixed_batch(model)
+    batch_sizes = (fixed,) if fixed else tuple(batch_sizes)
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise RefusedError(f"batch_sizes={list(batch_sizes)} must be positive numbers of samples, at least one")
+    trunk = Trunk.of(model)
     if module_map is not None:
         module_map.check(model)
+        _check_on_trunk(module_map, trunk)
     splits = as_splits(model, data, seed, labels=metric is None)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, disable=not progress, transient=True) as bar:
@@ -129,21 +138,21 @@ def compress(
             found = similarity(model, splits.train)
         modules = module_map or modularize(found, threshold=threshold)
         tell("latency of blocks")
-        search = _Search(Trunk.of(model), modules, splits, tuple(batch_sizes), metric or _accuracy)
+        search = _Search(trunk, modules, splits, batch_sizes, metric or share_correct, max(RECOVERABLE, 2 * max_drop))
         path = list(search.greedy(target, tell))
-        after, trunk, taken = search.recover(path, max_drop, loss, metric, epochs, seed, tell)
+        after, final, taken = search.recover(path, max_drop, loss, metric, epochs, seed, tell)
         tell("figures")
         timing = _latencies({"before": model, "after": after}, splits.test, batch_sizes)
         report = CompressionReport(
-            _measured(model, splits, metric or _accuracy, timing["before"]),
-            _measured(after, splits, metric or _accuracy, timing["after"]),
+            _measured(model, splits, metric or share_correct, timing["before"]),
+            _measured(after, splits, metric or share_correct, timing["after"]),
             tuple(taken),
-            search.n_trained(after, trunk),
+            search.n_trained(after, final),
             max_drop,
             {name: len(getattr(splits, name)) for name in ("train", "calibration", "test")},
             {
                 "target": target,
-                "threshold": threshold,
+                "threshold": threshold if module_map is None else None,
                 "modules": len(modules),
                 "batch_sizes": list(batch_sizes),
                 "epochs": epochs,
@@ -170,6 +179,7 @@ class _Search:
     splits: Splits
     batch_sizes: tuple[int, ...]
     metric: Metric
+    recoverable: float
 
     def greedy(self, target: float | None, tell: Callable[[str], None]) -> Iterator[_Step]:
         """Yield ever smaller trunks, each with the best change to the one before."""
@@ -338,8 +348,8 @@ class _Search:
         best: tuple[float, _Step] | None = None
         built = self._built
         for _, gain, changed, run in ranked[:SHORTLIST]:
-            drop, damage = self._damage(changed.build(built))
-            if drop > RECOVERABLE:
+            drop, damage = self._damage(changed.build(ChainMap({}, built)))
+            if drop > self.recoverable:
                 continue
             rate = gain / max(damage, 1e-6)
             if best is None or rate > best[0]:
@@ -365,8 +375,13 @@ class _Search:
                 yield start, stop, proposal
 
 
-def _accuracy(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-    return float((outputs.reshape(len(targets), -1).argmax(axis=1) == targets).mean())
+def _check_on_trunk(module_map: ModuleMap, trunk: Trunk) -> None:
+    for module in module_map:
+        for tensor in module.boundaries:
+            if tensor not in trunk.tensors:
+                raise RefusedError(
+                    f"'{tensor}' of the module map is no boundary of the trunk; make the map of boundaries"
+                )
 
 
 def _latencies(models: dict[str, Model], data: Data, batch_sizes: Sequence[int]) -> dict[str, dict[int, float]]:

@@ -103,6 +103,12 @@ def _beside(path: Path) -> Iterator[tuple[IO[bytes], str]]:
         Path(temporary).unlink(missing_ok=True)
 
 
+def check_writable(path: str | PathLike[str]) -> None:
+    """Raise NotWritableError unless a file can be written at ``path``; nothing is left there."""
+    with _beside(Path(path)):
+        pass
+
+
 def replace_file(path: str | PathLike[str], write: Callable[[IO[bytes]], object]) -> Path:
     """Let ``write`` fill a new file beside ``path``, then rename it to ``path`` in one step.
 

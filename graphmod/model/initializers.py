@@ -17,7 +17,6 @@ Array = NDArray[np.generic]
 LARGE = 1024
 """Scalars above which shape inference does without an initializer's value."""
 
-_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _VALUE_FIELDS = (
     "raw_data",
     "float_data",
@@ -29,11 +28,6 @@ _VALUE_FIELDS = (
     "external_data",
     "data_location",
 )
-
-
-def is_float(data_type: int) -> bool:
-    """Whether a tensor of this element type can be a weight."""
-    return data_type in _FLOATS
 
 
 def tensor_type(tensor: TensorProto) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
@@ -108,15 +102,21 @@ def embed(tensor: TensorProto, folder: Path | None) -> None:
         tensor.raw_data = data
 
 
-def without_values(proto: ModelProto, above: int = -1) -> ModelProto:
-    """Return a copy of a model whose initializers of more than ``above`` scalars have no values."""
+def copy_without(proto: ModelProto, *fields: str) -> ModelProto:
+    """Return a copy of a model without some fields of its graph."""
     bare = ModelProto()
     for field, value in proto.ListFields():
         if field.name != "graph":
             _assign(bare, field.name, value)
     for field, value in proto.graph.ListFields():
-        if field.name != "initializer":
+        if field.name not in fields:
             _assign(bare.graph, field.name, value)
+    return bare
+
+
+def without_values(proto: ModelProto, above: int = -1) -> ModelProto:
+    """Return a copy of a model whose initializers of more than ``above`` scalars have no values."""
+    bare = copy_without(proto, "initializer")
     for tensor in proto.graph.initializer:
         kept = bare.graph.initializer.add()
         if int(np.prod(tensor.dims)) > above:

@@ -45,7 +45,8 @@ def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
         raise InvalidModelError(f"cannot read '{path}': {error.strerror}") from error
     proto = _parse(content, f"'{path}'")
     folder = path.resolve().parent if any(uses_external_data(t) for t in proto.graph.initializer) else None
-    return _checked(Model(proto, folder, content if folder is None else None), f"'{path}'")
+    source = None if folder is not None or proto.SerializeToString() == content else content
+    return _checked(Model(proto, folder, source), f"'{path}'")
 
 
 def _parse(content: bytes, what: str) -> ModelProto:

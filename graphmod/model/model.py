@@ -63,7 +63,7 @@ class Model:
     folder : pathlib.Path, optional
         Where the files of external initializers lie.
     source : bytes, optional
-        The file that the model was read from, while it is unchanged: saving it again writes these very bytes.
+        The bytes that an unchanged model was read from, where writing it again would not give the same ones.
 
     Examples
     --------
@@ -125,6 +125,11 @@ class Model:
     def proto_outputs(self) -> tuple[ValueInfoProto, ...]:
         """The declarations of the graph's outputs, with their metadata. Not to be changed."""
         return tuple(self._proto.graph.output)
+
+    @cached_property
+    def main_output(self) -> str:
+        """The first float output: the logits of a classifier. The first output of a model that has no float one."""
+        return next((name for name, kind in self.outputs.items() if kind.is_float), next(iter(self.outputs)))
 
     @cached_property
     def tensors(self) -> dict[str, TensorType]:
@@ -340,8 +345,8 @@ class Model:
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the model to a file, beside it first and then renamed, so that no reader sees half of it.
 
-        A model of which nothing was changed is written byte for byte as it was read. Weights that lie in files of
-        their own, and any model over 2 GB, go to one data file beside the model.
+        A model of which nothing was changed is written byte for byte as it was read, unless its weights lie in files
+        of their own: these, and any over 2 GB, go to one data file beside the model, whose name carries its hash.
 
         Raises
         ------

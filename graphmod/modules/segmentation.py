@@ -111,7 +111,7 @@ def _run_costs(similarity: Matrix) -> Matrix:
     cost = np.cumsum(np.triu(column), axis=1)
     full: Matrix = np.full((n, n), np.inf)
     for start in range(n):
-        full[start, start:] = cost[start, start:] - (cost[start, start - 1] if start else 0)
+        full[start, start:] = cost[start, start:]
     return full
 
 

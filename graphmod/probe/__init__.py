@@ -1,6 +1,6 @@
 """Measurements through ONNX Runtime: activations, similarity, sufficient statistics, latency."""
 
-from graphmod.probe.accuracy import accuracy, predict
+from graphmod.probe.accuracy import accuracy, predict, share_correct
 from graphmod.probe.latency import Latency, block_latency, latency
 from graphmod.probe.moments import Moments, moments
 from graphmod.probe.similarity import Similarity, similarity
@@ -15,6 +15,7 @@ __all__ = [
     "latency",
     "moments",
     "predict",
+    "share_correct",
     "similarity",
     "stream",
 ]

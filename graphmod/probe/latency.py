@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
 from graphmod.graph import Block, subgraph
-from graphmod.model import Model
+from graphmod.model import Model, run_bound
 
 Feeds = Mapping[str, NDArray[np.generic]]
 
@@ -122,7 +122,7 @@ def _bound(model: Model, feeds: Feeds, threads: int) -> Callable[[], object]:
         binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
     for name in model.outputs:
         binding.bind_output(name, "cpu")
-    return lambda: session.run_with_iobinding(binding)
+    return lambda: run_bound(session, binding)
 
 
 def _time(run: Callable[[], object], repeats: int) -> float:

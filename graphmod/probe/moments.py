@@ -17,6 +17,9 @@ from graphmod.probe.stream import stream
 Float = NDArray[np.float64]
 Pair = tuple[str, str]
 
+_BUDGET = 1 << 28
+"""Bytes of rows that are held at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -72,7 +75,7 @@ def moments(
     pairs: Iterable[Pair],
     *,
     reference: Model | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     threads: int | None = None,
 ) -> dict[Pair, Moments]:
     """Stream the data through the model and sum up the statistics of pairs of tensors, in float64.
@@ -86,12 +89,19 @@ def moments(
         the result.
     reference : Model, optional
         Where y comes from, if not from the same model: the original of a model that was changed before x.
+    batch_size : int, optional
+        Samples a batch; as many as keep the rows within 256 MB, at most 256, if None.
 
     Returns
     -------
     dict of (str, str) to Moments
     """
     wanted = list(dict.fromkeys(pairs))
+    if batch_size is None:
+        scalars = sum(
+            model.tensors[name].size for name in {name for pair in wanted for name in pair} if name in model.tensors
+        )
+        batch_size = max(1, min(256, _BUDGET // max(1, 8 * scalars)))
     sums: dict[Pair, Moments] = {}
     x_names = list(dict.fromkeys(x for x, _ in wanted))
     y_names = list(dict.fromkeys(y for _, y in wanted))

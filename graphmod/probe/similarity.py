@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from graphmod.data import as_data
 from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.graph import blocks, primary_input
+from graphmod.graph import blocks
 from graphmod.graph import boundaries as trunk
 from graphmod.model import Model, replace_file
 from graphmod.probe.stream import stream
@@ -163,7 +163,7 @@ def similarity(
         There are no boundaries, or the first axis of one is not the batch.
     """
     samples = as_data(model, data)
-    names = tuple(_by_sample(model, trunk(model)) if boundaries is None else boundaries)
+    names = tuple(trunk(model) if boundaries is None else boundaries)
     if min(batch_size, len(samples)) < MIN_SAMPLES:
         raise InvalidDataError(
             f"CKA's unbiased estimator needs batches of at least {MIN_SAMPLES} samples; "
@@ -171,7 +171,7 @@ def similarity(
         )
     if not names:
         raise RefusedError("there are no boundaries to compare")
-    hsic = np.zeros((len(names), len(names)))
+    total: NDArray[np.float64] | None = None
     n_batches = -(-len(samples) // batch_size)
     with ThreadPoolExecutor(1) as worker, threadpool_limits(1, user_api="blas"):
         running: Future[NDArray[np.float64]] | None = None
@@ -179,17 +179,19 @@ def similarity(
         for batch, values in track(batches, "similarity", total=n_batches, disable=not progress, transient=True):
             if len(batch) < MIN_SAMPLES:
                 raise InvalidDataError(f"a batch has {len(batch)} samples; CKA needs at least {MIN_SAMPLES}")
-            folded = [name for name in names if len(values[name]) != len(batch)]
-            if folded:
+            folded = [name for name in names if values[name].ndim == 0 or len(values[name]) != len(batch)]
+            if folded and boundaries is not None:
                 raise RefusedError(
-                    f"the first axis of '{folded[0]}' is not the batch: it has {len(values[folded[0]])} rows for "
-                    f"{len(batch)} samples; pass boundaries= without it"
+                    f"the first axis of '{folded[0]}' is not the batch: its shape is {list(values[folded[0]].shape)} "
+                    f"for {len(batch)} samples; pass boundaries= without it"
                 )
+            names = tuple(name for name in names if name not in folded)
             if running is not None:
-                hsic += running.result()
+                total = running.result() if total is None else total + running.result()
             running = worker.submit(hsic_of_batch, [values[name] for name in names])
         if running is not None:
-            hsic += running.result()
+            total = running.result() if total is None else total + running.result()
+    hsic = np.zeros((len(names), len(names))) if total is None else total
     scale = np.sqrt(np.diag(hsic).clip(min=0))
     scale[scale == 0] = np.nan
     dead = [name for name, value in zip(names, scale, strict=True) if np.isnan(value)]
@@ -200,15 +202,6 @@ def similarity(
     ends = {block.exit: block.path for block in blocks(model).walk()}
     paths = tuple(ends.get(name, name) for name in names)
     return Similarity(hsic / np.outer(scale, scale), names, paths, model.digest, len(samples), batch_size)
-
-
-def _by_sample(model: Model, names: Sequence[str]) -> list[str]:
-    """Leave out tensors of which it is known that their first axis is not that of the samples."""
-    kind = model.inputs[primary_input(model)]
-    batch = kind.shape[0] if kind.shape else None
-    shapes = {name: model.tensors[name].shape for name in names if name in model.tensors}
-    known = batch is not None
-    return [name for name in names if not (known and (shape := shapes.get(name)) and shape[0] not in (batch, None))]
 
 
 def hsic_of_batch(values: Sequence[NDArray[np.generic]]) -> NDArray[np.float64]:

@@ -91,9 +91,11 @@ def stream(
         filled = zip(made, binding.get_outputs(), strict=True)
         return [targets[name] if name in targets else value.numpy() for name, value in filled]
 
-    sample = data[: fixed or _PROBE]
-    probed = dict(zip(made, run(sample, {}), strict=True)) if reuse else {}
-    kinds = {name: value for name, value in probed.items() if value.ndim and len(value) == len(sample)}
+    kinds: dict[str, Array] = {}
+    if reuse:
+        sample = data[: fixed or _PROBE]
+        probed = zip(made, run(sample, {}), strict=True)
+        kinds = {name: value for name, value in probed if value.ndim and len(value) == len(sample)}
 
     def take(n: int) -> dict[str, Array]:
         """Return memory for n samples, larger where it was too small.

@@ -47,9 +47,9 @@ class Binding:
         The tensor's shape.
     dtype : str
         The tensor's element type.
-    reader : tuple of (int, int), optional
-        Position of the operator and of its input, for running statistics: these are never shared, even where two
-        operators read one tensor.
+    reader : tuple of (str, int), optional
+        First output of the operator, and position of its input, for running statistics: these are never shared, even
+        where two operators read one tensor.
     """
 
     tensor: str
@@ -57,7 +57,7 @@ class Binding:
     permutation: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: str
-    reader: tuple[int, int] | None = None
+    reader: tuple[str, int] | None = None
 
     def original(self, value: Tensor) -> Array:
         """Return a parameter's value with the tensor's axes and element type.

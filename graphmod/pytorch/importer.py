@@ -239,7 +239,7 @@ class Importer:
                 module.register_parameter(slot, None)
             elif slot in module._buffers:
                 module.register_buffer(slot, to_tensor(weight.value()))
-                reader = (operator.position, weight.index)
+                reader = (operator.proto.output[0], weight.index)
                 self._bindings.append(replace(_binding(weight, f"{path}.{slot}"), reader=reader))
             else:
                 self._set_parameter(module, f"{path}.{slot}", slot, weight)

@@ -60,7 +60,7 @@ def write_back(model: Model, net: fx.GraphModule) -> Model:
     values = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
     constants = Constants(model)
     changed: dict[str, Array] = {}
-    own: dict[tuple[int, int], tuple[str, Array]] = {}
+    own: dict[tuple[str, int], tuple[str, Array]] = {}
     for tensor, places in _by_tensor(bindings).items():
         old = _old_value(constants, tensor, places[0])
         new = {place: place.original(_value(values, place)) for place in places}
@@ -79,8 +79,8 @@ def write_back(model: Model, net: fx.GraphModule) -> Model:
     if not changed and not own:
         return model
     proto = model.editable()
-    for position, ((operator, index), (tensor, value)) in enumerate(own.items()):
-        _untie(proto, operator, index, f"{tensor}_{position}", value)
+    for position, ((output, index), (tensor, value)) in enumerate(own.items()):
+        _untie(proto, output, index, f"{tensor}_{position}", value)
     for tensor, value in changed.items():
         _write(proto, tensor, value)
     return model.derive(proto)
@@ -142,14 +142,17 @@ def _add(proto: ModelProto, name: str, value: Array) -> None:
         proto.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
 
 
-def _untie(proto: ModelProto, operator: int, index: int, name: str, value: Array) -> None:
+def _untie(proto: ModelProto, output: str, index: int, name: str, value: Array) -> None:
     """Give an operator an initializer of its own: statistics that were equal at first need not stay so."""
     graph = proto.graph
     taken = {tensor.name for tensor in graph.initializer} | {made for op in graph.node for made in op.output}
     while name in taken:
         name += "_"
     _add(proto, name, value)
-    graph.node[operator].input[index] = name
+    operator = next((op for op in graph.node if output in op.output), None)
+    if operator is None:
+        raise RefusedError(f"no operator makes '{output}'; write back to the model that was imported")
+    operator.input[index] = name
 
 
 def _drop_maker(graph: GraphProto, name: str) -> None:

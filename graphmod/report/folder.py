@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphmod.errors import NotWritableError
-from graphmod.model import replace_file
+from graphmod.model import check_writable, replace_file
 from graphmod.report.page import page
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def open_folder(folder: str | PathLike[str]) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NotWritableError(f"cannot write to folder '{path}': {error.strerror}") from error
-    probe = replace_file(path / ".writable", lambda stream: stream.write(b""))
-    probe.unlink()
+    check_writable(path / "report.html")
     return path
 
 

@@ -75,17 +75,10 @@ def _heatmap(result: Result) -> str:
             hovertemplate="%{y}<br>%{x}<br>similarity %{z:.3f}<extra></extra>",
         )
     )
-    edge = -0.5
+    order = {name: i for i, name in enumerate(similarity.boundaries)}
     for module in result.module_map:
-        figure.add_shape(
-            type="rect",
-            x0=edge,
-            y0=edge,
-            x1=edge + len(module),
-            y1=edge + len(module),
-            line={"color": "#ffffff", "width": 2},
-        )
-        edge += len(module)
+        first, last = order[module.boundaries[0]] - 0.5, order[module.boundaries[-1]] + 0.5
+        figure.add_shape(type="rect", x0=first, y0=first, x1=last, y1=last, line={"color": "#ffffff", "width": 2})
     figure.update_yaxes(autorange="reversed", tickfont={"size": 8})
     figure.update_xaxes(tickfont={"size": 8})
     figure.update_layout(height=720, width=780, margin={"l": 90, "r": 10, "t": 10, "b": 90})

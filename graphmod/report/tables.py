@@ -33,7 +33,7 @@ def changes_table(report: CompressionReport) -> Table:
         first, last = change.blocks
         blocks = first if first == last else f"{first} … {last}"
         points = f"{change.drop * 100:+.2f} points"
-        table.add_row(blocks, change.kind, share(change.saving), f"{change.error:.3f}", points)
+        table.add_row(escape(blocks), change.kind, share(change.saving), f"{change.error:.3f}", points)
     return table
 
 
@@ -75,5 +75,11 @@ def modules_table(modules: ModuleMap) -> Table:
     """Return the table of modules."""
     table = Table("module", "boundaries", "from", "to", "lowest similarity", title="modules")
     for number, module in enumerate(modules, 1):
-        table.add_row(str(number), str(len(module)), module.blocks[0], module.blocks[-1], f"{module.similarity:.3f}")
+        table.add_row(
+            str(number),
+            str(len(module)),
+            escape(module.blocks[0]),
+            escape(module.blocks[-1]),
+            f"{module.similarity:.3f}",
+        )
     return table

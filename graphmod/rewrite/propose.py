@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from graphmod.data import Data
+import numpy as np
+
+from graphmod.data import as_data
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.probe import Moments, moments
@@ -46,7 +48,7 @@ class Proposal:
 
 
 def propose(
-    model: Model, place: Place, data: Data, *, ridge: float = RIDGE, threads: int | None = None
+    model: Model, place: Place, data: object, *, ridge: float = RIDGE, threads: int | None = None
 ) -> list[Proposal]:
     """Fit every kind of replacement for a region, the cheapest first.
 
@@ -55,7 +57,7 @@ def propose(
     model : Model
     place : Block, str or (str, str)
         A block, a block's path, or the tensors before and after the region.
-    data : Data
+    data : anything that :func:`graphmod.data.as_data` takes
         Samples to fit on; targets are not used.
     ridge : float
         Share of the mean variance of a channel.
@@ -63,7 +65,7 @@ def propose(
     Raises
     ------
     RefusedError
-        The shapes at entry and exit are such that no kind fits.
+        The shapes at entry and exit are such that no kind fits, or activations there are not finite.
 
     Examples
     --------
@@ -74,16 +76,23 @@ def propose(
     """
     region = find_region(model, place)
     pair = (region.entry, region.exit)
-    seen = moments(model, data, [pair], threads=threads).get(pair)
+    seen = moments(model, as_data(model, data), [pair], threads=threads).get(pair)
     if seen is None:
         raise RefusedError(
             f"no layer fits between '{region.entry}', {model.tensors.get(region.entry)}, and '{region.exit}', "
             f"{model.tensors.get(region.exit)}"
         )
-    return proposals(region, seen, ridge=ridge)
+    found = proposals(region, seen, ridge=ridge)
+    if not found:
+        raise RefusedError(
+            f"activations at '{region.entry}' or '{region.exit}' are not finite, so nothing can be fitted"
+        )
+    return found
 
 
-def proposals(region: Region, seen: Moments, test: Moments | None = None, *, ridge: float = RIDGE) -> list[Proposal]:
-    """Return every kind fitted on some statistics, with its error on others (on the same ones if None)."""
+def proposals(region: Region, seen: Moments, *, ridge: float = RIDGE) -> list[Proposal]:
+    """Return every kind fitted on some statistics, with its error on them; none where they are not finite."""
+    if not (np.isfinite(seen.xx).all() and np.isfinite(seen.xy).all() and np.isfinite(seen.yy).all()):
+        return []
     found = (fit(kind, seen, ridge) for kind in kinds())
-    return [Proposal(region, one, one.error(test or seen)) for one in found if one is not None]
+    return [Proposal(region, one, one.error(seen)) for one in found if one is not None]

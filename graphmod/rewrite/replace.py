@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from graphmod.data import as_data
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.rewrite.propose import propose
@@ -54,7 +53,7 @@ def replace(
     """
     if kind != "auto" and kind not in kinds():
         raise RefusedError(f"there is no replacement '{kind}'; choose 'auto', {', '.join(map(repr, kinds()))}")
-    found = propose(model, place, as_data(model, data), ridge=ridge)
+    found = propose(model, place, data, ridge=ridge)
     good = [one for one in found if (one.kind == kind if kind != "auto" else one.error <= max_error)]
     if not good:
         told = ", ".join(f"{one.kind} {one.error:.3g}" for one in found) or "none"

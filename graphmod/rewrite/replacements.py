@@ -21,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from graphmod.errors import RefusedError
 from graphmod.model import TensorType
 from graphmod.probe import Moments
 from graphmod.rewrite.region import Region
@@ -61,11 +62,13 @@ class Fit:
             seen.yy.sum()
             - 2 * (a * seen.xy).sum()
             - 2 * b @ seen.y_sum
-            + np.einsum("ij,ik,jk->", seen.xx, a, a)
+            + ((seen.xx @ a) * a).sum()
             + 2 * b @ (a.T @ seen.x_sum)
             + n * b @ b
         )
         variance = seen.y_variance
+        if not (np.isfinite(residual) and np.isfinite(variance)):
+            return float("inf")
         return float(np.sqrt(max(0.0, residual) / variance)) if variance > 0 else float(residual > 0)
 
 
@@ -126,6 +129,11 @@ def as_operators(found: Fit, region: Region, kind: TensorType) -> tuple[list[Nod
     """Return the operators and initializers that compute a fit from a region's entry to its exit.
 
     Channels of images lie on axis 1: a linear map of them is a 1x1 convolution. Elsewhere they are the last axis.
+
+    Raises
+    ------
+    RefusedError
+        The last axis is dynamic, so it cannot be that of the channels.
     """
     rank = len(kind.shape or ())
     name = f"{region.exit}/{found.kind}"
@@ -139,6 +147,8 @@ def as_operators(found: Fit, region: Region, kind: TensorType) -> tuple[list[Nod
     if found.is_identity:
         return [], []
     spatial = max(0, rank - 2) if rank >= 4 else 0
+    if not spatial and not isinstance((kind.shape or (None,))[-1], int):
+        raise RefusedError(f"'{region.exit}' is {kind}: its last axis is dynamic, so no layer can be fitted along it")
     if found.kind == "affine":
         shape = (-1, *(1,) * spatial)
         weight = constant("weight", np.diag(found.weight).reshape(shape))

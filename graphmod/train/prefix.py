@@ -24,22 +24,23 @@ class Prefix:
     model : Model
     regions : sequence of Region
         What is to be trained.
+    output : str
+        The tensor that is wanted.
 
     Attributes
     ----------
     cut : str
         The last boundary that all the regions lie behind; the primary input if there is none.
     suffix : Model
-        The model from there to its first output.
+        The model from there to the output.
     """
 
-    def __init__(self, model: Model, regions: Sequence[Region]) -> None:
+    def __init__(self, model: Model, regions: Sequence[Region], output: str) -> None:
         self._model = model
         self._source = primary_input(model)
         trunk = [self._source, *boundaries(model)]
         places = [self._last_boundary(trunk, region) for region in regions]
         self.cut = trunk[min(places)]
-        output = next(iter(model.outputs))
         self.suffix = subgraph(model, [self.cut], [output])
 
     def _last_boundary(self, trunk: list[str], region: Region) -> int:

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from graphmod.data import Data, as_splits
 from graphmod.errors import RefusedError
-from graphmod.graph import data_flow
+from graphmod.graph import Block, data_flow
 from graphmod.model import Model
-from graphmod.probe import predict
-from graphmod.pytorch import to_torch, write_back
+from graphmod.probe import predict, share_correct
+from graphmod.pytorch import META, to_torch, write_back
 from graphmod.rewrite import Region, find_region
 from graphmod.rewrite.region import Place
 from graphmod.train.losses import cross_entropy, distillation
@@ -32,7 +33,7 @@ Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 def retrain(
     model: Model,
     data: object,
-    blocks: Sequence[Place],
+    blocks: Place | Sequence[Place],
     *,
     teacher: Model | None = None,
     distill: float = 0.5,
@@ -59,7 +60,7 @@ def retrain(
     data : anything that :func:`graphmod.data.as_splits` takes
         Its training part is learnt, its calibration part decides when to stop; its test part is not used.
     blocks : sequence of Block, str or (str, str)
-        What may learn: blocks, their paths, or pairs of tensors.
+        What may learn: a block or its path; or a sequence of blocks, their paths, or pairs of tensors.
     teacher : Model, optional
         The original; its predictions are learnt beside the targets.
     distill : float
@@ -67,9 +68,10 @@ def retrain(
     temperature : float
         Of the distillation.
     loss : callable, optional
-        ``loss(outputs, targets) -> scalar tensor``; cross-entropy with integer labels if None.
+        ``loss(outputs, targets) -> scalar tensor``; cross-entropy with integer labels if None, on the logits before
+        a softmax at the end of the model. With a loss of one's own the teacher's outputs are learnt by squared error.
     metric : callable, optional
-        ``metric(outputs, targets) -> float``, larger is better; accuracy if None.
+        ``metric(outputs, targets) -> float``, larger is better; accuracy if None, or ``loss`` if that was given.
     epochs, patience : int
         At most so many; stop after so many without progress.
     learning_rate : float
@@ -103,30 +105,40 @@ def retrain(
     """
     if not 0 <= distill <= 1:
         raise RefusedError(f"distill={distill} is out of range; it is a share between 0 and 1")
+    if epochs < 0 or patience < 1 or batch_size < 1 or learning_rate <= 0 or seed < 0:
+        raise RefusedError(
+            "epochs and seed must be at least 0, patience and batch_size at least 1, learning_rate above 0"
+        )
+    if isinstance(blocks, str | Block):
+        blocks = [blocks]
     splits = as_splits(model, data, seed, labels=loss is None)
     regions = [find_region(model, place) for place in blocks]
     weights = trained_weights(model, regions)
     if not weights:
         raise RefusedError(f"there are no weights to train in {', '.join(map(str, blocks)) or 'no blocks'}")
-    prefix = Prefix(model, regions)
+    classify = loss is None
+    prefix = Prefix(model, regions, logits(model) if classify else model.main_output)
     net = to_torch(prefix.suffix)
     trained = _freeze_all_but(net, weights)
     if not trained:
-        output = next(iter(model.outputs))
-        raise RefusedError(f"no weight of {', '.join(map(str, blocks))} has a part in output '{output}'")
+        told = ", ".join(map(str, blocks))
+        raise RefusedError(f"no weight of {told} has a part in output '{model.main_output}'")
     with tempfile.TemporaryDirectory(prefix="graphmod-") as folder, torch.random.fork_rng():
         torch.manual_seed(seed)
         train = prefix.cached(splits.train, Path(folder), "train")
         calibration = prefix.cached(splits.calibration, Path(folder), "calibration")
-        soft = None if teacher is None or distill == 0 else torch.from_numpy(np.array(predict(teacher, splits.train)))
+        soft = None
+        if teacher is not None and distill > 0:
+            taught = logits(teacher) if classify else teacher.main_output
+            soft = torch.from_numpy(np.array(predict(teacher, splits.train, output=taught)))
         _fit(
             net,
             trained,
             list(prefix.suffix.inputs),
             train,
             calibration,
-            objective=_objective(loss or cross_entropy, soft, distill, temperature),
-            score=_score(loss or cross_entropy, metric or _accuracy),
+            objective=_objective(loss, soft, distill, temperature),
+            score=_score(loss, metric),
             epochs=epochs,
             patience=patience,
             learning_rate=learning_rate,
@@ -169,31 +181,45 @@ def _freeze_all_but(net: torch.fx.GraphModule, weights: frozenset[str]) -> list[
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     trained: dict[str, nn.Parameter] = {}
-    for binding in net.meta["graphmod"]:
+    for binding in net.meta[META]:
         if binding.tensor in weights and binding.path in parameters:
             parameters[binding.path].requires_grad_(True)
             trained[binding.path] = parameters[binding.path]
     return list(trained.values())
 
 
-def _accuracy(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-    return float((outputs.reshape(len(targets), -1).argmax(axis=1) == targets).mean())
+def logits(model: Model) -> str:
+    """Return the tensor of a classifier's logits: its output, or what a softmax at its end reads."""
+    output = model.main_output
+    last = next((operator for operator in model.operators if output in operator.output), None)
+    return last.input[0] if last is not None and last.op_type == "Softmax" else output
 
 
 def _objective(
-    loss: Loss, soft: Tensor | None, distill: float, temperature: float
+    loss: Loss | None, soft: Tensor | None, distill: float, temperature: float
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Mix the loss with what the teacher says: its softened predictions, or under a loss of one's own its outputs."""
+
     def objective(outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        hard = (loss or cross_entropy)(outputs, targets)
         if soft is None:
-            return loss(outputs, targets)
-        return (1 - distill) * loss(outputs, targets) + distill * distillation(outputs, soft[rows], temperature)
+            return hard
+        taught = distillation(outputs, soft[rows], temperature) if loss is None else mse_loss(outputs, soft[rows])
+        return (1 - distill) * hard + distill * taught
 
     return objective
 
 
-def _score(loss: Loss, metric: Metric) -> Callable[[Tensor, Tensor], tuple[float, float]]:
-    """Rank epochs by the metric, and by the loss where the metric cannot tell them apart."""
-    return lambda outputs, targets: (metric(outputs.numpy(), targets.numpy()), -float(loss(outputs, targets)))
+def _score(loss: Loss | None, metric: Metric | None) -> Callable[[Tensor, Tensor], tuple[float, float]]:
+    """Rank epochs by the metric, and by the loss where there is none or it cannot tell them apart."""
+    if metric is None and loss is None:
+        metric = share_correct
+
+    def score(outputs: Tensor, targets: Tensor) -> tuple[float, float]:
+        value = -float((loss or cross_entropy)(outputs, targets))
+        return (value if metric is None else metric(outputs.numpy(), targets.numpy()), value)
+
+    return score
 
 
 def _fit(

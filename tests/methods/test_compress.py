@@ -219,3 +219,23 @@ def test_the_demo():
     assert result.model.n_bytes < 0.95 * original.n_bytes
     assert gm.accuracy(result.model, parts.test) == pytest.approx(result.report.after.test)
     assert result.report.after.calibration >= result.report.before.calibration - 0.005
+
+
+def test_a_model_of_a_fixed_batch(data):
+    fixed = gm.rebatch(network(), 1)
+    parts = [part[:40] for part in (data.train, data.calibration, data.test)]
+    result = gm.compress(fixed, gm.Splits(*parts), epochs=1, target=0.9)
+    assert list(result.report.before.latency) == [1]
+    assert fixed.inputs == result.model.inputs
+
+
+@pytest.mark.parametrize("wrong", [{"batch_sizes": ()}, {"batch_sizes": (0,)}, {"loss": functional.mse_loss}])
+def test_arguments_that_make_no_sense(original, data, wrong):
+    with pytest.raises(gm.RefusedError):
+        gm.compress(original, data, **wrong)
+
+
+def test_a_module_map_off_the_trunk(original, data):
+    found = gm.similarity(original, data.train, ["h0", "h1", "t2", "h2"])
+    with pytest.raises(gm.RefusedError, match="'t2'"):
+        gm.compress(original, data, module_map=gm.modularize(found, n_modules=1))

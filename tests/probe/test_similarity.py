@@ -223,7 +223,8 @@ def test_boundaries_whose_first_axis_is_not_the_batch(rng):
     network = model(operators, {"x": ["n", 3, 4]}, {"y": ["m", 4]}, {"s": np.array([-1, 4])})
     x = rng.normal(size=(20, 3, 4)).astype(np.float32)
     with pytest.raises(gm.RefusedError, match="'y' is not the batch"):
-        similarity(network, x)
+        similarity(network, x, ["a", "y"])
+    assert similarity(network, x).boundaries == ("a",)
     assert similarity(network, x, ["x", "a"]).matrix.shape == (2, 2)
     assert similarity(network, x, ["x"]).matrix[0, 0] == pytest.approx(1)
     with pytest.raises(gm.RefusedError, match="no boundaries"):

@@ -72,3 +72,33 @@ def test_accuracy(rng):
     np.testing.assert_allclose(predict(network, gm.Data({"x": x}), batch_size=8), logits, atol=1e-6)
     with pytest.raises(gm.InvalidDataError, match="label 4"):
         accuracy(network, gm.Data({"x": x}, labels + 1))
+
+
+def test_memory_that_is_used_again_holds_the_right_values(rng):
+    network, x = fan([5, 4], rng), rng.normal(size=(23, 7)).astype(np.float32)
+    expected = network.run({"x": x}, ["t0", "t1"])
+    held = []
+    for _, values in stream(network, gm.Data({"x": x}), ["t0", "t1"], batch_size=8, reuse=2):
+        held.append({name: value.copy() for name, value in values.items()})
+    for name, value in expected.items():
+        np.testing.assert_allclose(np.concatenate([one[name] for one in held]), value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_fixed_batch_with_inner_dimensions_of_one(rng):
+    operators = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+        helper.make_node("GlobalAveragePool", ["a"], ["y"]),
+    ]
+    weights = {"w": rng.normal(size=(2, 3, 3, 3)).astype(np.float32)}
+    network = model(operators, {"x": [1, 3, 6, 6]}, {"y": [1, 2, 1, 1]}, weights)
+    x = rng.normal(size=(8, 3, 6, 6)).astype(np.float32)
+    found = gm.similarity(network, x, batch_size=8)
+    free = gm.similarity(gm.rebatch(network), x, batch_size=8)
+    np.testing.assert_allclose(found.matrix, free.matrix, atol=1e-5)
+
+
+def test_data_that_the_model_fails_on(rng):
+    weights = {"w": rng.normal(size=(4, 2)).astype(np.float32)}
+    network = model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["n", "d"]}, {"y": ["n", 2]}, weights)
+    with pytest.raises(gm.InvalidDataError, match="fails on this data"):
+        gm.similarity(network, rng.normal(size=(8, 5)).astype(np.float32))

@@ -170,10 +170,12 @@ def test_errors_on_other_data():
     network, x, other = fan([6, 6], RNG, (6,)), normal(60, 6), normal(40, 6)
     seen, test = (moments(network, gm.Data({"x": v}), [("t0", "t1")])["t0", "t1"] for v in (x, other))
     values = network.run({"x": other}, ["t0", "t1"])
-    for one in proposals(Region("t0", "t1"), seen, test):
+    for one in proposals(Region("t0", "t1"), seen):
         y = values["t1"].astype(np.float64)
         left = values["t0"] @ one.fit.weight + one.fit.bias
-        assert one.error == pytest.approx(np.sqrt(((left - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()), rel=1e-6)
+        assert one.fit.error(test) == pytest.approx(
+            np.sqrt(((left - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()), rel=1e-6
+        )
 
 
 def test_auto_takes_the_cheapest_that_is_good_enough():
@@ -256,3 +258,21 @@ def test_a_model_in_half_precision():
         value.type.tensor_type.elem_type = 10
     small = gm.replace(gm.load(proto), ("t0", "t1"), normal(50, 6).astype(np.float16), "linear")
     assert small.initializer("t1/linear.weight").dtype == np.float16
+
+
+def test_nothing_is_fitted_to_what_is_not_finite():
+    operators = [helper.make_node("Sqrt", ["x"], ["a"]), helper.make_node("Tanh", ["a"], ["y"])]
+    network = model(operators, {"x": ["n", 4]}, {"y": ["n", 4]})
+    with pytest.raises(gm.RefusedError, match="not finite"):
+        gm.replace(network, ("a", "y"), normal(50, 4))
+
+
+def test_a_dynamic_last_axis_is_no_axis_of_channels():
+    weights = {"w": normal(3, 3, 3), "v": normal(3, 3, 3)}
+    operators = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1]),
+        helper.make_node("Conv", ["a", "v"], ["y"], pads=[1, 1]),
+    ]
+    network = model(operators, {"x": ["n", 3, "l"]}, {"y": ["n", 3, "l"]}, weights)
+    with pytest.raises(gm.RefusedError, match="last axis is dynamic"):
+        gm.replace(network, ("a", "y"), normal(20, 3, 8), "linear")

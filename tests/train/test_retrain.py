@@ -147,7 +147,7 @@ def test_distilling_is_the_same_too(resnet):
 def test_the_cache_holds_the_activations_at_the_cut(resnet, tmp_path, place, cut):
     data = splits(resnet, 10).train
     region = find_region(resnet, place)
-    prefix = Prefix(resnet, [region])
+    prefix = Prefix(resnet, [region], resnet.main_output)
     source = primary_input(resnet)
     block = gm.blocks(resnet)["layer3.1"]
     assert prefix.cut == {"entry": region.entry, "input": source, "residual block": block.entry}[cut]
@@ -256,7 +256,7 @@ def test_a_transformer_with_a_mask():
     layer = next(
         b for b in gm.blocks(network).walk() if b.path.endswith("layer.1") or b.path.endswith("encoder.layer.1")
     )
-    prefix = Prefix(network, [find_region(network, layer)])
+    prefix = Prefix(network, [find_region(network, layer)], network.main_output)
     assert mask in prefix.suffix.inputs
     assert ids not in prefix.suffix.inputs or prefix.cut != ids
     after = retrain(network, parts, [layer], epochs=1, batch_size=8, metric=rising())
@@ -371,3 +371,53 @@ def test_running_statistics_stay_and_dropout_is_on():
     names = changed(network, after)
     assert not any("running" in name for name in names)
     assert {"0.weight", "1.weight", "4.weight"} <= names
+
+
+def softmax_classifier(rng):
+    weights = {"w": rng.normal(size=(5, 3)).astype(np.float32)}
+    operators = [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Softmax", ["z"], ["p"], axis=1)]
+    return model(operators, {"x": ["n", 5]}, {"p": ["n", 3]}, weights)
+
+
+def test_a_softmax_at_the_end_is_trained_through_its_logits():
+    rng = np.random.default_rng(0)
+    network = softmax_classifier(rng)
+    x = rng.normal(size=(300, 5)).astype(np.float32)
+    data = gm.data.as_splits(network, (x, (x @ rng.normal(size=(5, 3))).argmax(1)))
+    trained = gm.retrain(network, data, [("x", "z")], epochs=30, learning_rate=0.05)
+
+    weight = torch.tensor(network.initializer("w").copy(), requires_grad=True)
+    images, labels = torch.from_numpy(data.train.inputs["x"]), torch.from_numpy(data.train.targets)
+    optimizer = torch.optim.Adam([weight], lr=0.05)
+    for _ in range(30):
+        optimizer.zero_grad()
+        functional.cross_entropy(images @ weight, labels).backward()
+        optimizer.step()
+    reference = float(functional.cross_entropy(images @ weight, labels))
+    ours = float(functional.cross_entropy(images @ torch.from_numpy(trained.initializer("w").copy()), labels))
+    assert ours < 1.5 * reference
+
+
+def test_a_loss_alone_ranks_the_epochs():
+    rng = np.random.default_rng(0)
+    network = fan([6, 3], rng)
+    x = rng.normal(size=(100, 7)).astype(np.float32)
+    y = rng.normal(size=(100, 3)).astype(np.float32) / 2
+    data = gm.data.as_splits(network, (x, y))
+    trained = gm.retrain(network, data, [("t0", "t1")], loss=functional.mse_loss, epochs=5, learning_rate=0.01)
+
+    def error(one):
+        return float(((one.run(data.calibration.inputs)["t1"] - data.calibration.targets) ** 2).mean())
+
+    assert error(trained) < error(network)
+
+
+def test_one_place_need_not_be_a_sequence(resnet):
+    data = splits(resnet, 8)
+    assert retrain(resnet, data, "layer4.1", epochs=1).digest == retrain(resnet, data, ["layer4.1"], epochs=1).digest
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0}, {"seed": -1}])
+def test_arguments_out_of_range(resnet, wrong):
+    with pytest.raises(gm.RefusedError, match="at least"):
+        retrain(resnet, splits(resnet, 8), ["fc"], **wrong)
