@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples" / "train_digits_resnet")]
 
 from machine import machine  # noqa: E402  # both folders hold scripts, not packages
-from train import export, train  # noqa: E402
+from train import export, train  # noqa: E402  # the same
 
 RESULTS = ROOT / "benchmarks" / "results" / "demo.json"
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}

@@ -89,7 +89,7 @@ def to_onnx(
 
 def _require_onnxscript() -> None:
     try:
-        import onnxscript  # noqa: F401
+        import onnxscript  # noqa: F401  # asked for by the exporter, not by name here
     except ImportError as error:
         raise GraphmodError(
             'torch exports to ONNX through the package onnxscript, which is missing; pip install "graphmod[pytorch]"'

@@ -61,7 +61,7 @@ def data(original):
 def clock(monkeypatch):
     """Let blocks take as long as they have multiply-accumulates, so that no choice depends on the machine."""
 
-    def timed(model, blocks, data, *, batch_size=1, **_):  # noqa: ARG001
+    def timed(model, blocks, data, *, batch_size=1, **_):  # noqa: ARG001  # the signature is that of a metric or a timer
         parts = {block.path: gm.graph.subgraph(model, [block.entry], [block.exit]) for block in blocks}
         return {path: batch_size * (gm.graph.cost(part).macs + 20.0) for path, part in parts.items()}
 

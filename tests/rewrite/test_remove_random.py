@@ -64,12 +64,12 @@ def interpret(steps, x, skipped=(None, None)):
     for kind, read, made, parameter in steps:
         a, b = values[read[0]], values[read[-1]]
         results = {
-            "unary": lambda: (UNARY[parameter](a),),  # noqa: B023
-            "linear": lambda: (a @ weight(parameter),),  # noqa: B023
-            "add": lambda: (a + b,),  # noqa: B023
-            "concat": lambda: (np.concatenate([a, b], 1),),  # noqa: B023
-            "split": lambda: np.split(a, 2, 1),  # noqa: B023
-            "if": lambda: (a + np.tanh(b) if parameter else np.maximum(a, 0),),  # noqa: B023
+            "unary": lambda: (UNARY[parameter](a),),  # noqa: B023  # called at once
+            "linear": lambda: (a @ weight(parameter),),  # noqa: B023  # called at once
+            "add": lambda: (a + b,),  # noqa: B023  # called at once
+            "concat": lambda: (np.concatenate([a, b], 1),),  # noqa: B023  # called at once
+            "split": lambda: np.split(a, 2, 1),  # noqa: B023  # called at once
+            "if": lambda: (a + np.tanh(b) if parameter else np.maximum(a, 0),),  # noqa: B023  # called at once
         }[kind]()
         values.update(zip(made, results, strict=True))
         if skipped[1] in made:
