@@ -8,7 +8,6 @@ from math import prod
 
 from onnx import NodeProto
 
-from graphmod.data import fixed_batch
 from graphmod.model import Model
 
 
@@ -23,7 +22,7 @@ class Cost:
     bytes : int
         Bytes of those constants.
     macs : int
-        Multiply-accumulates for one sample.
+        Multiply-accumulates for one sample, or for as many as the model's inputs fix.
     """
 
     weights: int = 0
@@ -35,7 +34,7 @@ def cost(model: Model, operators: Iterable[str] | None = None) -> Cost:
     """Return the cost of some operators, or of the whole model.
 
     A weight that several of the operators read counts once. Symbolic dimensions count as 1, so that
-    multiply-accumulates are those of one sample.
+    multiply-accumulates are those of one sample where the batch is dynamic.
 
     Parameters
     ----------
@@ -59,7 +58,7 @@ def cost(model: Model, operators: Iterable[str] | None = None) -> Cost:
             weights += kind.size
             size += kind.size * kind.dtype.itemsize
     macs = sum(_MACS[op.op_type](model, op) for op in (model.operators[i] for i in chosen) if op.op_type in _MACS)
-    return Cost(weights, size, macs // (fixed_batch(model) or 1))
+    return Cost(weights, size, macs)
 
 
 def _dims(model: Model, tensor: str) -> tuple[int, ...]:

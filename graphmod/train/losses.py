@@ -16,6 +16,7 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> float(distillation(torch.zeros(2, 3), torch.zeros(2, 3), 2.0))
     0.0
     """
