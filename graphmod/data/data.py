@@ -94,6 +94,8 @@ def as_data(model: Model, data: object, *, targets: bool = False) -> Data:
     """
     found = data if isinstance(data, Data) else _read(model, data)
     _check(model, found)
+    if targets and found.targets is not None and isinstance(data, str | PathLike) and Path(data).is_dir():
+        _check_classes(model, Path(data), int(found.targets.max()) + 1)
     if targets and found.targets is None:
         raise InvalidDataError("the data has no targets; pass a pair (samples, targets) or a mapping with 'y'")
     return found
@@ -126,6 +128,16 @@ def _read_path(model: Model, path: Path) -> Data:
     return _from_mapping(model, read_archive(path))
 
 
+def _check_classes(model: Model, path: Path, n_folders: int) -> None:
+    shape = model.outputs[model.main_output].shape or ()
+    classes = shape[1] if len(shape) > 1 else None
+    if isinstance(classes, int) and classes != n_folders:
+        raise InvalidDataError(
+            f"'{path}' has {n_folders} subfolders and output '{model.main_output}' {classes} classes; one subfolder a "
+            "class is needed, and their sorted names must be in the model's order of classes"
+        )
+
+
 def read_archive(path: Path) -> dict[str, Array]:
     """Read the arrays of an ``.npz`` file; a single ``.npy`` array counts as the samples "x"."""
     try:
@@ -134,9 +146,11 @@ def read_archive(path: Path) -> dict[str, Array]:
             return {"x": content}
         with content:
             return {name: content[name] for name in content.files}
+    except FileNotFoundError as error:
+        raise InvalidDataError(f"there is no data file '{path}'") from error
     except _UNREADABLE as error:
         raise InvalidDataError(
-            f"cannot read data from '{path}': {error}; an .npz, an .npy or a folder is needed"
+            f"cannot read data from '{path}': it is no archive of plain arrays (.npz), no array (.npy) and no folder"
         ) from error
 
 

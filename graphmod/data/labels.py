@@ -23,14 +23,15 @@ def check_labels(model: Model, data: Data) -> NDArray[np.int64]:
     if data.targets.dtype.kind not in "iu" or data.targets.ndim != 1:
         raise InvalidDataError(
             f"classification needs integer targets of shape [samples], these are {data.targets.dtype} of shape "
-            f"{list(data.targets.shape)}; pass metric= and loss= for anything else"
+            f"{list(data.targets.shape)}; whole numbers stored as floats need .astype(int), other targets metric= and "
+            "loss= in Python"
         )
     name = model.main_output
     kind = model.outputs[name]
     shape = kind.shape or (None, None)
     if len(shape) < 2 or any(size != 1 for size in shape[2:]):
         raise InvalidDataError(
-            f"output '{name}' is {kind}, which is no classifier's [samples, classes]; pass metric= and loss="
+            f"output '{name}' is {kind}, which is no classifier's [samples, classes]; pass metric= and loss= in Python"
         )
     classes = shape[1] if isinstance(shape[1], int) else None
     low, high = int(data.targets.min()), int(data.targets.max())

@@ -63,7 +63,8 @@ class Block:
             if block.path == path:
                 return block
         inside = ", ".join(child.path for child in self.children) or "none"
-        raise RefusedError(f"there is no block '{path}' in '{self.path}'; the blocks next in it are {inside}")
+        where = f"block '{self.path}'" if self.path else "the model"
+        raise RefusedError(f"there is no block '{path}' in {where}; the blocks at its top are {inside}")
 
 
 @dataclass(frozen=True)

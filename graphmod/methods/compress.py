@@ -126,6 +126,7 @@ def compress(
         module_map.check(model)
         _check_on_trunk(module_map, trunk)
     splits = as_splits(model, data, seed, labels=metric is None)
+    _warn_of_little_data(splits, max_drop)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, disable=not progress, transient=True) as bar:
         task = bar.add_task("similarity of boundaries", total=None)
@@ -139,6 +140,8 @@ def compress(
         modules = module_map or modularize(found, threshold=threshold)
         tell("latency of blocks")
         search = _Search(trunk, modules, splits, batch_sizes, metric or share_correct, max(RECOVERABLE, 2 * max_drop))
+        if metric is None:
+            _warn_of_chance(search.score, model)
         path = list(search.greedy(target, tell))
         after, final, taken = search.recover(path, max_drop, loss, metric, epochs, seed, tell)
         tell("figures")
@@ -224,7 +227,7 @@ class _Search:
                     seed=seed,
                 )
             score = self.metric(predict(model, self.splits.calibration), self._targets)
-            if score >= self._score - max_drop - 1e-9:
+            if score >= self.score - max_drop - 1e-9:
                 low = middle
                 best = (model, trunk, [step.change for step in path[:middle]])
             else:
@@ -303,7 +306,7 @@ class _Search:
         return predict(self.start.original, self.splits.calibration).astype(np.float64)
 
     @cached_property
-    def _score(self) -> float:
+    def score(self) -> float:
         return self.metric(self._logits, self._targets)
 
     def _damage(self, model: Model) -> tuple[float, float]:
@@ -312,7 +315,7 @@ class _Search:
         The squared error, over the outputs' mean square, tells changes apart that lose nothing.
         """
         logits = predict(model, self.splits.calibration).astype(np.float64)
-        drop = self._score - self.metric(logits, self._targets)
+        drop = self.score - self.metric(logits, self._targets)
         return drop, max(0.0, drop) + float(((logits - self._logits) ** 2).mean() / (self._logits**2).mean())
 
     # -- the next change
@@ -373,6 +376,25 @@ class _Search:
             seen = self._seen.setdefault(keys[start, stop], found.get(pair))
             for proposal in proposals(Region(*pair), seen) if seen is not None else ():
                 yield start, stop, proposal
+
+
+def _warn_of_little_data(splits: Splits, max_drop: float) -> None:
+    n = len(splits.calibration)
+    if n * max_drop < 1:
+        warnings.warn(
+            f"{n} calibration samples cannot show a drop of {max_drop:.2%}: one sample is {1 / n:.2%}", stacklevel=3
+        )
+
+
+def _warn_of_chance(score: float, model: Model) -> None:
+    shape = model.outputs[model.main_output].shape or ()
+    classes = shape[1] if len(shape) > 1 else None
+    if isinstance(classes, int) and score < 1.5 / classes:
+        warnings.warn(
+            f"the model is right on {score:.1%} of the calibration data, about as often as chance among {classes} "
+            "classes; check the labels' order and how the inputs are scaled",
+            stacklevel=3,
+        )
 
 
 def _check_on_trunk(module_map: ModuleMap, trunk: Trunk) -> None:

@@ -2,7 +2,7 @@
 
 from graphmod.model.files import check_writable, replace_file
 from graphmod.model.initializers import copy_without
-from graphmod.model.loading import load
+from graphmod.model.loading import external_files, load
 from graphmod.model.model import Model, TensorType
 from graphmod.model.session import run_bound
 from graphmod.model.view import as_networkx, consumed
@@ -14,6 +14,7 @@ __all__ = [
     "check_writable",
     "consumed",
     "copy_without",
+    "external_files",
     "load",
     "replace_file",
     "run_bound",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
-from onnx.external_data_helper import uses_external_data
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from graphmod.errors import InvalidModelError
 from graphmod.model import initializers
@@ -47,6 +47,14 @@ def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
     folder = path.resolve().parent if any(uses_external_data(t) for t in proto.graph.initializer) else None
     source = None if folder is not None or proto.SerializeToString() == content else content
     return _checked(Model(proto, folder, source), f"'{path}'")
+
+
+def external_files(path: Path) -> list[Path]:
+    """Return the files beside a model that hold its weights; none where they are inside."""
+    proto = _parse(path.read_bytes(), f"'{path}'")
+    return sorted(
+        {path.parent / ExternalDataInfo(t).location for t in proto.graph.initializer if uses_external_data(t)}
+    )
 
 
 def _parse(content: bytes, what: str) -> ModelProto:

@@ -330,11 +330,15 @@ class Model:
         unknown = [name for name in feeds if name not in self.inputs]
         if missing or unknown:
             what = f"input '{missing[0]}' has no data" if missing else f"there is no input '{unknown[0]}'"
-            raise InvalidDataError(f"{what}; the model's inputs are {', '.join(self.inputs)}")
+            told = f"the model's inputs are {', '.join(self.inputs)}, the data has {', '.join(feeds) or 'none'}"
+            raise InvalidDataError(f"{what}; {told}")
         for name, array in feeds.items():
             kind = self.inputs[name]
             if kind.dtype is not None and array.dtype != kind.dtype:
-                raise InvalidDataError(f"data of dtype {array.dtype} does not fit input '{name}', which is {kind}")
+                raise InvalidDataError(
+                    f"data of dtype {array.dtype} does not fit input '{name}', which is {kind}; convert it, with "
+                    "values scaled as they were in training"
+                )
             if not _fits(array.shape, kind.shape):
                 raise InvalidDataError(
                     f"data of shape {list(array.shape)} does not fit input '{name}', which is {kind}"

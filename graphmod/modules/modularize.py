@@ -47,7 +47,7 @@ def modularize(
     4
     """
     if (threshold is None) == (n_modules is None):
-        raise RefusedError("give either threshold= or n_modules=")
+        raise RefusedError("give either a threshold or a number of modules, not both")
     if threshold is not None and not 0 <= threshold <= 1:
         raise RefusedError(f"the threshold {threshold} is out of range; similarities lie between 0 and 1")
     if n_modules is not None and not 1 <= n_modules <= len(similarity.boundaries):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphmod.errors import NotWritableError
-from graphmod.model import check_writable, replace_file
+from graphmod.model import check_writable, external_files, replace_file
 from graphmod.report.page import page
 
 if TYPE_CHECKING:
@@ -64,4 +64,5 @@ def write_report(result: Result, folder: str | PathLike[str], title: str = "mode
         "page": replace_file(path / "report.html", lambda stream: stream.write(page(result, title).encode())),
     }
     result.similarity.plot(written["heatmap"])
-    return written
+    weights = external_files(written["model"])
+    return {**written, **{f"weights {number}": file for number, file in enumerate(weights, 1)}}

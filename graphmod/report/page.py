@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from graphmod.report.figures import count, rows, share
+from graphmod.report.tables import CAPTION
 
 if TYPE_CHECKING:
     from graphmod.methods import Result
@@ -37,6 +38,7 @@ def page(result: Result, title: str = "graphmod") -> str:
         trained_share=share(result.report.trained_share),
         share=share,
         heatmap=_heatmap(result),
+        caption=CAPTION,
     )
 
 

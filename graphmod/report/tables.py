@@ -17,6 +17,12 @@ from graphmod.report.figures import count, rows, share, size
 if TYPE_CHECKING:
     from graphmod.methods import CompressionReport
 
+CAPTION = (
+    "latency saved: added by this change, a share of the original's; error: of the fit, 0 is perfect and 1 a constant; "
+    "score: on calibration data, with all changes so far; a later change can take in an earlier one"
+)
+"""What the columns of the table of changes mean."""
+
 
 def summary_table(report: CompressionReport) -> Table:
     """Return the table of what was measured before and after."""
@@ -28,11 +34,13 @@ def summary_table(report: CompressionReport) -> Table:
 
 def changes_table(report: CompressionReport) -> Table:
     """Return the table of replaced runs of blocks, in the order in which they were taken."""
-    table = Table("blocks", "by", "latency saved", "error", "drop before retraining", title="replaced")
+    table = Table(
+        "blocks", "by", "latency saved", "error", "score before retraining", title="replaced", caption=CAPTION
+    )
     for change in report.changes:
         first, last = change.blocks
         blocks = first if first == last else f"{first} … {last}"
-        points = f"{change.drop * 100:+.2f} points"
+        points = f"{-change.drop * 100:+.2f} points"
         table.add_row(escape(blocks), change.kind, share(change.saving), f"{change.error:.3f}", points)
     return table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Proposal:
     """
 
     region: Region
-    fit: Fit = field(repr=False)
+    fit: Fit
     error: float
 
     @property

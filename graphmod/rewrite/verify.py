@@ -27,7 +27,8 @@ class OutputError:
     scale : float
         Largest absolute value of the first model's output.
     rms : float
-        Root mean squared difference over the root mean square of the first model's output.
+        Root mean squared difference over the root mean square of the first model's output: 0 where they agree, 1 where
+        the difference is as large as the output.
     """
 
     largest: float

@@ -174,3 +174,15 @@ def test_labels_of_an_output_of_unknown_width():
     data = gm.Data({"x": np.zeros((2, 3), np.float32)}, np.array([0, -4]))
     with pytest.raises(gm.InvalidDataError, match=r"label -4 .* at least 0"):
         check_labels(model, data)
+
+
+def test_a_folder_with_other_classes_than_the_model_has(tmp_path):
+    from PIL import Image
+
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "one.png")
+    model = gm.load(gm.demo.model_path())
+    assert len(gm.data.as_data(model, tmp_path)) == 3
+    with pytest.raises(gm.InvalidDataError, match=r"3 subfolders and output 'logits' 10 classes"):
+        gm.data.as_data(model, tmp_path, targets=True)

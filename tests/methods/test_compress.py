@@ -239,3 +239,13 @@ def test_a_module_map_off_the_trunk(original, data):
     found = gm.similarity(original, data.train, ["h0", "h1", "t2", "h2"])
     with pytest.raises(gm.RefusedError, match="'t2'"):
         gm.compress(original, data, module_map=gm.modularize(found, n_modules=1))
+
+
+def test_little_data_and_chance_are_told(original, data):
+    few = gm.Splits(data.train, data.calibration[:20], data.test)
+    wrong = gm.Data(few.calibration.inputs, (np.array(few.calibration.targets) + 1) % CLASSES)
+    with (
+        pytest.warns(UserWarning, match="20 calibration samples cannot show a drop of 0.50%"),
+        pytest.warns(UserWarning, match="about as often as chance among 5 classes"),
+    ):
+        gm.compress(original, gm.Splits(few.train, wrong, few.test), target=0.9, epochs=0)
