@@ -119,7 +119,7 @@ def test_a_folder_of_images(model, tmp_path):
         Image.fromarray(image).save(folder / f"{i}.png")
     (tmp_path / ".cache").mkdir()
     (tmp_path / "cat" / "notes.txt").write_text("no image")
-    data = as_data(model, tmp_path, targets=True)
+    data = as_data(model, tmp_path)
     order = [1, 4, 2, 5, 0, 3]  # ant, bee, cat
     assert data.targets.tolist() == [0, 0, 1, 1, 2, 2]
     np.testing.assert_allclose(data.inputs["input"], pixels[order].transpose(0, 3, 1, 2) / 255, atol=1e-6)
