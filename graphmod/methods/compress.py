@@ -206,13 +206,10 @@ class _Search:
         seed: int,
         tell: Callable[[str], None],
     ) -> tuple[Model, Trunk, list[Change]]:
-        """Return the smallest model on the path that retraining brings within ``max_drop``, by bisection."""
-        best: tuple[Model, Trunk, list[Change]] = (self.start.original, self.start, [])
-        low, high = 0, len(path)
-        middle = high
-        while low < high:
-            tell(f"retraining after {middle} of {len(path)} changes")
-            trunk = path[middle - 1].trunk
+        """Return the last model on the path that retraining brings within ``max_drop``, the original if none."""
+        for n in range(len(path), 0, -1):
+            tell(f"retraining after {n} of {len(path)} changes")
+            trunk = path[n - 1].trunk
             model = trunk.build(self._built)
             places = trunk.touched(self._weighty)
             if places:
@@ -228,12 +225,8 @@ class _Search:
                 )
             score = self.metric(predict(model, self.splits.calibration), self._targets)
             if score >= self.score - max_drop - 1e-9:
-                low = middle
-                best = (model, trunk, [step.change for step in path[:middle]])
-            else:
-                high = middle - 1
-            middle = (low + high + 1) // 2
-        return best
+                return model, trunk, [step.change for step in path[:n]]
+        return self.start.original, self.start, []
 
     def n_trained(self, model: Model, trunk: Trunk) -> int:
         """Return how many scalars were trained."""

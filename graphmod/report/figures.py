@@ -41,6 +41,15 @@ def share(value: float) -> str:
     return f"{value:.2%}".replace("%", " %")
 
 
+def points(value: float) -> str:
+    """Return a difference of shares in percentage points.
+
+    >>> points(-1e-17)
+    '+0.00 points'
+    """
+    return f"{round(value * 100, 2) + 0.0:+.2f} points"
+
+
 def microseconds(value: float) -> str:
     """Return a time in the unit that fits.
 
@@ -61,7 +70,7 @@ def rows(report: CompressionReport) -> Iterator[tuple[str, str, str, str]]:
         yield name, microseconds(before.latency[batch]), microseconds(after.latency[batch]), f"{faster:.2f}x faster"
     for name in ("calibration", "test"):
         first, second = getattr(before, name), getattr(after, name)
-        yield f"{name} score", share(first), share(second), f"{(second - first) * 100:+.2f} points"
+        yield f"{name} score", share(first), share(second), points(second - first)
 
 
 def _ratio(after: int, before: int) -> str:

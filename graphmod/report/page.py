@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from graphmod.report.figures import count, rows, share
+from graphmod.report.figures import count, points, rows, share
 from graphmod.report.tables import CAPTION
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def page(result: Result, title: str = "graphmod") -> str:
         trained=count(result.report.trained_weights),
         trained_share=share(result.report.trained_share),
         share=share,
+        points=points,
         heatmap=_heatmap(result),
         caption=CAPTION,
     )

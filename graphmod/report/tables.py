@@ -12,7 +12,7 @@ from rich.tree import Tree
 from graphmod.graph import Block, cost
 from graphmod.model import Model
 from graphmod.modules import ModuleMap
-from graphmod.report.figures import count, rows, share, size
+from graphmod.report.figures import count, points, rows, share, size
 
 if TYPE_CHECKING:
     from graphmod.methods import CompressionReport
@@ -40,8 +40,7 @@ def changes_table(report: CompressionReport) -> Table:
     for change in report.changes:
         first, last = change.blocks
         blocks = first if first == last else f"{first} … {last}"
-        points = f"{-change.drop * 100:+.2f} points"
-        table.add_row(escape(blocks), change.kind, share(change.saving), f"{change.error:.3f}", points)
+        table.add_row(escape(blocks), change.kind, share(change.saving), f"{change.error:.3f}", points(-change.drop))
     return table
 
 
