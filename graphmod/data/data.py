@@ -129,9 +129,8 @@ def _read_path(model: Model, path: Path) -> Data:
 
 
 def _check_classes(model: Model, path: Path, n_folders: int) -> None:
-    shape = model.outputs[model.main_output].shape or ()
-    classes = shape[1] if len(shape) > 1 else None
-    if isinstance(classes, int) and classes != n_folders:
+    classes = model.n_classes
+    if classes is not None and classes != n_folders:
         raise InvalidDataError(
             f"'{path}' has {n_folders} subfolders and output '{model.main_output}' {classes} classes; one subfolder a "
             "class is needed, and their sorted names must be in the model's order of classes"

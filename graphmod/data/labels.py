@@ -11,7 +11,7 @@ from graphmod.model import Model
 
 
 def check_labels(model: Model, data: Data) -> NDArray[np.int64]:
-    """Return the targets as class labels of the model's first output.
+    """Return the targets as class labels of the model's first float output.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def check_labels(model: Model, data: Data) -> NDArray[np.int64]:
         raise InvalidDataError(
             f"output '{name}' is {kind}, which is no classifier's [samples, classes]; pass metric= and loss= in Python"
         )
-    classes = shape[1] if isinstance(shape[1], int) else None
+    classes = model.n_classes
     low, high = int(data.targets.min()), int(data.targets.max())
     if low < 0 or (classes is not None and high >= classes):
         wrong = low if low < 0 else high

@@ -43,7 +43,7 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     seed : int
         Decides which samples go where.
     labels : bool
-        Whether targets must be class labels of the model's first output.
+        Whether targets must be class labels of the model's first float output.
 
     Raises
     ------
@@ -53,9 +53,8 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     if isinstance(data, Splits):
         parts: dict[str, object] = {name: getattr(data, name) for name in PARTS}
     else:
-        parts = _parts(data)
-    if not parts:
-        parts = {"train": data}
+        data = _opened(data)
+        parts = _parts(data) or {"train": data}
     if "train" not in parts:
         told = ", ".join(sorted(parts))
         raise InvalidDataError(f"the data has parts {told} but no training part; name it 'x_train', 'y_train'")
@@ -72,12 +71,16 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
 
 def training_part(data: object) -> object:
     """Return the training part of data that has parts, else the data itself; see :func:`as_splits`."""
+    data = _opened(data)
     return _parts(data).get("train", data)
 
 
+def _opened(data: object) -> object:
+    """Return the arrays of an archive, read once; anything else as it is."""
+    return read_archive(Path(data)) if isinstance(data, str | PathLike) and Path(data).is_file() else data
+
+
 def _parts(data: object) -> dict[str, object]:
-    if isinstance(data, str | PathLike) and Path(data).is_file():
-        data = read_archive(Path(data))
     if not isinstance(data, Mapping):
         return {}
     parts: dict[str, object] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -29,9 +29,7 @@ from graphmod.model import Model
 from graphmod.modules import ModuleMap, modularize
 from graphmod.probe import Moments, block_latency, latency, moments, predict, share_correct, similarity
 from graphmod.rewrite import Proposal, Region, proposals
-from graphmod.train import retrain, trained_weights
-
-Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+from graphmod.train import Metric, retrain, trained_weights
 
 SHORTLIST = 12
 """Proposals a round whose damage is measured; the rest is ranked by error and saving alone."""
@@ -139,7 +137,8 @@ def compress(
             found = similarity(model, splits.train)
         modules = module_map or modularize(found, threshold=threshold)
         tell("latency of blocks")
-        search = _Search(trunk, modules, splits, batch_sizes, metric or share_correct, max(RECOVERABLE, 2 * max_drop))
+        judge = metric or share_correct
+        search = _Search(trunk, modules, splits, batch_sizes, judge, max(RECOVERABLE, 2 * max_drop))
         if metric is None:
             _warn_of_chance(search.score, model)
         path = list(search.greedy(target, tell))
@@ -147,8 +146,8 @@ def compress(
         tell("figures")
         timing = _latencies({"before": model, "after": after}, splits.test, batch_sizes)
         report = CompressionReport(
-            _measured(model, splits, metric or share_correct, timing["before"]),
-            _measured(after, splits, metric or share_correct, timing["after"]),
+            _measured(model, splits, judge, timing["before"]),
+            _measured(after, splits, judge, timing["after"]),
             tuple(taken),
             search.n_trained(after, final),
             max_drop,
@@ -183,6 +182,10 @@ class _Search:
     batch_sizes: tuple[int, ...]
     metric: Metric
     recoverable: float
+    _built: dict[tuple[Run, ...], Model] = field(default_factory=dict)
+    _seen: dict[tuple[object, ...], Moments | None] = field(default_factory=dict)
+    """Statistics of candidates: they depend on the runs before them alone."""
+    _replacement_costs: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     def greedy(self, target: float | None, tell: Callable[[str], None]) -> Iterator[_Step]:
         """Yield ever smaller trunks, each with the best change to the one before."""
@@ -237,30 +240,21 @@ class _Search:
     # -- what a change saves
 
     @cached_property
-    def _steps(self) -> NDArray[np.float64]:
-        """Share of the latency between each boundary and the one before it, averaged over batch sizes."""
+    def _timed(self) -> NDArray[np.float64]:
+        """Latency between each boundary and the one before it, a row a batch size."""
         tensors, model = self.start.tensors, self.start.original
         parts = [Block(str(i), a, b, ()) for i, (a, b) in enumerate(pairwise(tensors), 1)]
-        shares = np.zeros((len(self.batch_sizes), len(tensors)))
-        for row, size in zip(shares, self.batch_sizes, strict=True):
+        times = np.zeros((len(self.batch_sizes), len(tensors)))
+        for row, size in zip(times, self.batch_sizes, strict=True):
             timed = block_latency(model, parts, self.splits.train, batch_size=size)
             row[1:] = [timed[part.path] for part in parts]
-        self._totals = shares.sum(axis=1)
-        share: NDArray[np.float64] = (shares / self._totals[:, None]).mean(axis=0)
+        return times
+
+    @cached_property
+    def _steps(self) -> NDArray[np.float64]:
+        """Share of the latency between each boundary and the one before it, averaged over batch sizes."""
+        share: NDArray[np.float64] = (self._timed / self._timed.sum(axis=1, keepdims=True)).mean(axis=0)
         return share
-
-    @cached_property
-    def _built(self) -> dict[tuple[Run, ...], Model]:
-        return {}
-
-    @cached_property
-    def _seen(self) -> dict[tuple[object, ...], Moments | None]:
-        """Statistics of candidates: they depend on the runs before them alone."""
-        return {}
-
-    @cached_property
-    def _replacement_costs(self) -> dict[tuple[object, ...], float]:
-        return {}
 
     def _cost_of(self, trunk: Trunk, run: Run) -> float:
         """Return the share of the original's latency that a replacement takes, timed as a model of its own."""
@@ -271,10 +265,10 @@ class _Search:
         key = (run.proposal.kind, tensors[region.entry], tensors[region.exit])
         known = self._replacement_costs
         if key not in known:
-            model = Trunk(trunk.original, trunk.tensors, trunk.paths, (run,)).build()
+            model = self.start.with_run(run).build()
             part = Block("x", region.entry, region.exit, ())
             times = [block_latency(model, [part], self.splits.train, batch_size=size)["x"] for size in self.batch_sizes]
-            known[key] = float((np.array(times) / self._totals).mean())
+            known[key] = float((np.array(times) / self._timed.sum(axis=1)).mean())
         return known[key]
 
     def _saved(self, trunk: Trunk) -> float:
@@ -342,9 +336,8 @@ class _Search:
                 ranked.append((gain / max(proposal.error**2, 1e-6), gain, changed, run))
         ranked.sort(key=lambda item: -item[0])
         best: tuple[float, _Step] | None = None
-        built = self._built
         for _, gain, changed, run in ranked[:SHORTLIST]:
-            drop, damage = self._damage(changed.build(ChainMap({}, built)))
+            drop, damage = self._damage(changed.build(ChainMap({}, self._built)))
             if drop > self.recoverable:
                 continue
             rate = gain / max(damage, 1e-6)
@@ -380,9 +373,8 @@ def _warn_of_little_data(splits: Splits, max_drop: float) -> None:
 
 
 def _warn_of_chance(score: float, model: Model) -> None:
-    shape = model.outputs[model.main_output].shape or ()
-    classes = shape[1] if len(shape) > 1 else None
-    if isinstance(classes, int) and score < 1.5 / classes:
+    classes = model.n_classes
+    if classes is not None and score < 1.5 / classes:
         warnings.warn(
             f"the model is right on {score:.1%} of the calibration data, about as often as chance among {classes} "
             "classes; check the labels' order and how the inputs are scaled",

@@ -37,7 +37,8 @@ def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
         proto.CopyFrom(model)
         return _checked(Model(proto), "the proto")
     if isinstance(model, bytes):
-        return _checked(Model(_parse(model, "the byte string"), None, model), "the byte string")
+        proto = _parse(model, "the byte string")
+        return _checked(Model(proto, None, _unlike(proto, model)), "the byte string")
     path = Path(model)
     try:
         content = path.read_bytes()
@@ -45,8 +46,13 @@ def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
         raise InvalidModelError(f"cannot read '{path}': {error.strerror}") from error
     proto = _parse(content, f"'{path}'")
     folder = path.resolve().parent if any(uses_external_data(t) for t in proto.graph.initializer) else None
-    source = None if folder is not None or proto.SerializeToString() == content else content
+    source = _unlike(proto, content) if folder is None else None
     return _checked(Model(proto, folder, source), f"'{path}'")
+
+
+def _unlike(proto: ModelProto, content: bytes) -> bytes | None:
+    """Return the bytes that a proto was read from, if writing it would not give the same ones."""
+    return None if proto.SerializeToString() == content else content
 
 
 def external_files(path: Path) -> list[Path]:

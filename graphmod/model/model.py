@@ -131,6 +131,12 @@ class Model:
         """The first float output: the logits of a classifier. The first output of a model that has no float one."""
         return next((name for name, kind in self.outputs.items() if kind.is_float), next(iter(self.outputs)))
 
+    @property
+    def n_classes(self) -> int | None:
+        """The size of axis 1 of the main output: a classifier's classes. None where it is dynamic or there is none."""
+        size = (self.outputs[self.main_output].shape or ())[1:2]
+        return size[0] if size and isinstance(size[0], int) else None
+
     @cached_property
     def tensors(self) -> dict[str, TensorType]:
         """Every tensor of the main graph whose type shape inference finds, initializers included."""
