@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,14 @@ Array = NDArray[np.generic]
 
 LARGE = 1024
 """Scalars above which shape inference does without an initializer's value."""
+
+_BITS: dict[int, int] = {
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    TensorProto.FLOAT4E2M1: 4,
+    TensorProto.INT2: 2,
+    TensorProto.UINT2: 2,
+}
 
 _VALUE_FIELDS = (
     "raw_data",
@@ -33,6 +42,14 @@ _VALUE_FIELDS = (
 def tensor_type(tensor: TensorProto) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
     """Return dtype and shape of an initializer without reading its values."""
     return onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
+
+
+def n_stored_bytes(tensor: TensorProto) -> int:
+    """Return how many bytes an initializer's values take as raw data; types below eight bits are packed."""
+    n_values = int(math.prod(tensor.dims))
+    if tensor.data_type in _BITS:
+        return -(-n_values * _BITS[tensor.data_type] // 8)
+    return n_values * int(tensor_type(tensor)[0].itemsize)
 
 
 def values(tensor: TensorProto, folder: Path | None) -> Array:

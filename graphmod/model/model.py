@@ -109,12 +109,12 @@ class Model:
     @cached_property
     def inputs(self) -> dict[str, TensorType]:
         """The inputs that a caller feeds: graph inputs that no initializer provides a default for."""
-        return {v.name: _type_of(v) for v in self._proto.graph.input if v.name not in self.initializers}
+        return {v.name: type_of(v) for v in self._proto.graph.input if v.name not in self.initializers}
 
     @cached_property
     def outputs(self) -> dict[str, TensorType]:
         """The graph's outputs."""
-        return {v.name: _type_of(v) for v in self._proto.graph.output}
+        return {v.name: type_of(v) for v in self._proto.graph.output}
 
     @property
     def proto_inputs(self) -> tuple[ValueInfoProto, ...]:
@@ -144,7 +144,7 @@ class Model:
         types = {name: TensorType(dtype, shape) for name, (dtype, shape) in found.items()}
         graph = self._inferred.graph
         for value in (*graph.value_info, *graph.output, *graph.input):
-            types.setdefault(value.name, _type_of(value))
+            types.setdefault(value.name, type_of(value))
         return types
 
     @cached_property
@@ -366,7 +366,8 @@ class Model:
         return files.save(self._proto, self.folder, self.source, Path(path))
 
 
-def _type_of(value: ValueInfoProto) -> TensorType:
+def type_of(value: ValueInfoProto) -> TensorType:
+    """Return the type that a declaration gives a tensor."""
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return TensorType(None, None)

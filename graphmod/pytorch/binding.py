@@ -1,73 +1,94 @@
-"""Bindings: which tensor of the graph is which parameter or buffer of the network, and in which order of axes."""
+"""Bindings: which constant of the graph is which parameter or buffer of the network, and by which steps."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from graphmod.pytorch.dtypes import to_array
+from graphmod.pytorch.address import Address
+from graphmod.pytorch.steps import Permute, Steps
 
 Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
-class Weight:
-    """A constant on its way into a module.
+class Source:
+    """Where a constant's values come from.
 
-    ``permutation`` leads from the axes of the graph's ``tensor`` to those of the module's parameter; ``index`` is the
-    operator's input that reads it.
+    Parameters
+    ----------
+    tensor : str
+        The float tensor that is trained in its place: an initializer, what a constant operator makes, or what an
+        initializer is dequantized to.
+    address : Address, optional
+        Where in the file the values lie; None for what operators compute, where ``maker`` says which.
+    steps : Steps
+        Lead from the values in the file to the constant.
+    shape : tuple of int
+        The values' shape in the file.
+    dtype : str
+        Their element type there.
+    maker : Address, optional
+        The operator that computes the values, where no address holds them.
+    digest : bytes, optional
+        The digest of values that no address holds.
     """
 
     tensor: str
-    permutation: tuple[int, ...]
+    address: Address | None
+    steps: Steps
     shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
+    dtype: str
+    maker: Address | None = None
+    digest: bytes | None = None
+
+    @property
+    def permutation(self) -> tuple[int, ...] | None:
+        """The order in which the axes arrive, where that is all that happens to them."""
+        if not self.steps:
+            return tuple(range(len(self.shape)))
+        return self.steps[0].order if len(self.steps) == 1 and isinstance(self.steps[0], Permute) else None
+
+
+def digest_of(value: Array) -> bytes:
+    """Return a digest of an array's bits."""
+    return hashlib.sha256(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data).digest()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant on its way into a module; ``index`` is the operator's input that reads it."""
+
+    source: Source
+    shape: tuple[int, ...]
     value: Callable[[], Array]
     index: int = 0
 
 
 @dataclass(frozen=True)
 class Binding:
-    """One place of the network where a tensor of the graph lives.
+    """One place of the network where a constant of the graph lives.
 
     Parameters
     ----------
-    tensor : str
-        Name of the tensor in the graph: an initializer, or what a constant operator makes.
+    source : Source
+        The constant, with the steps that lead to the parameter.
     path : str
         Dotted path of the parameter or buffer.
-    permutation : tuple of int
-        Leads from the tensor's axes to the parameter's.
-    shape : tuple of int
-        The tensor's shape.
-    dtype : str
-        The tensor's element type.
-    reader : tuple of (str, int), optional
-        First output of the operator, and position of its input, for running statistics: these are never shared, even
-        where two operators read one tensor.
+    reader : tuple of (Address, int), optional
+        The operator, and position of its input, for running statistics: these are never shared, even where two
+        operators read one tensor.
     """
 
-    tensor: str
+    source: Source
     path: str
-    permutation: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    reader: tuple[str, int] | None = None
+    reader: tuple[Address, int] | None = None
 
-    def original(self, value: Tensor) -> Array:
-        """Return a parameter's value with the tensor's axes and element type.
-
-        Examples
-        --------
-        >>> import torch
-        >>> Binding("w", "fc.weight", (1, 0), (2, 3), "float32").original(torch.zeros(3, 2)).shape
-        (2, 3)
-        """
-        dtype = np.dtype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
-        array = to_array(value).transpose(np.argsort(self.permutation))
-        return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(self.shape)
+    @property
+    def tensor(self) -> str:
+        """Name of the float tensor that the parameter stands for."""
+        return self.source.tensor

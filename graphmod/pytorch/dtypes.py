@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from torch import Tensor
 
 Array = NDArray[np.generic]
@@ -33,6 +33,22 @@ TORCH: dict[int, torch.dtype] = {
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+def numpy_dtype(code: int) -> np.dtype[np.generic] | None:
+    """Return NumPy's name of an ONNX element type, or None for a code that means none."""
+    return helper.tensor_dtype_to_np_dtype(code) if code in helper.get_all_tensor_dtypes() else None
+
+
+def torch_dtype(dtype: np.dtype[np.generic]) -> torch.dtype:
+    """Return PyTorch's name of a NumPy type.
+
+    Examples
+    --------
+    >>> torch_dtype(np.dtype("int64"))
+    torch.int64
+    """
+    return TORCH[helper.np_dtype_to_tensor_dtype(dtype)]
+
+
 def is_float(dtype: np.dtype[np.generic]) -> bool:
     """Whether tensors of this type can be weights.
 
@@ -45,7 +61,13 @@ def is_float(dtype: np.dtype[np.generic]) -> bool:
 
 
 def has_tensor(dtype: np.dtype[np.generic]) -> bool:
-    """Whether PyTorch has tensors of this type."""
+    """Whether PyTorch has tensors of this type and computes with them: not with strings, four or eight bit floats.
+
+    Examples
+    --------
+    >>> has_tensor(np.dtype("float32")), has_tensor(np.dtype(ml_dtypes.int4)), has_tensor(np.dtype(object))
+    (True, False, False)
+    """
     return dtype == _BFLOAT16 or (dtype.isbuiltin == 1 and dtype.kind in "fiubc" and dtype.itemsize <= 16)
 
 

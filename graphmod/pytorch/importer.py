@@ -4,53 +4,78 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import getitem
 from os import PathLike
 from typing import Any, cast
 
 import numpy as np
-from onnx import ModelProto, NodeProto
-from torch import fx, nn
+import torch
+from onnx import GraphProto, ModelProto
+from torch import Tensor, fx, nn
 
 from graphmod.errors import UnsupportedOperatorError
-from graphmod.model import Model, load
-from graphmod.model.view import consumed
-from graphmod.pytorch.binding import Binding, Weight
+from graphmod.model import Model, consumed, load
+from graphmod.pytorch.address import marked, operators_of
+from graphmod.pytorch.binding import Binding, Source, Weight
 from graphmod.pytorch.constants import Constants
-from graphmod.pytorch.dtypes import has_tensor, is_float, to_tensor
+from graphmod.pytorch.dtypes import has_tensor, is_float, numpy_dtype, to_tensor, torch_dtype
 from graphmod.pytorch.operator import Operator
 from graphmod.pytorch.paths import Paths
+from graphmod.pytorch.program import Program
+from graphmod.pytorch.reference import Reference, has_reference
 from graphmod.pytorch.registry import domain_of, find
+from graphmod.pytorch.scope import Scope
+from graphmod.pytorch.sizes import Dim, Expr, Ints, Item, Sizes
+from graphmod.pytorch.steps import Convert, Step, Steps, Take, forward, forward_shape, restep, without_identities
 
 META = "graphmod"
 """Key of ``GraphModule.meta`` under which the bindings lie that :func:`graphmod.write_back` needs."""
 
+HALF = frozenset({"float16", "bfloat16"})
 
-def to_torch(model: Model | ModelProto | str | PathLike[str]) -> fx.GraphModule:
+
+def to_torch(
+    model: Model | ModelProto | str | PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    max_iterations: int = 1_000_000,
+) -> fx.GraphModule:
     """Bring a model into PyTorch, as a network that can be trained and whose weights can be written back.
 
     Submodules follow the network that was exported, as far as the exporter recorded it. Every float weight is one
     ``nn.Parameter``, shared where operators share it. What depends on constants alone is computed now; batch size and
     sequence length stay dynamic.
 
+    An operator that PyTorch cannot say runs through onnx's reference implementation, with a warning: it is slow, and
+    asking it for a gradient is an error.
+
     Parameters
     ----------
     model : Model, onnx.ModelProto or path
         The model; it stays as it is.
+    dtype : torch.dtype, optional
+        ``torch.float32`` brings a model of half precision in as single precision, its inputs included; by default
+        every type stays.
+    max_iterations : int
+        How often a Loop may run before it is taken to be endless.
 
     Returns
     -------
     torch.fx.GraphModule
         In evaluation mode. Its parameters are the graph's inputs in order; it returns a tensor, or a tuple of tensors
-        in the order of the graph's outputs.
+        in the order of the graph's outputs. Sequences are lists; an empty optional is None; strings are NumPy arrays.
 
     Raises
     ------
     UnsupportedOperatorError
         Operators have no counterpart: all of them are listed, before any weight is read. Or an operator's attributes
         ask for something that would not be computed rightly.
+    InvalidModelError
+        The graph is cyclic or incomplete, an attribute has the wrong type, or an initializer has no data.
 
     Examples
     --------
@@ -68,98 +93,176 @@ def to_torch(model: Model | ModelProto | str | PathLike[str]) -> fx.GraphModule:
       (relu_1): ReLU()
     )
     ...
-    >>> import torch
     >>> net(torch.ones(1, 2)).tolist()
     [[5.0, 7.0, 10.0]]
     """
-    return Importer(load(model)).run()
+    if dtype not in (None, torch.float32):
+        raise UnsupportedOperatorError(f"a model is imported as it is or as torch.float32, not as {dtype}")
+    program = Program(load(model))
+    _refuse_missing(program)
+    importer = Importer(
+        program, program.main, options=Options(widened=dtype is not None, max_iterations=max_iterations)
+    )
+    net = importer.run()
+    net.meta[META] = tuple(importer.bindings)
+    if options.references:
+        warnings.warn(
+            f"PyTorch cannot compute {', '.join(options.references)}: onnx's reference implementation runs "
+            "in its place, which is slow and has no gradient",
+            stacklevel=2,
+        )
+    return net.eval()
 
 
-@dataclass(frozen=True)
+def _refuse_missing(program: Program) -> None:
+    """Raise if operators have no counterpart, naming all of them."""
+    model = program.model
+    if model._proto.graph.sparse_initializer:
+        name = model._proto.graph.sparse_initializer[0].values.name
+        raise UnsupportedOperatorError(f"initializer '{name}' is sparse, which is not supported; make it dense")
+    missing = []
+    known: dict[tuple[str, str], bool] = {}
+    for operator in operators_of(ModelProto(graph=GraphProto(node=program.main.operators))):
+        kind = (domain_of(operator.domain), operator.op_type)
+        if kind not in known:
+            opset = program.opset_of(operator)
+            known[kind] = find(operator.op_type, operator.domain, opset) is not None or has_reference(operator, opset)
+        if not known[kind]:
+            missing.append(
+                f"'{operator.name or operator.output[0]}' ({operator.op_type}, domain '{kind[0]}', "
+                f"opset {program.opset_of(operator)})"
+            )
+    if missing:
+        raise UnsupportedOperatorError(f"no PyTorch counterpart for {len(missing)} operator(s): {', '.join(missing)}")
+
+
+@dataclass
+class Options:
+    """What holds for a whole import, bodies included, and what it collects."""
+
+    widened: bool = False
+    max_iterations: int = 1_000_000
+    references: list[str] = field(default_factory=list)
+
+
+@dataclass
 class _Held:
-    """A parameter or buffer of the network, where it lives, and how its axes were permuted on the way."""
+    """A constant's parameter, the steps that led to it, and its path in each graph that reads it."""
 
-    path: str
     value: nn.Parameter
-    permutation: tuple[int, ...]
+    source: Source
+    paths: dict[int, str]
 
 
 class Importer:
-    """One import: the fx graph so far, the nodes of tensors, the parameters of weights.
+    """The import of one graph: the fx graph so far, the nodes of tensors, the parameters of weights.
 
     Parameters
     ----------
-    model : Model
-        The model to import.
+    program : Program
+        The model.
+    scope : Scope
+        The graph: the main one, or an operator's body.
+    parent : Importer, optional
+        The import of the graph around a body.
+    options : Options
+        What the whole import shares.
 
-    Raises
-    ------
-    UnsupportedOperatorError
-        At least one operator has no converter.
+    Attributes
+    ----------
+    bindings : list of Binding
+        Where constants live, relative to this graph's network.
+    captured : dict of str to fx.Node
+        The tensors of the graph around that this one reads, each a placeholder.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.constants = Constants(model)
+    def __init__(
+        self, program: Program, scope: Scope, parent: Importer | None = None, options: Options | None = None
+    ) -> None:
+        self.program = program
+        self.scope = scope
+        self.parent = parent
+        self.options: Options = options or (parent.options if parent is not None else Options())
+        self.constants: Constants = Constants(scope, parent.constants if parent is not None else None)
+        self.sizes = Sizes(scope, self.constants)
         self.graph = fx.Graph()
-        self._opsets = {domain_of(o.domain): o.version for o in model._proto.opset_import}
-        self._refuse_unsupported()
+        self.bindings: list[Binding] = []
+        self.captured: dict[str, fx.Node] = {}
         self._root = nn.Module()
-        self._paths = Paths(model)
+        self._paths = Paths(scope.operators)
         self._nodes: dict[str, fx.Node] = {}
-        self._constant_nodes: dict[str, fx.Node] = {}
-        self._held: dict[str, _Held] = {}
-        self._bindings: list[Binding] = []
+        self._size_nodes: dict[Item, fx.Node] = {}
+        self._held: dict[str, list[_Held]] = parent._held if parent is not None else defaultdict(list)
         self._absorbed: set[int] = set()
-        self._readers = Counter(name for operator in model.operators for name in consumed(operator))
-        self._readers.update(list(model.outputs))
-
-    def _refuse_unsupported(self) -> None:
-        if self.model._proto.graph.sparse_initializer:
-            name = self.model._proto.graph.sparse_initializer[0].values.name
-            raise UnsupportedOperatorError(f"initializer '{name}' is sparse, which is not supported; make it dense")
-        missing = [
-            f"'{operator.name or operator.output[0]}' ({operator.op_type}, domain '{domain_of(operator.domain)}', "
-            f"opset {self._opset(operator)})"
-            for operator in self.model.operators
-            if not self.constants.folds(operator)
-            and find(operator.op_type, operator.domain, self._opset(operator)) is None
-        ]
-        if missing:
-            raise UnsupportedOperatorError(
-                f"no PyTorch counterpart for {len(missing)} operator(s): {', '.join(missing)}"
-            )
-
-    def _opset(self, operator: NodeProto) -> int:
-        return int(self._opsets.get(domain_of(operator.domain), 1))
+        self._taken: set[str] = set()
+        self._readers: dict[str, list[int]] = defaultdict(list)
+        for position, operator in enumerate(scope.operators):
+            for name in consumed(operator):
+                self._readers[name].append(position)
 
     def run(self) -> fx.GraphModule:
         """Convert every operator and return the network."""
-        taken: set[str] = set()
-        for name, kind in self.model.inputs.items():
-            if kind.dtype is None or not has_tensor(kind.dtype):
-                raise UnsupportedOperatorError(f"input '{name}' is {kind}, which no PyTorch tensor holds")
-            node = self.graph.placeholder(_identifier(name, taken))
+        for name in self.scope.inputs:
+            node = self.graph.placeholder(_identifier(name, self._taken))
             self._bind(name, node)
-        for position, proto in enumerate(self.model.operators):
-            if position not in self._absorbed and not self.constants.folds(proto):
-                self._convert(Operator(proto, position, self._opset(proto), self))
-        results = tuple(self.node(name) for name in self.model.outputs)
-        self.graph.output(results[0] if len(results) == 1 else results)
+            kind = self.scope.types.get(name)
+            if self.options.widened and kind is not None and kind.dtype is not None and kind.dtype.name in HALF:
+                self._nodes[name] = self.graph.call_method("float", (node,))
+        for position, proto in enumerate(self.scope.operators):
+            if position in self._absorbed or self.constants.folds(proto):
+                continue
+            if not all(name in self.sizes for name in proto.output):
+                self._convert(Operator(proto, position, self.program.opset_of(proto), self))
+        results = tuple(self.node(name) for name in self.scope.outputs)
+        whole = self.parent is not None or len(results) != 1
+        self.graph.output(results if whole else results[0])
+        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output", "call_module"))
         self.graph.lint()
-        net = fx.GraphModule(self._root, self.graph)
-        net.meta[META] = tuple(self._bindings)
-        return net.eval()
+        return fx.GraphModule(self._root, self.graph)
 
     def _convert(self, operator: Operator) -> None:
         converter = find(operator.proto.op_type, operator.proto.domain, operator.opset)
-        assert converter is not None, "unsupported operators are refused first"
-        made = converter(operator)
-        operator.requires_no_other_attribute()
-        nodes = (made,) if isinstance(made, fx.Node) else made
-        for name, node in zip(operator.proto.output, nodes, strict=False):
+        made: fx.Node | tuple[fx.Node | None, ...]
+        if converter is None or not self._holds_tensors(operator):
+            made = self._reference(operator)
+        else:
+            try:
+                made = converter(operator)
+                operator.requires_no_other_attribute()
+            except UnsupportedOperatorError:
+                if not has_reference(operator.proto, operator.opset):
+                    raise
+                made = self._reference(operator)
+        for name, node in zip(operator.proto.output, (made,) if isinstance(made, fx.Node) else made, strict=False):
             if name and node is not None:
                 self._bind(name, node)
+
+    def _holds_tensors(self, operator: Operator) -> bool:
+        """Whether PyTorch has the types of an operator's inputs and outputs, or the operator only hands them on."""
+        if operator.type in HANDING_ON:
+            return True
+        for name in (*operator.proto.input, *operator.proto.output):
+            kind = self.scope.types.get(name)
+            if name and kind is not None and kind.dtype is not None and not has_tensor(kind.dtype):
+                return False
+        return True
+
+    def _reference(self, operator: Operator) -> fx.Node | tuple[fx.Node, ...]:
+        """Run an operator through onnx's reference implementation."""
+        proto = operator.proto
+        given = {name: self.constants.value(name) for name in proto.input if name and name in self.constants}
+        module = Reference(proto, self.scope.opset_imports, given)
+        self.options.references.append(f"'{proto.name or proto.output[0]}' ({proto.op_type})")
+        computed = [self.node(name) for name in dict.fromkeys(proto.input) if name and name not in given]
+        node = self.call_module(operator, module, computed, {})
+        n = sum(bool(name) for name in proto.output)
+        if n == 1:
+            return node
+        positions = {index: i for i, index in enumerate(i for i, name in enumerate(proto.output) if name)}
+        return tuple(
+            self.graph.call_function(getitem, (node, positions[index])) if index in positions else node
+            for index in range(len(proto.output))
+        )
 
     def _bind(self, tensor: str, node: fx.Node) -> None:
         self._nodes[tensor] = node
@@ -169,15 +272,23 @@ class Importer:
 
     def n_readers(self, tensor: str) -> int:
         """Return how often a tensor is read, graph outputs included."""
-        return self._readers[tensor]
+        return len(self._readers[tensor]) + (tensor in self.scope.outputs)
 
     def sole_reader(self, tensor: str) -> Operator | None:
         """Return the operator that alone reads a tensor, if there is one."""
-        if self._readers[tensor] != 1 or tensor in self.model.outputs:
+        readers = self._readers[tensor]
+        if len(readers) != 1 or tensor in self.scope.outputs:
             return None
-        for position, proto in enumerate(self.model.operators):
-            if tensor in proto.input:
-                return Operator(proto, position, self._opset(proto), self)
+        proto = self.scope.operators[readers[0]]
+        if tensor not in proto.input:  # a body captures it
+            return None
+        return Operator(proto, readers[0], self.program.opset_of(proto), self)
+
+    def maker(self, tensor: str) -> Operator | None:
+        """Return the operator of this graph that makes a tensor, if there is one."""
+        for position, proto in enumerate(self.scope.operators):
+            if tensor in proto.output:
+                return Operator(proto, position, self.program.opset_of(proto), self)
         return None
 
     def absorb(self, operator: Operator, node: fx.Node) -> None:
@@ -186,46 +297,144 @@ class Importer:
         self._bind(operator.proto.output[0], node)
 
     def node(self, tensor: str) -> fx.Node:
-        """Return the node of a tensor; a constant becomes a parameter or a buffer at the top of the network."""
-        if tensor in self._nodes:
-            return self._nodes[tensor]
-        if tensor not in self._constant_nodes:
-            self._constant_nodes[tensor] = self._constant_node(tensor)
-        return self._constant_nodes[tensor]
+        """Return the node of a tensor; a constant becomes a parameter or a buffer, an outer tensor a placeholder."""
+        if tensor not in self._nodes:
+            if tensor in self.constants:
+                self._nodes[tensor] = self._constant_node(tensor)
+            elif tensor in self.sizes:
+                known = self.sizes.get(tensor)
+                assert known is not None
+                self._bind(tensor, self._tensor_of(known))
+            else:
+                self._capture(tensor)
+        return self._nodes[tensor]
+
+    def _capture(self, tensor: str) -> None:
+        if self.parent is None:
+            raise UnsupportedOperatorError(f"nothing makes tensor '{tensor}'")
+        last = [node for node in self.graph.nodes if node.op == "placeholder"]
+        with self.graph.inserting_after(last[-1]) if last else self.graph.inserting_before():
+            node = self.graph.placeholder(_identifier(tensor, self._taken))
+        self.captured[tensor] = node
+        self._bind(tensor, node)
+
+    def size(self, item: Item) -> int | fx.Node:
+        """Return a size as a number, or as a node that computes it."""
+        if isinstance(item, int):
+            return item
+        if item not in self._size_nodes:
+            match item:
+                case Dim(tensor, axis):
+                    node = self.graph.call_method("size", (self.node(tensor), axis))
+                case Expr(function, args):
+                    node = self.graph.call_function(function, tuple(self.size(arg) for arg in args))
+            self._size_nodes[item] = node
+        return self._size_nodes[item]
+
+    def _tensor_of(self, known: Ints) -> fx.Node:
+        """Return the node of a tensor that holds sizes."""
+        items = [self.size(item) for item in known.items]
+        like = next((self.node(dim.tensor) for dim in _dims(known.items)), None)
+        numbers = items if known.rank else items[0]
+        return self.graph.call_function(as_tensor, (numbers, torch_dtype(known.dtype), like))
+
+    def neighbour(self, tensor: str) -> fx.Node | None:
+        """Return a node on whose device a tensor is: its own, or that which its sizes are of; None for constants."""
+        if tensor in self.sizes:
+            known = self.sizes.get(tensor)
+            assert known is not None
+            return next((self.node(dim.tensor) for dim in _dims(known.items)), None)
+        return None if tensor in self.constants else self.node(tensor)
 
     def _constant_node(self, tensor: str) -> fx.Node:
         value = self.constants.value(tensor)
         if not has_tensor(value.dtype):
-            raise UnsupportedOperatorError(f"constant '{tensor}' is of type {value.dtype}, which PyTorch does not have")
+            path = self._paths.of_constant(tensor)
+            container, name = self._container(path)
+            setattr(container, name, value)
+            return self.graph.get_attr(path)
         if not is_float(value.dtype) or value.size < 2 or not np.isfinite(value.astype(np.float32)).all():
             path = self._paths.of_constant(tensor)
             container, name = self._container(path)
-            container.register_buffer(name, to_tensor(value))
+            container.register_buffer(name, to_tensor(self._widen(value)))
             return self.graph.get_attr(path)
-        source = self.constants.source(tensor)
-        if source.tensor not in self._held:
-            weight = self._weight(source.tensor, tuple(range(value.ndim)))
-            path = self._paths.of_constant(source.tensor)
+        weight = self._weight(tensor, ())
+        held = self._find_held(weight.source)
+        if held is None:
+            if others := self._held[weight.source.tensor]:
+                return self._restepped(tensor, weight, others)
+            held = self._hold(weight)
+        return self.graph.get_attr(self._path_of(held))
+
+    def _restepped(self, tensor: str, weight: Weight, others: list[_Held]) -> fx.Node:
+        """Return a constant that another reader holds in another form, made from that form."""
+        source = weight.source
+        for held in others:
+            node = self.graph.get_attr(self._path_of(held))
+            made = restep(self.graph, node, held.source.steps, source.steps, source.shape)
+            if made is not None:
+                return made
+        raise UnsupportedOperatorError(
+            f"constant '{tensor}' is read both whole and in parts, which no single parameter can serve"
+        )
+
+    def _find_held(self, source: Source) -> _Held | None:
+        return next((held for held in self._held[source.tensor] if held.source.steps == source.steps), None)
+
+    def _hold(self, weight: Weight) -> _Held:
+        held = _Held(nn.Parameter(to_tensor(weight.value())), weight.source, {})
+        self._held[weight.source.tensor].append(held)
+        return held
+
+    def _path_of(self, held: _Held) -> str:
+        """Return where a parameter lives in this graph's network; put it at its top if it does not yet."""
+        if id(self) not in held.paths:
+            path = self._paths.of_constant(held.source.tensor)
             container, name = self._container(path)
-            self._set_parameter(container, path, name, weight)
-        held = self._held[source.tensor]
-        node = self.graph.get_attr(held.path)
-        order = tuple(held.permutation.index(axis) for axis in source.permutation)
-        return node if order == tuple(range(len(order))) else self.graph.call_method("permute", (node, *order))
+            self._set_parameter(container, path, name, held)
+        return held.paths[id(self)]
 
-    def weight(self, tensor: str, permutation: Sequence[int] | None) -> Weight | None:
+    def _set_parameter(self, owner: nn.Module, path: str, name: str, held: _Held) -> None:
+        owner.register_parameter(name, held.value)
+        held.paths.setdefault(id(self), path)
+        self.bindings.append(Binding(held.source, path))
+
+    def weight(self, tensor: str, steps: Sequence[Step]) -> Weight | None:
         """Return a constant as a weight for a module; see :meth:`Operator.weight`."""
-        if not is_float(self.constants.value(tensor).dtype):
+        if tensor not in self.constants or not is_float(self.constants.value(tensor).dtype):
             return None
-        source = self.constants.source(tensor)
-        order = source.permutation if permutation is None else tuple(source.permutation[axis] for axis in permutation)
-        if source.tensor in self._held and self._held[source.tensor].permutation != order:
-            return None
-        return self._weight(source.tensor, order)
+        weight = self._weight(tensor, steps)
+        others = self._held[weight.source.tensor]
+        if others and self._find_held(weight.source) is None:
+            parts = all(_is_part(held.source.steps) for held in others) and _is_part(weight.source.steps)
+            return weight if parts else None
+        return weight
 
-    def _weight(self, tensor: str, permutation: tuple[int, ...]) -> Weight:
-        value = self.constants.value(tensor)
-        return Weight(tensor, permutation, value.shape, value.dtype, lambda: value.transpose(permutation))
+    def _weight(self, tensor: str, steps: Sequence[Step]) -> Weight:
+        source, value = self.constants.source(tensor), self.constants.value(tensor)
+        more = list(steps)
+        if self.options.widened and value.dtype.name in HALF:
+            more.append(Convert(np.dtype(np.float32)))
+        all_steps = without_identities((*source.steps, *more), source.shape)
+
+        def made() -> np.ndarray[Any, Any]:
+            return forward(tuple(more), self.constants.value(tensor))
+
+        return Weight(replace(source, steps=all_steps), forward_shape(tuple(more), value.shape), made)
+
+    def _widen(self, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return value.astype(np.float32) if self.options.widened and value.dtype.name in HALF else value
+
+    def torch_dtype(self, dtype: np.dtype[Any]) -> torch.dtype | None:
+        """Return PyTorch's name of an element type as the network has it, or None where it has none."""
+        if not has_tensor(dtype):
+            return None
+        return torch.float32 if self.options.widened and dtype.name in HALF else torch_dtype(dtype)
+
+    def dtype_of(self, code: int) -> torch.dtype | None:
+        """Return PyTorch's name of an ONNX element type as the network has it, or None where it has none."""
+        dtype = numpy_dtype(code)
+        return None if dtype is None else self.torch_dtype(dtype)
 
     def call_module(
         self, operator: Operator, module: nn.Module, args: Sequence[Any], weights: Mapping[str, Weight | None]
@@ -239,19 +448,32 @@ class Importer:
                 module.register_parameter(slot, None)
             elif slot in module._buffers:
                 module.register_buffer(slot, to_tensor(weight.value()))
-                reader = (operator.proto.output[0], weight.index)
-                self._bindings.append(replace(_binding(weight, f"{path}.{slot}"), reader=reader))
+                place = marked(operator.proto)
+                reader = None if place is None else (place, weight.index)
+                self.bindings.append(Binding(weight.source, f"{path}.{slot}", reader))
             else:
-                self._set_parameter(module, f"{path}.{slot}", slot, weight)
+                held = self._find_held(weight.source) or self._hold(weight)
+                self._set_parameter(module, f"{path}.{slot}", slot, held)
         return self.graph.call_module(path, tuple(args))
 
-    def _set_parameter(self, owner: nn.Module, path: str, name: str, weight: Weight) -> None:
-        held = self._held.get(weight.tensor)
-        if held is None:
-            held = _Held(path, nn.Parameter(to_tensor(weight.value())), weight.permutation)
-            self._held[weight.tensor] = held
-        owner.register_parameter(name, held.value)
-        self._bindings.append(_binding(weight, path))
+    def call_bodies(
+        self, operator: Operator, build: Callable[..., nn.Module], bodies: Sequence[GraphProto], args: Sequence[Any]
+    ) -> fx.Node:
+        """Place a module that owns an operator's bodies; it is called with ``args`` and then all captured tensors."""
+        path = self._paths.of_operator(operator.proto, operator.position)
+        imports = [Importer(self.program, self.program.body(body, self.scope), self) for body in bodies]
+        nets = [importer.run() for importer in imports]
+        captured = [[self.node(name) for name in importer.captured] for importer in imports]
+        everything = list(dict.fromkeys(node for nodes in captured for node in nodes))
+        places = [[everything.index(node) for node in nodes] for nodes in captured]
+        module = build(nets, places)
+        container, name = self._container(path)
+        container.add_module(name, module)
+        for index, importer in enumerate(imports):
+            self.bindings += [
+                replace(binding, path=f"{path}.bodies.{index}.{binding.path}") for binding in importer.bindings
+            ]
+        return self.graph.call_module(path, (*args, *everything))
 
     def _container(self, path: str) -> tuple[nn.Module, str]:
         """Return the submodule that is to hold a path's last part, and that part."""
@@ -264,8 +486,31 @@ class Importer:
         return module, name
 
 
-def _binding(weight: Weight, path: str) -> Binding:
-    return Binding(weight.tensor, path, weight.permutation, weight.shape, weight.dtype.name)
+HANDING_ON = frozenset({
+    "Identity", "If", "Loop", "Scan", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt",
+    "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "Shape", "Size",
+})  # fmt: skip
+"""Operators that do not look into the values they are given."""
+
+
+def as_tensor(numbers: int | list[int], dtype: torch.dtype, like: Tensor | None) -> Tensor:
+    """Return sizes as a tensor, beside the tensor that they are sizes of."""
+    return torch.tensor(numbers, dtype=dtype, device=None if like is None else like.device)
+
+
+def _dims(items: Sequence[Item]) -> list[Dim]:
+    found: list[Dim] = []
+    for item in items:
+        match item:
+            case Dim():
+                found.append(item)
+            case Expr(_, args):
+                found += _dims(args)
+    return found
+
+
+def _is_part(steps: Steps) -> bool:
+    return any(isinstance(step, Take) for step in steps)
 
 
 def _identifier(name: str, taken: set[str]) -> str:

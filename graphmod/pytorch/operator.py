@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import NodeProto
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from graphmod.errors import UnsupportedOperatorError
 from graphmod.pytorch.binding import Weight
 from graphmod.pytorch.dtypes import is_float
+from graphmod.pytorch.steps import Permute, Step
 
 if TYPE_CHECKING:
     from graphmod.pytorch.importer import Importer
@@ -24,6 +26,7 @@ Array = NDArray[np.generic]
 T = TypeVar("T")
 Scalar = int | float | bool
 Operand = fx.Node | Scalar
+Size = int | fx.Node
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Operator:
 
     def shape(self, index: int) -> tuple[int | str | None, ...] | None:
         """Return what is known of an input's shape."""
-        kind = self.importer.model.tensors.get(self.proto.input[index])
+        kind = self.importer.scope.types.get(self.proto.input[index])
         return kind.shape if kind else None
 
     def _rank(self, index: int) -> int | None:
@@ -129,7 +132,7 @@ class Operator:
         """Return the element type of an input; raise where it is unknown."""
         if (value := self.constant(index)) is not None:
             return value.dtype
-        kind = self.importer.model.tensors.get(self.proto.input[index])
+        kind = self.importer.scope.types.get(self.proto.input[index])
         if kind is None or kind.dtype is None:
             raise self.unsupported(f"the element type of '{self.proto.input[index]}' is unknown")
         return kind.dtype
@@ -174,32 +177,52 @@ class Operator:
         return number(value)
 
     def scalar(self, index: int, default: T) -> fx.Node | Scalar | T:
-        """Return an optional input that holds one number: the number, where it is constant."""
+        """Return an optional input that holds one number: the number, where it is constant or a size."""
         if not self.has(index):
             return default
         value = self.constant(index)
-        return self.input(index) if value is None else number(value)
+        if value is not None:
+            return number(value)
+        known = self.importer.sizes.get(self.proto.input[index])
+        return self.input(index) if known is None else self.importer.size(known.items[0])
 
-    def ints(self, index: int) -> list[int] | fx.Node:
-        """Return an input that lists integers: as a list where it is constant."""
+    def ints(self, index: int) -> list[Size] | fx.Node:
+        """Return an input that lists integers: a list where it is constant, or computed from sizes, else a node.
+
+        What depends on a dynamic size is a node inside the list, which is a Python integer when the network runs.
+        """
         value = self.constant(index)
-        return self.input(index) if value is None else [int(item) for item in value.reshape(-1)]
+        if value is not None:
+            return [int(item) for item in value.reshape(-1)]
+        known = self.importer.sizes.get(self.proto.input[index])
+        return self.input(index) if known is None else [self.importer.size(item) for item in known.items]
+
+    def plain_ints(self, index: int) -> list[int] | fx.Node:
+        """Return an input that lists integers: as a list where they are all known, else as a node."""
+        given = self.ints(index)
+        if isinstance(given, fx.Node) or any(isinstance(item, fx.Node) for item in given):
+            return self.input(index)
+        return [int(item) for item in given if not isinstance(item, fx.Node)]
 
     def axes(self, index: int) -> list[int] | fx.Node | None:
         """Return axes given as an attribute or as an input, or None where neither is there."""
         if self.has(index):
-            return self.ints(index)
+            return self.plain_ints(index)
         axes: list[int] | None = self.attribute("axes", None)
         return axes
 
     def weight(self, index: int, permutation: Sequence[int] | None = None) -> Weight | None:
         """Return a constant float input as a trainable weight with its axes in the order that a module wants.
 
-        None where the input is missing, computed, no float, or already a parameter with another order of axes.
+        None where the input is missing, computed, no float, or already a parameter in another form.
         """
-        if not self.has(index) or self.proto.input[index] not in self.importer.constants:
+        return self.weight_by(index, () if permutation is None else (Permute(tuple(permutation)),))
+
+    def weight_by(self, index: int, steps: Sequence[Step]) -> Weight | None:
+        """Return a constant float input as a trainable weight that some steps lead to; see :meth:`weight`."""
+        if not self.has(index):
             return None
-        weight = self.importer.weight(self.proto.input[index], permutation)
+        weight = self.importer.weight(self.proto.input[index], steps)
         return None if weight is None else replace(weight, index=index)
 
     # -- what it becomes
@@ -223,6 +246,37 @@ class Operator:
     def sole_reader(self) -> Operator | None:
         """Return the only operator that reads this one's first output, or None where several or none do."""
         return self.importer.sole_reader(self.proto.output[0])
+
+    def bodies(self, build: Callable[..., nn.Module], names: Sequence[str], *args: Any) -> fx.Node:
+        """Put a module that owns the operator's bodies at its place, and call it with ``args`` and what they capture.
+
+        ``build`` gets the bodies' networks and, for each, which of the captured tensors it reads.
+        """
+        graphs = {attribute.name: attribute.g for attribute in self.proto.attribute if attribute.HasField("g")}
+        self.ignore(*names)
+        return self.importer.call_bodies(self, build, [graphs[name] for name in names], args)
+
+    def empty_output(self, index: int) -> Tensor:
+        """Return a tensor of an output's type whose first axis, and every axis of unknown size, has no elements."""
+        kind = self.importer.scope.types.get(self.proto.output[index])
+        shape = () if kind is None or kind.shape is None else kind.shape[1:]
+        dtype = None if kind is None or kind.dtype is None else self.importer.torch_dtype(kind.dtype)
+        return torch.empty([0, *(size if isinstance(size, int) else 0 for size in shape)], dtype=dtype)
+
+    def torch_dtype(self, code: int) -> torch.dtype:
+        """Return PyTorch's name of an ONNX element type; raise where it has none."""
+        dtype = self.importer.dtype_of(code)
+        if dtype is None:
+            raise self.unsupported(f"element type {code} has no counterpart")
+        return dtype
+
+    def neighbour(self, index: int) -> fx.Node | None:
+        """Return a node on whose device a result has to be that is computed from sizes; None where none is known."""
+        return self.importer.neighbour(self.proto.input[index])
+
+    def maker(self, index: int = 0) -> Operator | None:
+        """Return the operator that makes an input, if it is one of the same graph."""
+        return self.importer.maker(self.proto.input[index])
 
     def absorb(self, reader: Operator, node: fx.Node) -> None:
         """Let a node stand for the output of a later operator too, which is not converted any more."""

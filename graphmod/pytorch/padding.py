@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, fx
 
 from graphmod.pytorch.operator import Operator
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def window_of(op: Operator, kernel: Sequence[int]) -> Window:
     )
 
 
-def interleaved(begin: Sequence[int], end: Sequence[int]) -> list[int]:
+def interleaved(begin: Sequence[T], end: Sequence[T]) -> list[T]:
     """Return ONNX pads in torch's order: the last axis first, both its sides together.
 
     Examples

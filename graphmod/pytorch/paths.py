@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from onnx import NodeProto
 from torch import nn
 
 from graphmod.graph.scope import NAME_SCOPES, scope
-from graphmod.model import Model
 
 
 class Paths:
@@ -19,15 +19,15 @@ class Paths:
 
     Parameters
     ----------
-    model : Model
-        Its operators' scopes and the names of its weights say which paths are containers.
+    operators : sequence of onnx.NodeProto
+        Their scopes and the names of their weights say which paths are containers.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, operators: Sequence[NodeProto]) -> None:
         self._leaves: set[str] = set()
         self._containers: set[str] = set()
         self._readers: dict[str, int] = {}
-        for operator in model.operators:
+        for operator in operators:
             self._contain(_scope(operator))
             for name in set(operator.input):
                 self._readers[name] = self._readers.get(name, 0) + 1

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
 from graphmod.errors import RefusedError
 from graphmod.model import Model, initializers
 from graphmod.model.view import consumed
-from graphmod.pytorch.binding import Binding
-from graphmod.pytorch.constants import Constants
+from graphmod.pytorch.address import Address, Lookup, attribute_array, set_attribute
+from graphmod.pytorch.binding import Binding, Source, digest_of
+from graphmod.pytorch.dtypes import to_array
 from graphmod.pytorch.importer import META
+from graphmod.pytorch.steps import Steps, backward, forward, forward_shape
 
 Array = NDArray[np.generic]
 
@@ -58,64 +62,48 @@ def write_back(model: Model, net: fx.GraphModule) -> Model:
     if bindings is None:
         raise RefusedError("the network has no record of its graph; import it with to_torch")
     values = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
-    constants = Constants(model)
-    changed: dict[str, Array] = {}
-    own: dict[tuple[str, int], tuple[str, Array]] = {}
-    for tensor, places in _by_tensor(bindings).items():
-        old = _old_value(constants, tensor, places[0])
-        new = {place: place.original(_value(values, place)) for place in places}
-        shared = [place for place in places if place.reader is None] or places
-        first = new[shared[0]]
-        if any(not _same(new[place], first) for place in shared if place.reader is None):
-            raise RefusedError(
-                f"tensor '{tensor}' is one weight in the graph, but '{shared[0].path}' and another parameter that "
-                "shared it now differ; keep them tied in torch"
-            )
-        if not _same(first, old):
-            changed[tensor] = first
+    edit = _Edit(model)
+    for places in _by_tensor(bindings).values():
+        shared = [place for place in places if place.reader is None]
+        for form in _by_steps(shared or places).values():
+            if any(not _same(_value(values, place), _value(values, form[0])) for place in form if place.reader is None):
+                raise RefusedError(
+                    f"tensor '{form[0].tensor}' is one weight in the graph, but '{form[0].path}' and another parameter "
+                    "that shared it now differ; keep them tied in torch"
+                )
+            edit.set(form[0], _value(values, form[0]))
         for place in places:
-            if place.reader is not None and not _same(new[place], first):
-                own[place.reader] = (tensor, new[place])
-    if not changed and not own:
-        return model
-    proto = model.editable()
-    for position, ((output, index), (tensor, value)) in enumerate(own.items()):
-        _untie(proto, output, index, f"{tensor}_{position}", value)
-    for tensor, value in changed.items():
-        _write(proto, tensor, value)
-    return model.derive(proto)
+            if place.reader is not None and place is not (shared or places)[0]:
+                edit.set_own(place, _value(values, place))
+    return edit.result()
 
 
-def _by_tensor(bindings: Sequence[Binding]) -> dict[str, list[Binding]]:
-    places: dict[str, list[Binding]] = defaultdict(list)
+def _by_tensor(bindings: Sequence[Binding]) -> dict[object, list[Binding]]:
+    places: dict[object, list[Binding]] = defaultdict(list)
     for binding in bindings:
-        places[binding.tensor].append(binding)
+        places[binding.source.address or (binding.source.maker, binding.tensor)].append(binding)
     return places
 
 
-def _old_value(constants: Constants, tensor: str, binding: Binding) -> Array:
-    if tensor not in constants:
-        raise RefusedError(f"the model has no constant tensor '{tensor}'; write back to the model that was imported")
-    value = constants.value(tensor)
-    if value.shape != binding.shape or value.dtype.name != binding.dtype:
-        raise RefusedError(
-            f"tensor '{tensor}' is {value.dtype.name}{list(value.shape)} in the model but was {binding.dtype}"
-            f"{list(binding.shape)} when it was imported; write back to the model that was imported"
-        )
-    return value
+def _by_steps(places: Sequence[Binding]) -> dict[Steps, list[Binding]]:
+    forms: dict[Steps, list[Binding]] = defaultdict(list)
+    for place in places:
+        forms[place.source.steps].append(place)
+    return forms
 
 
-def _value(values: dict[str, Tensor], binding: Binding) -> Tensor:
+def _value(values: dict[str, Tensor], binding: Binding) -> Array:
     value = values.get(binding.path)
     if value is None:
         raise RefusedError(f"the network has no parameter '{binding.path}' for tensor '{binding.tensor}'")
-    expected = tuple(binding.shape[axis] for axis in binding.permutation)
+    source = binding.source
+    expected = forward_shape(source.steps, source.shape)
     if tuple(value.shape) != expected:
         raise RefusedError(
             f"parameter '{binding.path}' has shape {list(value.shape)}, tensor '{binding.tensor}' needs "
-            f"{list(expected)}; change the structure in the graph, not in torch"
+            f"{list(expected)}; change the structure in the graph, with graphmod.replace, not in torch"
         )
-    return value
+    return to_array(value)
 
 
 def _same(left: Array, right: Array) -> bool:
@@ -125,33 +113,122 @@ def _same(left: Array, right: Array) -> bool:
     )
 
 
-def _write(proto: ModelProto, name: str, value: Array) -> None:
-    for tensor in proto.graph.initializer:
-        if tensor.name == name:
-            initializers.clear(tensor)
-            tensor.raw_data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+class _Edit:
+    """What changes in a model: nothing, as long as every value has the bits that it had."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._lookup = Lookup(model._proto)
+        self._stored: dict[Address, Array] = {}
+        self._made: dict[Address, tuple[str, Array]] = {}
+        self._own: list[tuple[Address, int, str, Array]] = []
+
+    def set(self, binding: Binding, value: Array) -> None:
+        """Let a constant take the value that a parameter has now."""
+        source = binding.source
+        if source.address is None:
+            self._set_made(binding, value)
             return
-    _add(proto, name, value)
-    _drop_maker(proto.graph, name)
+        old = self._stored_value(source)
+        current = forward(source.steps, old)
+        value = value.astype(current.dtype, copy=False)
+        if not _same(value, current):
+            self._stored[source.address] = backward(source.steps, value, self._stored.get(source.address, old))
+
+    def _stored_value(self, source: Source) -> Array:
+        assert source.address is not None
+        message = self._lookup.find(source.address)
+        value = values_of(message, self._model.folder)
+        if value.shape != source.shape or value.dtype.name != source.dtype:
+            raise RefusedError(
+                f"tensor '{source.tensor}' is {value.dtype.name}{list(value.shape)} in the model but was "
+                f"{source.dtype}{list(source.shape)} when it was imported; write back to the model that was imported"
+            )
+        return value
+
+    def _set_made(self, binding: Binding, value: Array) -> None:
+        source = binding.source
+        old = np.empty(source.shape, ml_dtypes.bfloat16 if source.dtype == "bfloat16" else source.dtype)
+        new = backward(source.steps, value.astype(forward(source.steps, old).dtype, copy=False), old)
+        if digest_of(new) == source.digest:
+            return
+        if source.maker is None or source.maker[0] == "functions":
+            raise RefusedError(
+                f"weight '{source.tensor}' is computed inside a function, where no single initializer can take its "
+                "place; inline the function in the graph first"
+            )
+        self._lookup.find(source.maker)
+        self._made[source.maker] = source.tensor, new
+
+    def set_own(self, binding: Binding, value: Array) -> None:
+        """Let the reader of a running statistic have one of its own, if it differs from what the others have."""
+        source = binding.source
+        if source.address is None:
+            old = self._made.get(source.maker or (), (source.tensor, None))[1]
+            same = digest_of(value) == source.digest if old is None else _same(value, old)
+        else:
+            old = self._stored.get(source.address, self._stored_value(source))
+            same = _same(value.astype(old.dtype, copy=False), old)
+        if not same:
+            assert binding.reader is not None
+            self._own.append((*binding.reader, source.tensor, value))
+
+    def result(self) -> Model:
+        """Return the model with the changes; the very same one where there are none."""
+        if not self._stored and not self._made and not self._own:
+            return self._model
+        proto = self._model.editable()
+        lookup = Lookup(proto)
+        for address, value in self._stored.items():
+            _store(lookup.find(address), value)
+        for position, (reader, index, name, value) in enumerate(self._own):
+            _untie(proto, Lookup(proto), reader, index, f"{name}_{position}", value)
+        for maker, (name, value) in self._made.items():
+            lookup = Lookup(proto)
+            operator = lookup.find(maker)
+            name = name if name in operator.output else operator.output[0]
+            graph = lookup.find(maker[:-2])
+            _add(proto, graph, name, value)
+            _drop_maker(graph, name)
+        return self._model.derive(proto)
 
 
-def _add(proto: ModelProto, name: str, value: Array) -> None:
+def values_of(message: TensorProto | AttributeProto, folder: Path | None) -> Array:
+    """Return the values that a tensor or an attribute of a file holds."""
+    if isinstance(message, AttributeProto):
+        value = attribute_array(message)
+        assert value is not None, "only attributes that hold numbers have addresses"
+        return value
+    return initializers.values(message, folder)
+
+
+def _store(message: TensorProto | AttributeProto, value: Array) -> None:
+    if isinstance(message, AttributeProto):
+        set_attribute(message, value)
+        return
+    stored = numpy_helper.from_array(np.ascontiguousarray(value).reshape(tuple(message.dims)))
+    initializers.clear(message)
+    message.raw_data = stored.raw_data
+
+
+def _add(proto: ModelProto, graph: GraphProto, name: str, value: Array) -> None:
     tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
-    proto.graph.initializer.append(tensor)
+    graph.initializer.append(tensor)
     if proto.ir_version < 4:  # where every initializer has to be an input too
-        proto.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+        graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
 
 
-def _untie(proto: ModelProto, output: str, index: int, name: str, value: Array) -> None:
+def _untie(proto: ModelProto, lookup: Lookup, reader: Address, index: int, name: str, value: Array) -> None:
     """Give an operator an initializer of its own: statistics that were equal at first need not stay so."""
-    graph = proto.graph
+    operator, graph = lookup.find(reader), lookup.find(reader[:-2])
+    if not isinstance(graph, GraphProto):
+        raise RefusedError(
+            f"running statistics '{name}' inside a function have become different for its callers; inline it first"
+        )
     taken = {tensor.name for tensor in graph.initializer} | {made for op in graph.node for made in op.output}
     while name in taken:
         name += "_"
-    _add(proto, name, value)
-    operator = next((op for op in graph.node if output in op.output), None)
-    if operator is None:
-        raise RefusedError(f"no operator makes '{output}'; write back to the model that was imported")
+    _add(proto, graph, name, value)
     operator.input[index] = name
 
 

@@ -101,6 +101,13 @@ def swish_of(x: Tensor, alpha: float) -> Tensor:
 
 
 @operator("PRelu")
+def prelu_by_channel(op: Operator) -> fx.Node:
+    """Convert PRelu as it was before opset 7: one slope, or one a channel."""
+    op.ignore("consumed_inputs")
+    return op.call(F.prelu, op.input(), _flat_slope(op))
+
+
+@operator("PRelu", since=7)
 def prelu(op: Operator) -> fx.Node:
     """Convert PRelu; a slope per channel is nn.PReLU, any other broadcasts."""
     shape, slope = op.shape(0), op.weight(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from graphmod.pytorch.dtypes import TORCH
 from graphmod.pytorch.operator import Operator
 from graphmod.pytorch.registry import operator
 
@@ -13,10 +12,7 @@ from graphmod.pytorch.registry import operator
 def cast(op: Operator) -> fx.Node:
     """Convert Cast to a type that PyTorch has."""
     op.ignore("saturate", "round_mode")  # of types that are refused
-    to = op.attribute("to", 0)
-    if to not in TORCH:
-        raise op.unsupported(f"element type {to} has no counterpart")
-    return op.method("to", op.input(), TORCH[to])
+    return op.method("to", op.input(), op.torch_dtype(op.attribute("to", 0)))
 
 
 @operator("CastLike", since=15)

@@ -7,9 +7,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
-from graphmod.pytorch.dtypes import TORCH, to_tensor
-from graphmod.pytorch.operator import Operator, Scalar
-from graphmod.pytorch.operators.shape import as_ints
+from graphmod.pytorch.operator import Operator, Scalar, number
+from graphmod.pytorch.operators.shape import Sizes, as_ints
 from graphmod.pytorch.registry import operator
 
 
@@ -24,37 +23,37 @@ def constant_of_shape(op: Operator) -> fx.Node:
     """Convert ConstantOfShape of a computed shape."""
     value = op.attribute("value", None)
     array = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
-    tensor = to_tensor(array)
-    return op.call(filled, op.input(0), tensor.item(), tensor.dtype)
+    dtype = op.torch_dtype(helper.np_dtype_to_tensor_dtype(array.dtype))
+    return op.call(filled, op.ints(0), number(array), dtype, op.neighbour(0))
 
 
-def filled(sizes: Tensor, value: Scalar, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of computed sizes that holds one value, beside them."""
-    return torch.full(as_ints(sizes), value, dtype=dtype, device=sizes.device)
+def filled(sizes: Sizes, value: Scalar, dtype: torch.dtype, like: Tensor | None) -> Tensor:
+    """Return a tensor of computed sizes that holds one value, beside another tensor."""
+    return torch.full(as_ints(sizes), value, dtype=dtype, device=None if like is None else like.device)
 
 
 @operator("Range", since=11)
 def arange(op: Operator) -> fx.Node:
     """Convert Range."""
-    dtype = TORCH[helper.np_dtype_to_tensor_dtype(op.dtype(0))]
-    return op.call(arange_of, *(op.scalar(index, 0) for index in range(3)), dtype)
+    dtype = op.torch_dtype(helper.np_dtype_to_tensor_dtype(op.dtype(0)))
+    bounds = [op.scalar(index, 0) for index in range(3)]
+    beside = next((node for index in range(3) if (node := op.neighbour(index)) is not None), None)
+    return op.call(arange_of, *bounds, dtype, beside)
 
 
-def arange_of(start: Scalar | Tensor, limit: Scalar | Tensor, delta: Scalar | Tensor, dtype: torch.dtype) -> Tensor:
-    """Return numbers from ``start`` to before ``limit``, beside the bounds."""
-    bounds = (start, limit, delta)
-    device = next((bound.device for bound in bounds if isinstance(bound, Tensor)), None)
-    first, end, step = (bound.item() if isinstance(bound, Tensor) else bound for bound in bounds)
-    return torch.arange(first, end, step, dtype=dtype, device=device)
+def arange_of(
+    start: Scalar | Tensor, limit: Scalar | Tensor, delta: Scalar | Tensor, dtype: torch.dtype, like: Tensor | None
+) -> Tensor:
+    """Return numbers from ``start`` to before ``limit``, beside another tensor."""
+    first, end, step = (bound.item() if isinstance(bound, Tensor) else bound for bound in (start, limit, delta))
+    return torch.arange(first, end, step, dtype=dtype, device=None if like is None else like.device)
 
 
 @operator("EyeLike", since=9)
 def eye_like(op: Operator) -> fx.Node:
     """Convert EyeLike."""
     to: int | None = op.attribute("dtype", None)
-    if to is not None and to not in TORCH:
-        raise op.unsupported(f"element type {to} has no counterpart")
-    return op.call(eye_of, op.input(), op.attribute("k", 0), None if to is None else TORCH[to])
+    return op.call(eye_of, op.input(), op.attribute("k", 0), None if to is None else op.torch_dtype(to))
 
 
 def eye_of(x: Tensor, diagonal: int, dtype: torch.dtype | None) -> Tensor:
@@ -65,10 +64,8 @@ def eye_of(x: Tensor, diagonal: int, dtype: torch.dtype | None) -> Tensor:
 @operator("HannWindow", "HammingWindow", "BlackmanWindow", since=17)
 def window(op: Operator) -> fx.Node:
     """Convert a window function."""
-    dtype = op.attribute("output_datatype", int(TensorProto.FLOAT))
-    if dtype not in TORCH:
-        raise op.unsupported(f"element type {dtype} has no counterpart")
-    return op.call(COSINES[op.type], op.input(), bool(op.attribute("periodic", 1)), TORCH[dtype])
+    dtype = op.torch_dtype(op.attribute("output_datatype", int(TensorProto.FLOAT)))
+    return op.call(COSINES[op.type], op.input(), bool(op.attribute("periodic", 1)), dtype)
 
 
 def hann(size: Tensor, periodic: bool, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ def gather(op: Operator) -> fx.Node:
     """Convert Gather; from a float matrix along axis 0 it is an embedding, which rejects negative indices."""
     axis, indices = op.attribute("axis", 0), op.constant(1)
     weight = op.weight(0) if axis == 0 and indices is None else None
-    if weight is not None and len(weight.shape) == 2 and weight.permutation == (0, 1):
+    if weight is not None and len(weight.shape) == 2:
         module = nn.Embedding(*weight.shape, _weight=torch.empty(weight.shape, device="meta"))
         return op.module(module, op.input(1), weight=weight)
     if indices is not None and indices.ndim == 0:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphmod.pytorch.operator import Operator
+from graphmod.pytorch.operator import Operator, Size
 from graphmod.pytorch.operators.shape import Sizes, as_ints
 from graphmod.pytorch.padding import interleaved
 from graphmod.pytorch.registry import operator
@@ -34,12 +34,12 @@ def pad_by_attributes(op: Operator) -> fx.Node:
 @operator("Pad", since=11)
 def pad_by_inputs(op: Operator) -> fx.Node:
     """Convert Pad."""
-    return _pad(op, op.ints(1), op.scalar(2, 0), op.ints(3) if op.has(3) else None)
+    return _pad(op, op.ints(1), op.scalar(2, 0), op.plain_ints(3) if op.has(3) else None)
 
 
-def _pad(op: Operator, pads: list[int] | fx.Node, value: object, axes: list[int] | fx.Node | None) -> fx.Node:
+def _pad(op: Operator, pads: Sequence[Size] | fx.Node, value: object, axes: list[int] | fx.Node | None) -> fx.Node:
     mode = op.attribute("mode", "constant")
-    if mode == "constant" and isinstance(pads, list) and axes is None and not isinstance(value, fx.Node):
+    if mode == "constant" and not isinstance(pads, fx.Node) and axes is None and not isinstance(value, fx.Node):
         n = len(pads) // 2
         return op.call(F.pad, op.input(0), interleaved(pads[:n], pads[n:]), value=value)
     return op.call(pad_of, op.input(0), pads, value, axes, mode)
@@ -157,7 +157,7 @@ def compress_by(x: Tensor, keep: Tensor, axis: int | None) -> Tensor:
 @operator("Col2Im", since=18)
 def col2im(op: Operator) -> fx.Node:
     """Convert Col2Im of images; torch.nn.Fold has two spatial axes and symmetric padding."""
-    image, block = op.ints(1), op.ints(2)
+    image, block = op.plain_ints(1), op.plain_ints(2)
     if isinstance(image, fx.Node) or isinstance(block, fx.Node) or len(image) != 2:
         raise op.unsupported("it needs two spatial axes of constant size")
     pads = op.attribute("pads", [0, 0, 0, 0])

@@ -18,7 +18,7 @@ def matmul(op: Operator) -> fx.Node:
     if weight is None:
         return op.call(torch.matmul, op.input(0), op.input(1))
     adder = op.sole_reader()
-    bias = _bias(adder, op.proto.output[0], n=weight.shape[weight.permutation[0]])
+    bias = _bias(adder, op.proto.output[0], n=weight.shape[0])
     node = _linear(op, weight, bias)
     if adder is not None and bias is not None:
         op.absorb(adder, node)
@@ -35,7 +35,7 @@ def _bias(adder: Operator | None, product: str, n: int) -> Weight | None:
 
 
 def _linear(op: Operator, weight: Weight, bias: Weight | None) -> fx.Node:
-    n_out, n_in = (weight.shape[axis] for axis in weight.permutation)
+    n_out, n_in = weight.shape
     module = nn.Linear(n_in, n_out, bias=bias is not None, device="meta")
     return op.module(module, op.input(0), weight=weight, bias=bias)
 

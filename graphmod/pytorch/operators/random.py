@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from onnx import TensorProto
 from torch import Tensor, fx, nn
 
-from graphmod.pytorch.dtypes import TORCH
 from graphmod.pytorch.operator import Operator
 from graphmod.pytorch.registry import operator
 
@@ -34,9 +32,7 @@ def _dropout(op: Operator, ratio: float) -> tuple[fx.Node, ...]:
 
 def _dtype(op: Operator, default: torch.dtype | None = None) -> torch.dtype | None:
     code: int | None = op.attribute("dtype", None)
-    if code is not None and code not in TORCH:
-        raise op.unsupported(f"element type {code} has no counterpart")
-    return default if code is None else TORCH[code]
+    return default if code is None else op.torch_dtype(code)
 
 
 @operator("RandomNormal", "RandomUniform")
@@ -44,7 +40,7 @@ def random(op: Operator) -> fx.Node:
     """Convert RandomNormal or RandomUniform; a seed in the graph has no meaning for torch's generator."""
     op.ignore("seed")
     shape = op.attribute("shape", [0])
-    dtype = _dtype(op, TORCH[TensorProto.FLOAT])
+    dtype = _dtype(op, torch.float32)
     if op.type == "RandomNormal":
         return op.call(normal, shape, op.attribute("mean", 0.0), op.attribute("scale", 1.0), dtype)
     return op.call(uniform, shape, op.attribute("low", 0.0), op.attribute("high", 1.0), dtype)

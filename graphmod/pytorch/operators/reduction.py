@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,27 @@ def mean(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     return x.double().mean(list(axes), keepdim=keepdim).to(x.dtype)
 
 
+def largest(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
+    """Return the maximum: of nothing, the least value that the type has."""
+    return x.amax(list(axes), keepdim=keepdim) if x.numel() else _of_nothing(x, axes, keepdim, least=True)
+
+
+def smallest(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
+    """Return the minimum: of nothing, the greatest value that the type has."""
+    return x.amin(list(axes), keepdim=keepdim) if x.numel() else _of_nothing(x, axes, keepdim, least=False)
+
+
+def _of_nothing(x: Tensor, axes: Sequence[int], keepdim: bool, *, least: bool) -> Tensor:
+    if x.dtype == torch.bool:
+        value: float = not least
+    elif x.is_floating_point():
+        value = -math.inf if least else math.inf
+    else:
+        value = torch.iinfo(x.dtype).min if least else torch.iinfo(x.dtype).max
+    shape = x.sum(list(axes), keepdim=keepdim).shape
+    return torch.full(shape, value, dtype=x.dtype, device=x.device)
+
+
 def product(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     """Return the product."""
     for axis in sorted((axis % x.ndim for axis in axes), reverse=True):
@@ -63,9 +85,9 @@ REDUCE: dict[str, Callable[..., Any]] = {
     "ReduceL2": l2,
     "ReduceLogSum": log_sum,
     "ReduceLogSumExp": log_sum_exp,
-    "ReduceMax": torch.amax,
+    "ReduceMax": largest,
     "ReduceMean": torch.mean,
-    "ReduceMin": torch.amin,
+    "ReduceMin": smallest,
     "ReduceProd": product,
     "ReduceSum": torch.sum,
     "ReduceSumSquare": sum_square,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from graphmod.pytorch.operator import Operator
+from graphmod.pytorch.operator import Operator, Size
 from graphmod.pytorch.registry import operator
 
 COORDINATES = frozenset({"half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric"})
@@ -56,7 +56,7 @@ def _floats(op: Operator, index: int) -> list[float] | fx.Node:
 def _resize(
     op: Operator,
     scales: list[float] | fx.Node | None,
-    sizes: list[int] | fx.Node | None,
+    sizes: list[Size] | fx.Node | None,
     axes: list[int] | None,
     coordinates: str,
     nearest: str,

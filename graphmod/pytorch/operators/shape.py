@@ -9,7 +9,7 @@ from operator import getitem
 import torch
 from torch import Tensor, fx, nn
 
-from graphmod.pytorch.operator import Operator
+from graphmod.pytorch.operator import Operator, Size
 from graphmod.pytorch.registry import operator
 
 Sizes = Sequence[int] | Tensor
@@ -184,24 +184,35 @@ def slice_by_attributes(op: Operator) -> fx.Node:
 def slice_by_inputs(op: Operator) -> fx.Node:
     """Convert Slice; constant bounds with positive steps are an ordinary index."""
     starts, ends = op.ints(1), op.ints(2)
-    axes = op.ints(3) if op.has(3) else None
-    steps = op.ints(4) if op.has(4) else None
-    if any(isinstance(given, fx.Node) for given in (starts, ends, axes, steps)):
+    axes = op.plain_ints(3) if op.has(3) else None
+    steps = op.plain_ints(4) if op.has(4) else None
+    if (
+        isinstance(starts, fx.Node)
+        or isinstance(ends, fx.Node)
+        or isinstance(axes, fx.Node)
+        or isinstance(steps, fx.Node)
+    ):
         return op.call(slice_of, op.input(0), starts, ends, axes, steps)
-    first, last = as_ints(starts), as_ints(ends)
-    along = list(range(len(first))) if axes is None else as_ints(axes)
-    return _slice(op, first, last, along, [1] * len(first) if steps is None else as_ints(steps))
+    along = list(range(len(starts))) if axes is None else axes
+    return _slice(op, starts, ends, along, [1] * len(starts) if steps is None else steps)
 
 
-def _slice(op: Operator, starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> fx.Node:
+def _slice(op: Operator, starts: Sequence[Size], ends: Sequence[Size], axes: list[int], steps: list[int]) -> fx.Node:
     if min(steps, default=1) < 1 or (min(axes, default=0) < 0 and op.shape(0) is None):
         return op.call(slice_of, op.input(0), starts, ends, axes, steps)
     index = [slice(None)] * (op.rank() if min(axes, default=0) < 0 else max(axes, default=-1) + 1)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         index[axis] = slice(
-            start if start and start > -(2**31) else None, end if end < 2**31 - 1 else None, step if step > 1 else None
+            _bound(start, default=not isinstance(start, fx.Node) and start == 0),
+            _bound(end, default=False),
+            step if step > 1 else None,
         )
     return op.call(getitem, op.input(0), tuple(index))
+
+
+def _bound(bound: Size) -> Size | None:
+    """Return a bound as one would write it: none at all for the end of an axis."""
+    return bound if isinstance(bound, fx.Node) or -(2**31) < bound < 2**31 - 1 else None
 
 
 def slice_of(x: Tensor, starts: Sizes, ends: Sizes, axes: Sizes | None = None, steps: Sizes | None = None) -> Tensor:
