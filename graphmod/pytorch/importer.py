@@ -100,9 +100,8 @@ def to_torch(
         raise UnsupportedOperatorError(f"a model is imported as it is or as torch.float32, not as {dtype}")
     program = Program(load(model))
     _refuse_missing(program)
-    importer = Importer(
-        program, program.main, options=Options(widened=dtype is not None, max_iterations=max_iterations)
-    )
+    options = Options(widened=dtype is not None, max_iterations=max_iterations)
+    importer = Importer(program, program.main, options=options)
     net = importer.run()
     net.meta[META] = tuple(importer.bindings)
     if options.references:

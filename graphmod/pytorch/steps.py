@@ -165,7 +165,7 @@ class Dequantize:
         if self.zero is not None:
             levels = levels + self._along(self.zero, old).astype(np.float64)
         whole = "int" in old.dtype.name
-        limits: Any = (ml_dtypes.iinfo if whole else ml_dtypes.finfo)(old.dtype)  # type: ignore[no-untyped-call]  # theirs
+        limits: Any = (ml_dtypes.iinfo if whole else ml_dtypes.finfo)(old.dtype)
         low, high = float(limits.min), float(limits.max)
         beyond = float(np.max(np.maximum(levels - high, low - levels), initial=0.0))
         if beyond > max(1.0, 0.01 * (high - low)):

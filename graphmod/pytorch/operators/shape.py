@@ -202,11 +202,8 @@ def _slice(op: Operator, starts: Sequence[Size], ends: Sequence[Size], axes: lis
         return op.call(slice_of, op.input(0), starts, ends, axes, steps)
     index = [slice(None)] * (op.rank() if min(axes, default=0) < 0 else max(axes, default=-1) + 1)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index[axis] = slice(
-            _bound(start, default=not isinstance(start, fx.Node) and start == 0),
-            _bound(end, default=False),
-            step if step > 1 else None,
-        )
+        first = None if not isinstance(start, fx.Node) and start == 0 else _bound(start)
+        index[axis] = slice(first, _bound(end), step if step > 1 else None)
     return op.call(getitem, op.input(0), tuple(index))
 
 
