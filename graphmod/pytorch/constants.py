@@ -36,6 +36,8 @@ NO_ARRAY = frozenset({
     "SplitToSequence", "Optional", "OptionalGetElement",
 })  # fmt: skip
 """Operators that may return something else than a tensor."""
+FOREIGN = frozenset({("com.microsoft", "DequantizeLinear")})
+"""Operators outside the standard that make constants out of constants."""
 RESHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
 
@@ -79,7 +81,7 @@ class Constants:
     def folds(self, operator: NodeProto) -> bool:
         """Whether an operator's outputs are constant."""
         return (
-            domain_of(operator.domain) == ""
+            (domain_of(operator.domain) == "" or (operator.domain, operator.op_type) in FOREIGN)
             and operator.op_type not in RANDOM
             and operator.op_type not in NO_ARRAY
             and all(name in self for name in consumed(operator))

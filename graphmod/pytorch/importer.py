@@ -30,7 +30,7 @@ from graphmod.pytorch.reference import Reference, has_reference
 from graphmod.pytorch.registry import domain_of, find
 from graphmod.pytorch.scope import Scope
 from graphmod.pytorch.sizes import Dim, Expr, Ints, Item, Sizes
-from graphmod.pytorch.steps import Convert, Step, Steps, Take, forward, forward_shape, restep, without_identities
+from graphmod.pytorch.steps import Convert, Dequantize, Step, Steps, Take, forward, forward_shape, restep, without_identities
 
 META = "graphmod"
 """Key of ``GraphModule.meta`` under which the bindings lie that :func:`graphmod.write_back` needs."""
@@ -400,7 +400,9 @@ class Importer:
 
     def weight(self, tensor: str, steps: Sequence[Step]) -> Weight | None:
         """Return a constant as a weight for a module; see :meth:`Operator.weight`."""
-        if tensor not in self.constants or not is_float(self.constants.value(tensor).dtype):
+        if tensor not in self.constants:
+            return None
+        if not is_float(self.constants.value(tensor).dtype) and not any(isinstance(s, Dequantize) for s in steps):
             return None
         weight = self._weight(tensor, steps)
         others = self._held[weight.source.tensor]
