@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 from torch import Tensor, fx, nn
 
 from graphmod.errors import UnsupportedOperatorError
@@ -23,14 +23,25 @@ from graphmod.pytorch.address import marked, operators_of
 from graphmod.pytorch.binding import Binding, Source, Weight
 from graphmod.pytorch.constants import Constants
 from graphmod.pytorch.dtypes import has_tensor, is_float, numpy_dtype, to_tensor, torch_dtype
+from graphmod.pytorch.levels import as_integers, levels_of, moves
 from graphmod.pytorch.operator import Operator
 from graphmod.pytorch.paths import Paths
 from graphmod.pytorch.program import Program
 from graphmod.pytorch.reference import Reference, has_reference
-from graphmod.pytorch.registry import domain_of, find
+from graphmod.pytorch.registry import Converter, Outputs, domain_of, find
 from graphmod.pytorch.scope import Scope
 from graphmod.pytorch.sizes import Dim, Expr, Ints, Item, Sizes
-from graphmod.pytorch.steps import Convert, Dequantize, Step, Steps, Take, forward, forward_shape, restep, without_identities
+from graphmod.pytorch.steps import (
+    Convert,
+    Dequantize,
+    Step,
+    Steps,
+    Take,
+    forward,
+    forward_shape,
+    restep,
+    without_identities,
+)
 
 META = "graphmod"
 """Key of ``GraphModule.meta`` under which the bindings lie that :func:`graphmod.write_back` needs."""
@@ -190,6 +201,7 @@ class Importer:
         self._root = nn.Module()
         self._paths = Paths(scope.operators)
         self._nodes: dict[str, fx.Node] = {}
+        self._buffers: dict[str, fx.Node] = {}
         self._size_nodes: dict[Item, fx.Node] = {}
         self._held: dict[str, list[_Held]] = parent._held if parent is not None else defaultdict(list)
         self._absorbed: set[int] = set()
@@ -222,11 +234,12 @@ class Importer:
     def _convert(self, operator: Operator) -> None:
         converter = find(operator.proto.op_type, operator.proto.domain, operator.opset)
         made: fx.Node | tuple[fx.Node | None, ...]
-        if converter is None or not self._holds_tensors(operator):
+        levels = self._levels(operator.proto)
+        if converter is None or not (levels or self._holds_tensors(operator)):
             made = self._reference(operator)
         else:
             try:
-                made = converter(operator)
+                made = self._move(operator, converter, levels) if levels else converter(operator)
                 operator.requires_no_other_attribute()
             except UnsupportedOperatorError:
                 if not has_reference(operator.proto, operator.opset):
@@ -235,6 +248,27 @@ class Importer:
         for name, node in zip(operator.proto.output, (made,) if isinstance(made, fx.Node) else made, strict=False):
             if name and node is not None:
                 self._bind(name, node)
+
+    def _levels(self, operator: NodeProto) -> dict[str, fx.Node]:
+        """Return the levels of the quantized tensors that an operator moves."""
+        if not moves(operator):
+            return {}
+        nodes = {name: self._nodes[name] for name in operator.input if name in self._nodes}
+        return {name: levels_of(node) for name, node in nodes.items() if levels_of(node) is not node}
+
+    def _move(self, operator: Operator, converter: Converter, levels: Mapping[str, fx.Node]) -> Outputs:
+        """Let an operator that only moves integers move the levels that they are made from."""
+        integers = {name: self._nodes[name] for name in levels}
+        self._nodes.update(levels)
+        try:
+            made = converter(operator)
+        finally:
+            self._nodes.update(integers)
+        if operator.type == "Cast":
+            return made
+        dtype = next(iter(integers.values())).args[1]
+        nodes = (made,) if isinstance(made, fx.Node) else made
+        return tuple(None if node is None else self.graph.call_function(as_integers, (node, dtype)) for node in nodes)
 
     def _holds_tensors(self, operator: Operator) -> bool:
         """Whether PyTorch has the types of an operator's inputs and outputs, or the operator only hands them on."""
@@ -353,10 +387,7 @@ class Importer:
             setattr(container, name, value)
             return self.graph.get_attr(path)
         if not is_float(value.dtype) or value.size < 2 or not np.isfinite(value.astype(np.float32)).all():
-            path = self._paths.of_constant(tensor)
-            container, name = self._container(path)
-            container.register_buffer(name, to_tensor(self._widen(value)))
-            return self.graph.get_attr(path)
+            return self.buffer(tensor)
         weight = self._weight(tensor, ())
         held = self._find_held(weight.source)
         if held is None:
@@ -364,6 +395,21 @@ class Importer:
                 return self._restepped(tensor, weight, others)
             held = self._hold(weight)
         return self.graph.get_attr(self._path_of(held))
+
+    def buffer(self, tensor: str) -> fx.Node:
+        """Return the node of a constant that is not trained; numbers that PyTorch has no type for become floats."""
+        if tensor not in self._buffers:
+            value = self.constants.value(tensor)
+            path = self._paths.of_constant(tensor)
+            container, name = self._container(path)
+            numbers = self._widen(value) if has_tensor(value.dtype) else value.astype(np.float32)
+            container.register_buffer(name, to_tensor(numbers))
+            self._buffers[tensor] = self.graph.get_attr(path)
+        return self._buffers[tensor]
+
+    def parameter(self, weight: Weight) -> fx.Node:
+        """Return the node of a weight as a parameter of the network."""
+        return self.graph.get_attr(self._path_of(self._find_held(weight.source) or self._hold(weight)))
 
     def _restepped(self, tensor: str, weight: Weight, others: list[_Held]) -> fx.Node:
         """Return a constant that another reader holds in another form, made from that form."""
@@ -488,10 +534,11 @@ class Importer:
 
 
 HANDING_ON = frozenset({
-    "Identity", "If", "Loop", "Scan", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceAt",
-    "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "Shape", "Size",
+    "DequantizeLinear", "Identity", "If", "Loop", "Scan", "Optional", "OptionalGetElement", "OptionalHasElement",
+    "QuantizeLinear", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert",
+    "SequenceLength", "Shape", "Size",
 })  # fmt: skip
-"""Operators that do not look into the values they are given."""
+"""Operators that do not look into the values they are given, or whose converters know types that PyTorch has not."""
 
 
 def as_tensor(numbers: int | list[int], dtype: torch.dtype, like: Tensor | None) -> Tensor:

@@ -211,6 +211,13 @@ class Operator:
         axes: list[int] | None = self.attribute("axes", None)
         return axes
 
+    def fixed(self, index: int) -> fx.Node | None:
+        """Return the node of an optional input that is not trained where it is constant, such as a scale."""
+        if not self.has(index):
+            return None
+        name = self.proto.input[index]
+        return self.importer.buffer(name) if name in self.importer.constants else self.input(index)
+
     def weight(self, index: int, permutation: Sequence[int] | None = None) -> Weight | None:
         """Return a constant float input as a trainable weight with its axes in the order that a module wants.
 
