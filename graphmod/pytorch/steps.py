@@ -139,11 +139,13 @@ class Dequantize:
         if self.block:
             repeated = np.repeat(parameter, self.block, self.axis)
             return np.take(repeated, range(array.shape[self.axis]), self.axis)
-        if parameter.ndim != 1 or array.ndim == 0:
+        if parameter.size == 1:
+            return parameter.reshape(())
+        if parameter.ndim != 1:
             return parameter
         shape = [1] * array.ndim
         shape[self.axis] = parameter.size
-        return parameter.reshape(shape if parameter.size == array.shape[self.axis] else ())
+        return parameter.reshape(shape)
 
     def there(self, array: Array) -> Array:
         """Return ``(array - zero) * scale``."""
