@@ -85,14 +85,14 @@ def quantize(
         Levels in single precision, or double where ``x`` has that.
     """
     precision = precision or scale.dtype
-    levels = x.to(precision) / _along(scale, x, axis, block).to(precision)
+    levels = x.to(precision) / along(scale, x, axis, block).to(precision)
     if levels.dtype in (torch.float16, torch.bfloat16):
         levels = levels.float()
     if small is not None:
         return rounded(levels.clamp(*limits), small)
     levels = rounded(levels)
     if zero is not None:
-        levels = levels + _along(_tensor(zero, scale), x, axis, block)
+        levels = levels + along(_tensor(zero, scale), x, axis, block)
     return levels.clamp(*limits)
 
 
@@ -140,9 +140,9 @@ def dequantize(
     x = _tensor(x, scale)
     wide = x if x.is_floating_point() else x.to(torch.float64 if x.dtype == torch.int32 else torch.float32)
     if zero is not None:
-        wide = wide - _along(_tensor(zero, scale), x, axis, block)
+        wide = wide - along(_tensor(zero, scale), x, axis, block)
     dtype = dtype or scale.dtype
-    made: Tensor = wide.to(dtype) * _along(scale, x, axis, block).to(dtype)
+    made: Tensor = wide.to(dtype) * along(scale, x, axis, block).to(dtype)
     return made
 
 
@@ -166,7 +166,7 @@ def _tensor(x: Any, like: Tensor) -> Tensor:
     return x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x).astype(np.float32)).to(like.device)
 
 
-def _along(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
+def along(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
     """Shape a scale or a zero point so that it broadcasts along an axis."""
     if block:
         return parameter.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
