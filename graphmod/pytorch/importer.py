@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from torch import Tensor, fx, nn
 
 from graphmod.errors import UnsupportedOperatorError
 from graphmod.model import Model, consumed, load
-from graphmod.pytorch.address import marked, operators_of
-from graphmod.pytorch.binding import Binding, Source, Weight
+from graphmod.pytorch.address import attribute_array, marked, operators_of
+from graphmod.pytorch.binding import Binding, Source, Weight, digest_of
 from graphmod.pytorch.constants import Constants
 from graphmod.pytorch.dtypes import has_tensor, is_float, numpy_dtype, to_tensor, torch_dtype
 from graphmod.pytorch.levels import as_integers, levels_of, moves
@@ -34,6 +34,7 @@ from graphmod.pytorch.sizes import Dim, Expr, Ints, Item, Sizes
 from graphmod.pytorch.steps import (
     Convert,
     Dequantize,
+    Reshape,
     Step,
     Steps,
     Take,
@@ -272,7 +273,7 @@ class Importer:
 
     def _holds_tensors(self, operator: Operator) -> bool:
         """Whether PyTorch has the types of an operator's inputs and outputs, or the operator only hands them on."""
-        if operator.type in HANDING_ON:
+        if operator.type in HANDING_ON or operator.proto.domain == "ai.onnx.ml":  # whose converters know strings
             return True
         for name in (*operator.proto.input, *operator.proto.output):
             kind = self.scope.types.get(name)
@@ -456,6 +457,23 @@ class Importer:
             parts = all(_is_part(held.source.steps) for held in others) and _is_part(weight.source.steps)
             return weight if parts else None
         return weight
+
+    def attribute_weight(self, operator: NodeProto, name: str, shape: tuple[int, ...] | None) -> Weight | None:
+        """Return an attribute as a weight for a module; see :meth:`Operator.attribute_weight`."""
+        attribute = next((attribute for attribute in operator.attribute if attribute.name == name), None)
+        if attribute is None:
+            return None
+        of_tensor, place = attribute.HasField("t"), marked(operator)
+        value = numpy_helper.to_array(attribute.t) if of_tensor else attribute_array(attribute)
+        assert value is not None, "only attributes that hold numbers are weights"
+        made = value if shape is None else value.reshape(shape)
+        address = None
+        if place is not None and place[0] != "functions":  # there an attribute may come from the call
+            address = (*place, "attribute", name, "t") if of_tensor else (*place, "attribute", name)
+        steps = without_identities((Reshape(made.shape),), value.shape)
+        tensor = f"{operator.output[0]}.{name}"
+        source = Source(tensor, address, steps, value.shape, value.dtype.name, place, digest_of(value))
+        return Weight(source, made.shape, lambda: made)
 
     def _weight(self, tensor: str, steps: Sequence[Step]) -> Weight:
         source, value = self.constants.source(tensor), self.constants.value(tensor)

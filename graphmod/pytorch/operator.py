@@ -73,6 +73,8 @@ class Operator:
                     value = value.decode()
                 if isinstance(value, float):
                     value = float(str(np.float32(value)))  # 1e-05 rather than 9.999999747378752e-06
+                if attribute.strings:
+                    value = [item.decode() for item in attribute.strings]
                 return cast(T, list(value) if attribute.ints or attribute.floats else value)
         return default
 
@@ -231,6 +233,11 @@ class Operator:
             return None
         weight = self.importer.weight(self.proto.input[index], steps)
         return None if weight is None else replace(weight, index=index)
+
+    def attribute_weight(self, name: str, shape: tuple[int, ...] | None = None) -> Weight | None:
+        """Return the floats of an attribute, in a shape, as a trainable weight; None where they are missing."""
+        self._known.add(name)
+        return self.importer.attribute_weight(self.proto, name, shape)
 
     # -- what it becomes
 
