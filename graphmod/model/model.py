@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.generic]
 
+UNKNOWN = "graphmod.unknown"
+"""Domain of what onnx does not know, while it checks the rest."""
+
 
 @dataclass(frozen=True)
 class TensorType:
@@ -256,7 +259,7 @@ class Model:
         """
         edited = Model(proto, self.folder)
         try:
-            onnx.checker.check_model(initializers.without_large_values(proto), full_check=False)
+            onnx.checker.check_model(_checkable(proto), full_check=False)
         except onnx.checker.ValidationError as error:
             raise InvalidModelError(f"the edited graph is invalid: {str(error).strip().splitlines()[0]}") from error
         _ = edited.tensors
@@ -392,3 +395,25 @@ def _fits(shape: tuple[int, ...], declared: tuple[int | str | None, ...] | None)
     return len(shape) == len(declared) and all(
         not isinstance(d, int) or n == d for n, d in zip(shape, declared, strict=True)
     )
+
+
+def _checkable(proto: ModelProto) -> ModelProto:
+    """Return a copy for onnx.checker, without large values and with operators that onnx does not know set apart.
+
+    ONNX Runtime's optimiser writes operators into the default domain that are none of the standard's, or of a later
+    one's; whether they are valid a session tells.
+    """
+    bare = initializers.without_large_values(proto)
+    opset = max((entry.version for entry in bare.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    pending = list(bare.graph.node)
+    unknown = []
+    while pending:
+        operator = pending.pop()
+        pending += [inner for a in operator.attribute for body in (a.g, *a.graphs) for inner in body.node]
+        if operator.domain in ("", "ai.onnx") and not onnx.defs.has(operator.op_type, opset, ""):
+            unknown.append(operator)
+    for operator in unknown:
+        operator.domain = UNKNOWN
+    if unknown:
+        bare.opset_import.append(onnx.helper.make_opsetid(UNKNOWN, 1))
+    return bare
