@@ -90,7 +90,19 @@ def pad_same(
     for size, k, s, d in zip(
         reversed(x.shape[2:]), reversed(kernel), reversed(stride), reversed(dilation), strict=True
     ):
-        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        small, large = total // 2, total - total // 2
-        pads += [large, small] if lower else [small, large]
+        begin, end = same_margins(size, k, s, d, lower=lower)
+        pads += [begin, end]
     return F.pad(x, pads, value=value)
+
+
+def same_margins(size: int, kernel: int, stride: int, dilation: int, *, lower: bool) -> tuple[int, int]:
+    """Return padding before and after an axis for as many windows as there are strides.
+
+    Examples
+    --------
+    >>> same_margins(5, 4, 1, 1, lower=False), same_margins(8, 1, 4, 1, lower=False)
+    ((1, 2), (0, 0))
+    """
+    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    begin = (total + lower) // 2
+    return begin, total - begin

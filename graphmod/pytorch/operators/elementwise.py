@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from graphmod.pytorch import unsigned
 from graphmod.pytorch.operator import Operand, Operator
 from graphmod.pytorch.registry import operator
 
@@ -59,21 +60,28 @@ BINARY: dict[str, Callable[..., Any]] = {
 }
 
 NEEDS_TENSORS = frozenset({"And", "Or", "Xor"})
+PAIRWISE: dict[str, Callable[..., Any]] = {"Max": torch.maximum, "Min": torch.minimum}
 
 
-def _check(op: Operator) -> None:
-    op.ignore("consumed_inputs")
-    if op.dtype().kind == "u" and op.dtype().itemsize > 1 and op.type not in ("Equal", "BitwiseAnd"):
-        raise op.unsupported(f"torch does not compute with {op.dtype()}")
+def _is_wide_unsigned(op: Operator) -> bool:
+    """Whether an operator computes with unsigned integers that torch only stores."""
+    dtype = op.dtype()
+    return dtype.kind == "u" and dtype.itemsize > 1
 
 
 def _unary(op: Operator) -> fx.Node:
-    _check(op)
-    return op.call(UNARY[op.type], op.input())
+    op.ignore("consumed_inputs")
+    if not _is_wide_unsigned(op):
+        return op.call(UNARY[op.type], op.input())
+    if op.type not in unsigned.UNARY:
+        raise op.unsupported(f"torch does not compute with {op.dtype()}")
+    return op.call(unsigned.UNARY[op.type], op.input())
 
 
 def _binary(op: Operator) -> fx.Node:
-    _check(op)
+    op.ignore("consumed_inputs")
+    if _is_wide_unsigned(op):
+        return op.call(unsigned.BINARY[op.type], op.input(0), _right(op))
     if op.type in NEEDS_TENSORS:
         return op.call(BINARY[op.type], op.input(0), _right(op))
     return op.call(BINARY[op.type], *_operands(op))
@@ -99,7 +107,9 @@ operator(*BINARY)(_binary)
 @operator("Div")
 def div(op: Operator) -> fx.Node:
     """Convert Div; integers are divided towards zero."""
-    _check(op)
+    op.ignore("consumed_inputs")
+    if _is_wide_unsigned(op):
+        return op.call(unsigned.divide, op.input(0), _right(op))
     left, right = _operands(op)
     if op.is_float():
         return op.call(python.truediv, left, right)
@@ -125,7 +135,9 @@ def _like(op: Operator, node: fx.Node) -> fx.Node:
 @operator("Mod")
 def mod(op: Operator) -> fx.Node:
     """Convert Mod: with fmod, the sign is the dividend's; without, the divisor's."""
-    _check(op)
+    if _is_wide_unsigned(op):
+        op.ignore("fmod")  # which is the same where there are no signs
+        return op.call(unsigned.remainder, op.input(0), op.input(1))
     function = torch.fmod if op.attribute("fmod", 0) else torch.remainder
     return op.call(function, op.input(0), op.operand(1, other=0))
 
@@ -133,8 +145,9 @@ def mod(op: Operator) -> fx.Node:
 @operator("BitShift")
 def bit_shift(op: Operator) -> fx.Node:
     """Convert BitShift."""
-    _check(op)
     left = op.attribute("direction", "") == "LEFT"
+    if _is_wide_unsigned(op):
+        return op.call(unsigned.shift_left if left else unsigned.shift_right, op.input(0), op.input(1))
     return op.call(torch.bitwise_left_shift if left else torch.bitwise_right_shift, op.input(0), op.input(1))
 
 
@@ -163,10 +176,11 @@ def where(op: Operator) -> fx.Node:
 @operator("Max", "Min", "Sum", "Mean")
 def variadic(op: Operator) -> fx.Node:
     """Convert an operator of any number of inputs."""
-    _check(op)
+    op.ignore("consumed_inputs")
     if len(op.proto.input) == 1:
         return op.input()
-    pairwise = {"Max": torch.maximum, "Min": torch.minimum}.get(op.type, python.add)
+    wide = op.type in unsigned.BINARY and _is_wide_unsigned(op)
+    pairwise = unsigned.BINARY[op.type] if wide else PAIRWISE.get(op.type, python.add)
     total = reduce(lambda left, right: op.call(pairwise, left, right), op.inputs())
     return op.call(python.truediv, total, len(op.proto.input)) if op.type == "Mean" else total
 
@@ -188,3 +202,27 @@ def cumulative_sum(x: Tensor, axis: int | Tensor, exclusive: bool, reverse: bool
     total = source.cumsum(axis, dtype=x.dtype)
     total = total - source if exclusive else total
     return total.flip(axis) if reverse else total
+
+
+@operator("CumProd", since=26)
+def cumprod(op: Operator) -> fx.Node:
+    """Convert CumProd."""
+    exclusive, reverse = bool(op.attribute("exclusive", 0)), bool(op.attribute("reverse", 0))
+    return op.call(cumulative_product, op.input(), op.scalar(1, 0), exclusive, reverse)
+
+
+def cumulative_product(x: Tensor, axis: int | Tensor, exclusive: bool, reverse: bool) -> Tensor:
+    """Multiply along an axis, from its end if ``reverse``, without the element itself if ``exclusive``."""
+    axis = int(axis)
+    source = x.flip(axis) if reverse else x
+    if exclusive:
+        one = torch.ones_like(source.narrow(axis, 0, min(1, source.shape[axis])))
+        source = torch.cat([one, source.narrow(axis, 0, max(source.shape[axis] - 1, 0))], axis)
+    product = source.cumprod(axis, dtype=x.dtype)
+    return product.flip(axis) if reverse else product
+
+
+@operator("BitCast", since=26)
+def bit_cast(op: Operator) -> fx.Node:
+    """Convert BitCast."""
+    return op.method("view", op.input(), op.torch_dtype(op.attribute("to", 0)))

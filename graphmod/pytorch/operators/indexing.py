@@ -129,10 +129,35 @@ def non_zero(op: Operator) -> fx.Node:
 
 @operator("Unique", since=11)
 def unique(op: Operator) -> tuple[fx.Node, ...]:
-    """Convert Unique of sorted values; the first output, and where each element went."""
-    op.requires(sorted=1)
-    if op.uses_output(1):
-        raise op.unsupported("the first positions have no counterpart")
-    made = op.call(torch.unique, op.input(), return_inverse=True, return_counts=True, dim=op.attribute("axis", None))
-    values, inverse, counts = op.items(made, 3)
-    return values, values, op.method("flatten", inverse), counts
+    """Convert Unique."""
+    ordered, axis = bool(op.attribute("sorted", 1)), op.attribute("axis", None)
+    return op.items(op.call(unique_of, op.input(), axis, ordered), 4)
+
+
+def unique_of(x: Tensor, axis: int | None, ordered: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what differs, sorted or in the order of the first of each, where that is, where all went, their counts."""
+    x, along = (x.reshape(-1), 0) if axis is None else (x, axis)
+    _, where, counts = torch.unique(x.detach(), return_inverse=True, return_counts=True, dim=along)
+    positions = torch.arange(len(where), device=x.device)
+    first = positions.new_full(counts.shape, len(where)).scatter_reduce(0, where, positions, "amin")
+    if not ordered:
+        order = first.argsort()
+        first, where, counts = first[order], order.argsort()[where], counts[order]
+    return x.index_select(along, first), first, where, counts
+
+
+@operator("TensorScatter", since=24)
+def tensor_scatter(op: Operator) -> fx.Node:
+    """Convert TensorScatter."""
+    axis, circular = op.attribute("axis", -2), op.attribute("mode", "linear") == "circular"
+    return op.call(write_from, op.input(0), op.input(1), op.optional(2), axis, circular)
+
+
+def write_from(x: Tensor, update: Tensor, begins: Tensor | None, axis: int, circular: bool) -> Tensor:
+    """Write along an axis from a place of its own for every sample on, round the end if ``circular``."""
+    axis = axis % x.ndim
+    steps = torch.arange(update.shape[axis], device=x.device).reshape([-1 if k == axis else 1 for k in range(x.ndim)])
+    places = steps if begins is None else steps + begins.reshape(-1, *[1] * (x.ndim - 1))
+    if circular:
+        places = places % x.shape[axis]
+    return x.scatter(axis, places.expand(update.shape), update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -93,9 +94,11 @@ def depth_to_space_of(x: Tensor, block: int) -> Tensor:
 
 @operator("SpaceToDepth")
 def space_to_depth(op: Operator) -> fx.Node:
-    """Convert SpaceToDepth."""
-    op.requires(mode="DCR")
-    return op.call(space_to_depth_of, op.input(), op.attribute("blocksize", 1))
+    """Convert SpaceToDepth; nn.PixelUnshuffle has the column-row-depth order."""
+    block = op.attribute("blocksize", 1)
+    if op.attribute("mode", "DCR") == "CRD":
+        return op.module(nn.PixelUnshuffle(block), op.input())
+    return op.call(space_to_depth_of, op.input(), block)
 
 
 def space_to_depth_of(x: Tensor, block: int) -> Tensor:
@@ -156,15 +159,42 @@ def compress_by(x: Tensor, keep: Tensor, axis: int | None) -> Tensor:
 
 @operator("Col2Im", since=18)
 def col2im(op: Operator) -> fx.Node:
-    """Convert Col2Im of images; torch.nn.Fold has two spatial axes and symmetric padding."""
-    image, block = op.plain_ints(1), op.plain_ints(2)
-    if isinstance(image, fx.Node) or isinstance(block, fx.Node) or len(image) != 2:
-        raise op.unsupported("it needs two spatial axes of constant size")
-    pads = op.attribute("pads", [0, 0, 0, 0])
-    if pads[:2] != pads[2:]:
-        raise op.unsupported(f"pads {pads} that differ by side have no counterpart")
-    dilation, stride = op.attribute("dilations", [1, 1]), op.attribute("strides", [1, 1])
-    return op.module(nn.Fold(tuple(image), tuple(block), tuple(dilation), tuple(pads[:2]), tuple(stride)), op.input(0))
+    """Convert Col2Im; nn.Fold has two spatial axes and padding that is the same on both sides."""
+    image, block = op.ints(1), op.ints(2)
+    dilation, stride, pads = (op.attribute(name, None) for name in ("dilations", "strides", "pads"))
+    if not isinstance(image, fx.Node) and not isinstance(block, fx.Node):
+        n = len(image)
+        sides = pads or [0] * 2 * n
+        sizes = [size for size in (*image, *block) if isinstance(size, int)]
+        if n == 2 and sides[:2] == sides[2:] and len(sizes) == 4:
+            fold = nn.Fold(
+                tuple(sizes[:2]), tuple(sizes[2:]), tuple(dilation or (1, 1)), tuple(sides[:2]), tuple(stride or (1, 1))
+            )
+            return op.module(fold, op.input(0))
+    return op.call(fold_of, op.input(0), image, block, dilation, stride, pads)
+
+
+def fold_of(
+    x: Tensor, image: Sizes, block: Sizes, dilation: Sequence[int] | None, stride: Sequence[int] | None,
+    pads: Sequence[int] | None,
+) -> Tensor:  # fmt: skip
+    """Add up blocks (batch, channels * block, number of blocks) where they lie in images of any number of axes."""
+    sizes, kernel = as_ints(image), as_ints(block)
+    n = len(sizes)
+    steps, gaps, sides = stride or [1] * n, dilation or [1] * n, pads or [0] * 2 * n
+    padded = [size + begin + end for size, begin, end in zip(sizes, sides[:n], sides[n:], strict=True)]
+    places = torch.zeros([1] * 2 * n, dtype=torch.int64, device=x.device)
+    for axis in range(n):
+        within = torch.arange(kernel[axis], device=x.device) * gaps[axis]
+        count = (padded[axis] - gaps[axis] * (kernel[axis] - 1) - 1) // steps[axis] + 1
+        begins = torch.arange(count, device=x.device) * steps[axis]
+        along = within.reshape([-1 if k == axis else 1 for k in range(2 * n)])
+        along = along + begins.reshape([-1 if k == axis + n else 1 for k in range(2 * n)])
+        places = places * padded[axis] + along
+    channels = x.shape[1] // math.prod(kernel)
+    flat = x.new_zeros(x.shape[0], channels, math.prod(padded))
+    flat = flat.index_add(2, places.reshape(-1), x.reshape(x.shape[0], channels, -1))
+    return F.pad(flat.reshape(x.shape[0], channels, *padded), [-side for side in interleaved(sides[:n], sides[n:])])
 
 
 @operator("CenterCropPad", since=18)

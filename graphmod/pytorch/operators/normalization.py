@@ -16,27 +16,80 @@ BATCH: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d
 
 
 @operator("BatchNormalization")
-def batch_norm(op: Operator) -> fx.Node:
+def batch_norm(op: Operator) -> Outputs:
     """Convert BatchNormalization.
 
     Statistics of the graph become running statistics. A graph in training mode keeps its momentum, which ONNX counts
-    the other way round; one in inference mode has none that means anything and gets torch's default.
+    the other way round, and train() and eval() decide which statistics count; one whose new statistics are read
+    computes them always, as it does where weights are computed. One in inference mode has no momentum that means
+    anything and gets torch's default.
     """
-    op.requires_single_output()
     op.requires(spatial=1)
-    op.ignore("momentum", "consumed_inputs", "is_test")
+    op.ignore("consumed_inputs", "is_test")
     epsilon, training = op.attribute("epsilon", 1e-5), bool(op.attribute("training_mode", 0))
     momentum = 1 - op.attribute("momentum", 0.9) if training else 0.1
     names = ("weight", "bias", "running_mean", "running_var")
     weights = {name: op.weight(index) for index, name in enumerate(names, 1)}
     shape, scale = op.shape(0), weights["weight"]
     layer = BATCH.get(len(shape)) if shape is not None else None
-    if layer is None or scale is None or None in weights.values():
-        if training:
-            raise op.unsupported("training mode needs constant weights and an input of 2 to 5 axes")
-        x, gain, bias, mean, var = (op.input(index) for index in range(5))
-        return op.call(F.batch_norm, x, mean, var, gain, bias, eps=epsilon)
-    return op.module(layer(scale.shape[0], eps=epsilon, momentum=momentum, device="meta"), op.input(), **weights)
+    read = op.uses_output(1) or op.uses_output(2)
+    op.ignore("momentum")
+    if not training:
+        op.requires_single_output()
+    if scale is not None and None not in weights.values():
+        if read:
+            normalize = BatchNormAndStatistics(scale.shape[0], epsilon, momentum)
+            return op.items(op.module(normalize, op.input(), **weights), 3)
+        if layer is not None:
+            return op.module(
+                layer(scale.shape[0], eps=epsilon, momentum=momentum, device="meta"), op.input(), **weights
+            )
+    x, gain, bias, mean, var = (op.input(index) for index in range(5))
+    if training:
+        return op.items(op.call(batch_norm_and_statistics, x, gain, bias, mean, var, epsilon, momentum), 3)
+    return op.call(F.batch_norm, x, mean, var, gain, bias, eps=epsilon)
+
+
+class BatchNormAndStatistics(nn.Module):
+    """Normalizes by the statistics of the batch, and returns also the running statistics that come of it.
+
+    Parameters
+    ----------
+    n_channels : int
+    eps : float
+    momentum : float
+        The weight of the batch in the running statistics, which stay as they are in evaluation mode.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, n_channels: int, eps: float, momentum: float) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = nn.Parameter(torch.ones(n_channels)), nn.Parameter(torch.zeros(n_channels))
+        self.register_buffer("running_mean", torch.zeros(n_channels))
+        self.register_buffer("running_var", torch.ones(n_channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the normalized input, the running mean, the running variance."""
+        y, mean, var = batch_norm_and_statistics(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.eps, self.momentum
+        )
+        if self.training:
+            self.running_mean, self.running_var = mean.detach(), var.detach()
+        return y, mean, var
+
+
+def batch_norm_and_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, momentum: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize by the statistics of the batch, and move running ones towards them; variances are those of all."""
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    new_mean, new_var = wide.mean(axes).to(mean.dtype), wide.var(axes, correction=0).to(var.dtype)
+    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    return y, mean.lerp(new_mean, momentum), var.lerp(new_var, momentum)
 
 
 @operator("InstanceNormalization")

@@ -8,26 +8,40 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphmod.pytorch.operator import Operator
-from graphmod.pytorch.registry import operator
+from graphmod.pytorch.registry import Outputs, operator
 
 
 @operator("Dropout")
-def dropout_by_attribute(op: Operator) -> tuple[fx.Node, ...]:
+def dropout_by_attribute(op: Operator) -> Outputs:
     """Convert Dropout as it was before opset 12, with its ratio as an attribute."""
     return _dropout(op, op.attribute("ratio", 0.5))
 
 
 @operator("Dropout", since=12)
-def dropout(op: Operator) -> tuple[fx.Node, ...]:
-    """Convert Dropout; the network, not the graph, says whether it is being trained."""
-    return _dropout(op, float(op.required(1)) if op.has(1) else 0.5)
+def dropout(op: Operator) -> Outputs:
+    """Convert Dropout; the network, by train() and eval(), says whether it is being trained, not the graph."""
+    if op.has(2) and op.constant(2) is None:
+        raise op.unsupported("whether it is being trained is computed")
+    return _dropout(op, op.scalar(1, 0.5))
 
 
-def _dropout(op: Operator, ratio: float) -> tuple[fx.Node, ...]:
+def _dropout(op: Operator, ratio: float | fx.Node) -> Outputs:
     op.ignore("seed", "is_test")
-    if op.uses_output(1):
-        raise op.unsupported("its mask is used, which torch does not give")
-    return (op.module(nn.Dropout(ratio), op.input()),)
+    if isinstance(ratio, fx.Node) or op.uses_output(1):
+        return op.items(op.module(DropoutAndMask(), op.input(), ratio), 2)
+    return op.module(nn.Dropout(ratio), op.input())
+
+
+class DropoutAndMask(nn.Module):
+    """Drops elements while it is being trained; called with the ratio, it returns also which elements it kept."""
+
+    def forward(self, x: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x``, what is left of it scaled up, and a mask."""
+        if not self.training:
+            return x, torch.ones_like(x, dtype=torch.bool)
+        share = float(ratio)
+        kept = torch.rand_like(x) >= share
+        return torch.where(kept, x / (1 - share), 0), kept
 
 
 def _dtype(op: Operator, default: torch.dtype | None = None) -> torch.dtype | None:

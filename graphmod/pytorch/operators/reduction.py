@@ -105,9 +105,7 @@ def reduce(op: Operator) -> fx.Node:
     if isinstance(axes, fx.Node):
         return op.call(reduce_over, op.input(), op.type, axes, keepdims, none)
     if not axes and none:
-        if op.type not in UNCHANGED:
-            raise op.unsupported("noop_with_empty_axes has no counterpart")
-        return op.input()
+        return op.input() if op.type in UNCHANGED else op.call(over_nothing, op.input(), op.type)
     return op.call(_function(op.type, op.is_float()), op.input(), axes or list(range(op.rank())), keepdims)
 
 
@@ -119,8 +117,16 @@ def reduce_over(x: Tensor, op_type: str, axes: Tensor, keepdim: bool, none_if_em
     """Reduce over computed axes: over all where there are none, unless these mean none."""
     along = as_ints(axes)
     if not along and none_if_empty:
-        return x
+        return over_nothing(x, op_type)
     reduced: Tensor = _function(op_type, x.is_floating_point())(x, along or list(range(x.ndim)), keepdim)
+    return reduced
+
+
+def over_nothing(x: Tensor, op_type: str) -> Tensor:
+    """Reduce over no axes: what a reduction does before and after the sum is done to every element."""
+    if op_type in UNCHANGED:
+        return x
+    reduced: Tensor = _function(op_type, x.is_floating_point())(x.unsqueeze(-1), [-1], False)
     return reduced
 
 
