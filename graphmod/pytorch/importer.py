@@ -8,6 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import getitem
 from os import PathLike
 from typing import Any, cast
@@ -24,8 +25,10 @@ from graphmod.pytorch.binding import Binding, Source, Weight, digest_of
 from graphmod.pytorch.constants import Constants
 from graphmod.pytorch.dtypes import has_tensor, is_float, numpy_dtype, to_tensor, torch_dtype
 from graphmod.pytorch.levels import as_integers, levels_of, moves
+from graphmod.pytorch.network import Network
 from graphmod.pytorch.operator import Operator
-from graphmod.pytorch.paths import Paths
+from graphmod.pytorch.paths import Paths, blocks_of
+from graphmod.pytorch.patterns import Found, Rule, find_pattern
 from graphmod.pytorch.program import Program
 from graphmod.pytorch.reference import Reference, has_reference
 from graphmod.pytorch.registry import Converter, Outputs, domain_of, find
@@ -200,17 +203,19 @@ class Importer:
         self.bindings: list[Binding] = []
         self.captured: dict[str, fx.Node] = {}
         self._root = nn.Module()
-        self._paths = Paths(scope.operators)
+        self._paths = Paths(scope.operators, blocks_of(program.model) if parent is None else None)
         self._nodes: dict[str, fx.Node] = {}
         self._buffers: dict[str, fx.Node] = {}
         self._size_nodes: dict[Item, fx.Node] = {}
         self._held: dict[str, list[_Held]] = parent._held if parent is not None else defaultdict(list)
         self._absorbed: set[int] = set()
         self._taken: set[str] = set()
+        self._makers: dict[str, int] = {}
         self._readers: dict[str, list[int]] = defaultdict(list)
         for position, operator in enumerate(scope.operators):
             for name in consumed(operator):
                 self._readers[name].append(position)
+            self._makers.update(dict.fromkeys(operator.output, position))
 
     def run(self) -> fx.GraphModule:
         """Convert every operator and return the network."""
@@ -220,17 +225,36 @@ class Importer:
             kind = self.scope.types.get(name)
             if self.options.widened and kind is not None and kind.dtype is not None and kind.dtype.name in HALF:
                 self._nodes[name] = self.graph.call_method("float", (node,))
-        for position, proto in enumerate(self.scope.operators):
-            if position in self._absorbed or self.constants.folds(proto):
-                continue
-            if not all(name in self.sizes for name in proto.output):
-                self._convert(Operator(proto, position, self.program.opset_of(proto), self))
+        operators = [
+            Operator(proto, position, self.program.opset_of(proto), self)
+            for position, proto in enumerate(self.scope.operators)
+            if not self.constants.folds(proto) and not all(name in self.sizes for name in proto.output)
+        ]
+        patterns = self._find_patterns(operators)
+        for operator in operators:
+            if operator.position in patterns:
+                rule, found = patterns[operator.position]
+                self._bind(operator.proto.output[0], rule.convert(operator, found))
+            elif operator.position not in self._absorbed:
+                self._convert(operator)
         results = tuple(self.node(name) for name in self.scope.outputs)
         whole = self.parent is not None or len(results) != 1
         self.graph.output(results if whole else results[0])
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output", "call_module"))
         self.graph.lint()
-        return fx.GraphModule(self._root, self.graph)
+        return Network(self._root, self.graph, "GraphModule")
+
+    def _find_patterns(self, operators: Sequence[Operator]) -> dict[int, tuple[Rule, Found]]:
+        """Return the patterns by the positions of their roots; the operators inside them are absorbed."""
+        patterns: dict[int, tuple[Rule, Found]] = {}
+        for operator in reversed(operators):
+            if operator.position in self._absorbed:
+                continue
+            match = find_pattern(operator)
+            if match is not None:
+                patterns[operator.position] = match
+                self._absorbed |= match[1].inside - {operator.position}
+        return patterns
 
     def _convert(self, operator: Operator) -> None:
         converter = find(operator.proto.op_type, operator.proto.domain, operator.opset)
@@ -320,10 +344,15 @@ class Importer:
 
     def maker(self, tensor: str) -> Operator | None:
         """Return the operator of this graph that makes a tensor, if there is one."""
-        for position, proto in enumerate(self.scope.operators):
-            if tensor in proto.output:
-                return Operator(proto, position, self.program.opset_of(proto), self)
-        return None
+        position = self._makers.get(tensor)
+        if position is None:
+            return None
+        proto = self.scope.operators[position]
+        return Operator(proto, position, self.program.opset_of(proto), self)
+
+    def read_only_by(self, tensor: str, positions: set[int]) -> bool:
+        """Whether all readers of a tensor are among some operators."""
+        return tensor not in self.scope.outputs and positions.issuperset(self._readers[tensor])
 
     def absorb(self, operator: Operator, node: fx.Node) -> None:
         """Let a node stand for an operator's output; the operator is not converted any more."""
@@ -387,7 +416,7 @@ class Importer:
             container, name = self._container(path)
             setattr(container, name, value)
             return self.graph.get_attr(path)
-        if not is_float(value.dtype) or value.size < 2 or not np.isfinite(value.astype(np.float32)).all():
+        if not self._is_trainable(tensor, value):
             return self.buffer(tensor)
         weight = self._weight(tensor, ())
         held = self._find_held(weight.source)
@@ -411,6 +440,28 @@ class Importer:
     def parameter(self, weight: Weight) -> fx.Node:
         """Return the node of a weight as a parameter of the network."""
         return self.graph.get_attr(self._path_of(self._find_held(weight.source) or self._hold(weight)))
+
+    def _is_trainable(self, tensor: str, value: np.ndarray[Any, Any]) -> bool:
+        """Whether a constant is a weight: floats, more than one, that are no mask and not only compared."""
+        if not is_float(value.dtype) or value.size < 2:
+            return False
+        single = value.astype(np.float32, copy=False)
+        if not np.isfinite(single).all() or not ((single != 0) & (single > MASKED)).any():
+            return False
+        return tensor in self._reached
+
+    @cached_property
+    def _reached(self) -> set[str]:
+        """The tensors that a gradient of an output can reach: it stops where truths or indices are made of floats."""
+        reached = set(self.scope.outputs)
+        for operator in reversed(self.scope.operators):
+            if any(name in reached and self._passes(name) for name in operator.output):
+                reached.update(consumed(operator))
+        return reached
+
+    def _passes(self, tensor: str) -> bool:
+        kind = self.scope.types.get(tensor)
+        return kind is None or kind.dtype is None or kind.dtype.name not in STOPPING
 
     def _restepped(self, tensor: str, weight: Weight, others: list[_Held]) -> fx.Node:
         """Return a constant that another reader holds in another form, made from that form."""
@@ -550,6 +601,12 @@ class Importer:
             module = cast(nn.Module, module._modules[part])
         return module, name
 
+
+MASKED = -1e4
+"""What an additive mask adds, at most, where something is hidden."""
+
+STOPPING = frozenset({"bool", "int32", "int64"})
+"""Element types through which no gradient passes; quantized ones let it pass, straight through."""
 
 HANDING_ON = frozenset({
     "DequantizeLinear", "Identity", "If", "Loop", "Scan", "Optional", "OptionalGetElement", "OptionalHasElement",

@@ -119,6 +119,10 @@ class Operator:
             raise self.unsupported(f"the number of axes of '{self.proto.input[index]}' is unknown")
         return rank
 
+    def known_rank(self, index: int = 0) -> int | None:
+        """Return the number of axes of an input, or None where shape inference does not find it."""
+        return self._rank(index)
+
     def shape(self, index: int) -> tuple[int | str | None, ...] | None:
         """Return what is known of an input's shape."""
         kind = self.importer.scope.types.get(self.proto.input[index])
@@ -138,6 +142,11 @@ class Operator:
         if kind is None or kind.dtype is None:
             raise self.unsupported(f"the element type of '{self.proto.input[index]}' is unknown")
         return kind.dtype
+
+    def has_type(self, dtype: torch.dtype) -> bool:
+        """Whether an operator's first input is known to be a tensor of a type."""
+        kind = self.importer.scope.types.get(self.proto.input[0])
+        return kind is not None and kind.dtype is not None and self.importer.torch_dtype(kind.dtype) == dtype
 
     def is_float(self, index: int = 0) -> bool:
         """Whether an input holds floating-point numbers."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onnx import NodeProto
 from torch import nn
 
+from graphmod.errors import InvalidModelError, RefusedError
+from graphmod.graph import blocks
 from graphmod.graph.scope import NAME_SCOPES, scope
+from graphmod.model import Model
 
 
 class Paths:
@@ -21,9 +24,12 @@ class Paths:
     ----------
     operators : sequence of onnx.NodeProto
         Their scopes and the names of their weights say which paths are containers.
+    blocks : mapping of str to str
+        Where no operator has a scope: the paths of the blocks that operators lie in, by first output.
     """
 
-    def __init__(self, operators: Sequence[NodeProto]) -> None:
+    def __init__(self, operators: Sequence[NodeProto], blocks: Mapping[str, str] | None = None) -> None:
+        self._blocks = blocks or {}
         self._leaves: set[str] = set()
         self._containers: set[str] = set()
         self._readers: dict[str, int] = {}
@@ -38,7 +44,11 @@ class Paths:
         wanted = self._owned(operator) or _scope(operator)
         if not wanted:
             exported = operator.name.startswith("/") or any(e.key == NAME_SCOPES for e in operator.metadata_props)
-            wanted = kind if exported else re.sub(r"\W", "_", operator.name) or f"{kind}_{position}"
+            block = self._blocks.get(operator.output[0], "")
+            wanted = kind if exported or block else f"{kind}_{position}"
+            if not exported and (own := re.sub(r"\W", "_", operator.name)):
+                wanted = own
+            wanted = f"{block}.{wanted}" if block else wanted
         return self.claim(f"{wanted}.{kind}" if wanted in self._containers else wanted)
 
     def of_constant(self, tensor: str) -> str:
@@ -72,6 +82,26 @@ class Paths:
     def _contain(self, path: str) -> None:
         parts = path.split(".")
         self._containers.update(".".join(parts[:n]) for n in range(1, len(parts)))
+
+
+def blocks_of(model: Model) -> dict[str, str]:
+    """Return the path of the innermost block that each operator lies in, by first output; empty where scopes tell.
+
+    A block of one operator is that operator, so the one around it counts.
+    """
+    if any(_scope(operator) for operator in model.operators):
+        return {}
+    try:
+        tree = blocks(model)
+    except (InvalidModelError, RefusedError):  # no float input, or no trunk from it to an output
+        return {}
+    outputs = {name: op.output[0] for name, op in zip(model.operator_names, model.operators, strict=True)}
+    return {
+        outputs[name]: f"block{block.path}"
+        for block in tree.walk()
+        if block.path and len(block.operators) > 1
+        for name in block.operators
+    }
 
 
 def _scope(operator: NodeProto) -> str:

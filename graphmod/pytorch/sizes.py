@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from graphmod.pytorch.constants import Constants
 from graphmod.pytorch.registry import domain_of
@@ -256,6 +256,17 @@ def _cast(_: str, given: Sequence[Ints | None], attributes: dict[str, object]) -
     if known is None or dtype.name not in ("int64", "int32") or known.dtype.kind == "b":
         return known if known is not None and dtype == known.dtype else None
     return Ints(known.items, known.rank, dtype)
+
+
+@rule("ConstantOfShape")
+def _constant_of_shape(_: str, given: Sequence[Ints | None], attributes: dict[str, object]) -> Ints | None:
+    sizes, value = given[0], attributes.get("value")
+    if sizes is None or len(sizes.items) != 1 or not isinstance(value, TensorProto):
+        return None
+    n, filling = sizes.items[0], numpy_helper.to_array(value)
+    if not isinstance(n, int) or n > LONGEST or filling.dtype.name not in ("int64", "int32", "bool"):
+        return None
+    return Ints((filling.reshape(-1)[0].item(),) * n, 1, filling.dtype)
 
 
 @rule("Gather")

@@ -12,7 +12,8 @@ from graphmod.pytorch.registry import operator
 def cast(op: Operator) -> fx.Node:
     """Convert Cast to a type that PyTorch has."""
     op.ignore("saturate", "round_mode")  # of types that are refused
-    return op.method("to", op.input(), op.torch_dtype(op.attribute("to", 0)))
+    to = op.torch_dtype(op.attribute("to", 0))
+    return op.input() if op.has_type(to) else op.method("to", op.input(), to)
 
 
 @operator("CastLike", since=15)

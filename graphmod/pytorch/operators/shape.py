@@ -85,14 +85,18 @@ def to_matrix(x: Tensor, axis: int) -> Tensor:
 @operator("Squeeze")
 def squeeze(op: Operator) -> fx.Node:
     """Convert Squeeze; its axes are an attribute or, since opset 13, an input."""
-    axes = op.axes(1)
-    return op.call(torch.squeeze, op.input()) if axes is None else op.call(drop_axes, op.input(), axes)
+    axes, shape = op.axes(1), op.shape(0)
+    if axes is None:
+        return op.call(torch.squeeze, op.input())
+    if isinstance(axes, list) and shape is not None and all(shape[axis] == 1 for axis in axes):
+        return op.method("squeeze", op.input(), axes[0] if len(axes) == 1 else tuple(axes))
+    return op.call(drop_axes, op.input(), axes)
 
 
 def drop_axes(x: Tensor, axes: Sizes) -> Tensor:
     """Drop axes of size one; unlike torch.squeeze, complain of any other size."""
     axes = as_ints(axes)
-    if any(x.shape[axis] != 1 for axis in axes):
+    if any([x.shape[axis] != 1 for axis in axes]):
         raise ValueError(f"cannot squeeze axes {list(axes)} of a tensor of shape {list(x.shape)}")
     return x.squeeze(tuple(axes))
 
@@ -110,7 +114,7 @@ def add_axes(x: Tensor, axes: Sizes) -> Tensor:
     """Add axes of size one at positions of the result."""
     added = as_ints(axes)
     rank = x.ndim + len(added)
-    for axis in sorted(axis % rank for axis in added):
+    for axis in sorted([axis % rank for axis in added]):
         x = x.unsqueeze(axis)
     return x
 
