@@ -115,7 +115,7 @@ def _interpolate_arguments(
     if mode is None or None in spatial:
         return None
     if scales is not None:
-        if any(scale != 1 for scale in wanted.values()) or not all(_is_exact(scale, mode) for scale in spatial):
+        if any(scale != 1 for scale in wanted.values()) or not all(_is_exact(scale, mode, sampling) for scale in spatial):
             return None
         return _arguments("scale_factor", spatial, mode, sampling)
     if not all(_is_size_of(op, axis, size) for axis, size in wanted.items()):
@@ -152,11 +152,12 @@ def _mode(sampling: Sampling, rank: int) -> str | None:
     return "bicubic" if rank == 4 and sampling.cubic == -0.75 else None
 
 
-def _is_exact(scale: float, mode: str) -> bool:
+def _is_exact(scale: float, mode: str, sampling: Sampling) -> bool:
     """Whether sizes and positions come out the same, whatever the input's size: not for 0.6, which is no float."""
     if mode.startswith("nearest"):
         return 1 <= scale <= 32 and scale.is_integer()
-    return scale > 1 and (1024 * scale).is_integer()
+    may_be_one = scale < 2 and scale != 1 and sampling.coordinates == "pytorch_half_pixel"  # as an output's size
+    return scale > 0 and (1024 * scale).is_integer() and not may_be_one
 
 
 def _rounds_well(old: int, new: int, mode: str) -> bool:

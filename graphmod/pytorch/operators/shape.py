@@ -13,6 +13,8 @@ from graphmod.pytorch.operator import Operator, Size
 from graphmod.pytorch.registry import operator
 
 Sizes = Sequence[int] | Tensor
+FAR = 2**31 - 1
+"""A bound that is beyond any axis."""
 
 
 def as_ints(sizes: Sizes | fx.Node) -> list[int]:
@@ -206,14 +208,10 @@ def _slice(op: Operator, starts: Sequence[Size], ends: Sequence[Size], axes: lis
         return op.call(slice_of, op.input(0), starts, ends, axes, steps)
     index = [slice(None)] * (op.rank() if min(axes, default=0) < 0 else max(axes, default=-1) + 1)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        first = None if not isinstance(start, fx.Node) and start == 0 else _bound(start)
-        index[axis] = slice(first, _bound(end), step if step > 1 else None)
+        first = None if not isinstance(start, fx.Node) and (start == 0 or start <= -FAR) else start
+        last = end if isinstance(end, fx.Node) else None if end >= FAR else max(end, -FAR)
+        index[axis] = slice(first, last, step if step > 1 else None)
     return op.call(getitem, op.input(0), tuple(index))
-
-
-def _bound(bound: Size) -> Size | None:
-    """Return a bound as one would write it: none at all for the end of an axis."""
-    return bound if isinstance(bound, fx.Node) or -(2**31) < bound < 2**31 - 1 else None
 
 
 def slice_of(x: Tensor, starts: Sizes, ends: Sizes, axes: Sizes | None = None, steps: Sizes | None = None) -> Tensor:
@@ -235,4 +233,4 @@ def slice_of(x: Tensor, starts: Sizes, ends: Sizes, axes: Sizes | None = None, s
 def _backwards(size: int, start: int, end: int, step: int) -> range:
     start = start + size if start < 0 else start
     end = end + size if end < 0 else end
-    return range(min(max(start, -1), size - 1), min(max(end, -1), size), step)
+    return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step)
