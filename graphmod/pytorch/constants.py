@@ -58,6 +58,7 @@ class Constants:
         self._makers: dict[str, NodeProto] = {}
         self._sources: dict[str, Source] = {}
         self._steps: dict[str, Step | None] = {}
+        self._dequantized: dict[tuple[str | bytes, ...], str] = {}
         for operator in scope.operators:
             if self.folds(operator):
                 self._makers.update((name, operator) for name in operator.output if name)
@@ -84,6 +85,7 @@ class Constants:
             (domain_of(operator.domain) == "" or (operator.domain, operator.op_type) in FOREIGN)
             and operator.op_type not in RANDOM
             and operator.op_type not in NO_ARRAY
+            and operator.op_type != "QuantizeLinear"  # what is rounded when the network runs can be trained
             and all(name in self for name in consumed(operator))
         )
 
@@ -110,6 +112,10 @@ class Constants:
         if step is None and maker.op_type != "Identity":
             value = self.value(name)
             return Source(name, None, (), value.shape, value.dtype.name, marked(maker), digest_of(value))
+        if isinstance(step, Dequantize):
+            key = (*maker.input, *sorted(attribute.SerializeToString() for attribute in maker.attribute))
+            if (first := self._dequantized.setdefault(key, name)) != name:
+                return self.source(first)
         before = self.source(maker.input[0])
         steps = before.steps if step is None else (*before.steps, step)
         tensor_name = name if isinstance(step, Dequantize) else before.tensor

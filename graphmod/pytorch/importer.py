@@ -416,7 +416,7 @@ class Importer:
             container, name = self._container(path)
             setattr(container, name, value)
             return self.graph.get_attr(path)
-        if not self._is_trainable(tensor, value):
+        if self._is_scale(tensor) or not self._is_trainable(tensor, value):
             return self.buffer(tensor)
         weight = self._weight(tensor, ())
         held = self._find_held(weight.source)
@@ -425,6 +425,13 @@ class Importer:
                 return self._restepped(tensor, weight, others)
             held = self._hold(weight)
         return self.graph.get_attr(self._path_of(held))
+
+    def _is_scale(self, tensor: str) -> bool:
+        """Whether a constant multiplies the scale of a dynamic quantization, and so is one of a quantized weight."""
+        readers = [self.scope.operators[reader] for reader in self._readers[tensor]]
+        others = [name for reader in readers if reader.op_type == "Mul" for name in reader.input if name != tensor]
+        makers = [self.maker(name) for name in others]
+        return any(maker is not None and maker.type == "DynamicQuantizeLinear" for maker in makers)
 
     def buffer(self, tensor: str) -> fx.Node:
         """Return the node of a constant that is not trained; numbers that PyTorch has no type for become floats."""

@@ -19,7 +19,7 @@ from graphmod.pytorch.address import Address, Lookup, attribute_array, set_attri
 from graphmod.pytorch.binding import Binding, Source, digest_of
 from graphmod.pytorch.dtypes import to_array
 from graphmod.pytorch.importer import META
-from graphmod.pytorch.steps import Steps, backward, forward, forward_shape
+from graphmod.pytorch.steps import Dequantize, Steps, backward, forward, forward_shape
 
 Array = NDArray[np.generic]
 
@@ -65,13 +65,19 @@ def write_back(model: Model, net: fx.GraphModule) -> Model:
     edit = _Edit(model)
     for places in _by_tensor(bindings).values():
         shared = [place for place in places if place.reader is None]
-        for form in _by_steps(shared or places).values():
+        forms = _by_steps(shared or places)
+        for form in forms.values():
             if any(not _same(_value(values, place), _value(values, form[0])) for place in form if place.reader is None):
                 raise RefusedError(
                     f"tensor '{form[0].tensor}' is one weight in the graph, but '{form[0].path}' and another parameter "
                     "that shared it now differ; keep them tied in torch"
                 )
-            edit.set(form[0], _value(values, form[0]))
+            changed = edit.set(form[0], _value(values, form[0]))
+            if changed and len(forms) > 1 and any(isinstance(step, Dequantize) for step in form[0].source.steps):
+                raise RefusedError(
+                    f"quantized weight '{form[0].tensor}' was trained, but the same values are dequantized in another "
+                    "way too; give every DequantizeLinear an initializer of its own in the graph first"
+                )
         for place in places:
             if place.reader is not None and place is not (shared or places)[0]:
                 edit.set_own(place, _value(values, place))
@@ -123,17 +129,19 @@ class _Edit:
         self._made: dict[Address, tuple[str, Array]] = {}
         self._own: list[tuple[Address, int, str, Array]] = []
 
-    def set(self, binding: Binding, value: Array) -> None:
-        """Let a constant take the value that a parameter has now."""
+    def set(self, binding: Binding, value: Array) -> bool:
+        """Let a constant take the value that a parameter has now; return whether an address's values change."""
         source = binding.source
         if source.address is None:
             self._set_made(binding, value)
-            return
+            return False
         old = self._stored_value(source)
         current = forward(source.steps, old)
         value = value.astype(current.dtype, copy=False)
-        if not _same(value, current):
+        changed = not _same(value, current)
+        if changed:
             self._stored[source.address] = backward(source.steps, value, self._stored.get(source.address, old))
+        return changed
 
     def _stored_value(self, source: Source) -> Array:
         assert source.address is not None
