@@ -188,13 +188,6 @@ def _where(operator: NodeProto) -> list[NodeProto]:
 # -- means and pooling
 
 
-@operator("QLinearReduceMean", domain=MICROSOFT)
-def qlinear_reduce_mean(op: Operator) -> fx.Node:
-    """Convert QLinearReduceMean."""
-    axes, keep = op.attribute("axes", [0]), bool(op.attribute("keepdims", 1))
-    return _levels(op, op.call(torch.mean, _floats(op, 0, 1, 2), axes, keep), 3, 4, like=0)
-
-
 @operator("QLinearGlobalAveragePool", domain=MICROSOFT)
 def qlinear_global_average_pool(op: Operator) -> fx.Node:
     """Convert QLinearGlobalAveragePool."""
