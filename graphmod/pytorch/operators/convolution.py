@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -71,23 +72,30 @@ def conv_transpose(op: Operator) -> fx.Node:
         return made
     upper = window.auto == "SAME_UPPER"
     if size is not None:
-        return op.call(crop, made, size[-len(window.kernel) :], upper=upper)
+        return op.call(crop, made, size[-len(window.kernel) :], op.optional(2), upper=upper)
     if window.auto.startswith("SAME"):
-        return op.call(crop_to_multiple, made, op.input(0), window.stride, upper=upper)
+        return op.call(crop_to_multiple, made, op.input(0), window.stride, op.optional(2), upper=upper)
     cut = [-pad for pad in interleaved(window.begin, window.end)]
     return op.call(F.pad, made, cut)
 
 
-def crop(x: Tensor, size: Sequence[int], upper: bool) -> Tensor:
-    """Cut the spatial axes down to a size; the odd one off the end if ``upper``, else off the beginning."""
+def crop(x: Tensor, size: Sequence[int], bias: Tensor | None, upper: bool) -> Tensor:
+    """Cut the spatial axes down to a size; the odd one off the end if ``upper``, else off the beginning.
+
+    Where the size is greater, there is nothing but the bias at the end.
+    """
     pads: list[int] = []
     for old, new in zip(reversed(x.shape[2:]), reversed(size), strict=True):
-        total = old - new
+        total = max(old - new, 0)
         begin = total // 2 if upper else total - total // 2
-        pads += [-begin, begin - total]
-    return F.pad(x, pads)
+        pads += [-begin, new - old + begin]
+    cut = F.pad(x, pads)
+    if bias is None or max(pads) <= 0:
+        return cut
+    made = F.pad(torch.ones_like(x[:1, :1], dtype=torch.bool), pads)
+    return torch.where(made, cut, bias.reshape(-1, *[1] * len(size)))
 
 
-def crop_to_multiple(x: Tensor, source: Tensor, stride: Sequence[int], upper: bool) -> Tensor:
+def crop_to_multiple(x: Tensor, source: Tensor, stride: Sequence[int], bias: Tensor | None, upper: bool) -> Tensor:
     """Cut the spatial axes down to those of ``source`` times the stride."""
-    return crop(x, [size * step for size, step in zip(source.shape[2:], stride, strict=True)], upper)
+    return crop(x, [size * step for size, step in zip(source.shape[2:], stride, strict=True)], bias, upper)

@@ -115,7 +115,9 @@ def _interpolate_arguments(
     if mode is None or None in spatial:
         return None
     if scales is not None:
-        if any(scale != 1 for scale in wanted.values()) or not all(_is_exact(scale, mode, sampling) for scale in spatial):
+        if any(scale != 1 for scale in wanted.values()):
+            return None
+        if not all(_is_exact(scale, mode, sampling) for scale in spatial):
             return None
         return _arguments("scale_factor", spatial, mode, sampling)
     if not all(_is_size_of(op, axis, size) for axis, size in wanted.items()):
