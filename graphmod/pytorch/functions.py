@@ -33,6 +33,8 @@ def expand_functions(proto: ModelProto, opsets: Mapping[str, int]) -> ModelProto
         for position, operator in enumerate(calls):
             function = _function_of(operator, opsets, types)
             function.domain, function.name = PRIVATE, f"{operator.op_type}_{position}"
+            for entry in function.opset_import:  # it holds for the model's version too, and is inlined only where equal
+                entry.version = opsets.get(domain_of(entry.domain), entry.version)
             for name, default in _defaults(operator, opsets).items():
                 if name not in {attribute.name for attribute in operator.attribute}:
                     operator.attribute.append(default)

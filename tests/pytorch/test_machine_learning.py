@@ -406,6 +406,12 @@ WITH_WEIGHTS = {
         prob_a=floats(3), prob_b=floats(3),
     ),
     "TreeEnsembleRegressor": regressor,
+    "TreeEnsemble": lambda: model_of(
+        "TreeEnsemble", X, opset=5, n_targets=1, tree_roots=[0], nodes_featureids=[0],
+        nodes_splits=TENSOR(np.float32([0])), nodes_modes=TENSOR(np.uint8([0])), nodes_truenodeids=[0],
+        nodes_falsenodeids=[1], nodes_trueleafs=[1], nodes_falseleafs=[1], leaf_targetids=[0, 0],
+        leaf_weights=TENSOR(np.float32([1, 2])),
+    ),
 }  # fmt: skip
 
 

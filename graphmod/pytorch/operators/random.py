@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphmod.pytorch.operator import Operator
+from graphmod.pytorch.operators.casting import to_type_of
 from graphmod.pytorch.registry import Outputs, operator
 
 
@@ -28,7 +29,8 @@ def dropout(op: Operator) -> Outputs:
 def _dropout(op: Operator, ratio: float | fx.Node) -> Outputs:
     op.ignore("seed", "is_test")
     if isinstance(ratio, fx.Node) or op.uses_output(1):
-        return op.items(op.module(DropoutAndMask(), op.input(), ratio), 2)
+        made, kept = op.items(op.module(DropoutAndMask(), op.input(), ratio), 2)
+        return made, op.call(to_type_of, kept, made) if op.opset < 10 else kept
     return op.module(nn.Dropout(ratio), op.input())
 
 
@@ -95,3 +97,15 @@ def bernoulli(op: Operator) -> fx.Node:
     op.ignore("seed")
     node, dtype = op.call(torch.bernoulli, op.input()), _dtype(op)
     return node if dtype is None else op.method("to", node, dtype)
+
+
+@operator("Multinomial")
+def multinomial(op: Operator) -> fx.Node:
+    """Convert Multinomial."""
+    op.ignore("seed")
+    return op.call(multinomial_of, op.input(), op.attribute("sample_size", 1), _dtype(op, torch.int32))
+
+
+def multinomial_of(x: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """Draw classes whose logarithmic probabilities are in the rows of ``x``, up to a constant."""
+    return torch.multinomial(x.softmax(-1), n, replacement=True).to(dtype)

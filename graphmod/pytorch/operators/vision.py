@@ -85,6 +85,30 @@ def _samples(begin: Tensor, extent: Tensor, n_bins: int, n_samples: int, size: i
     return torch.stack([low, high]), weights, (steps < counts[:, None, None]).expand_as(at)
 
 
+@operator("MaxRoiPool")
+def max_roi_pool(op: Operator) -> fx.Node:
+    """Convert MaxRoiPool."""
+    shape = op.attribute("pooled_shape", [1, 1])
+    return op.call(max_roi_pool_of, op.input(0), op.input(1), shape, op.attribute("spatial_scale", 1.0))
+
+
+def max_roi_pool_of(x: Tensor, regions: Tensor, shape: Sequence[int], scale: float) -> Tensor:
+    """Return the largest pixels of the cells of regions (image, x1, y1, x2, y2), whose corners are whole pixels."""
+    corners = (regions[:, 1:] * scale + 0.5).floor()
+    pooled = x[regions[:, 0].long()]
+    for axis, n_cells in enumerate(shape):
+        size = pooled.shape[2 + axis]
+        cells, pixels = (torch.arange(n, device=x.device) for n in (n_cells, size))
+        first, last = corners[:, 1 - axis, None], corners[:, 3 - axis, None]
+        extent = (last - first + 1).clamp(min=1) / n_cells
+        begin = (first + (cells * extent).floor()).clamp(0, size)
+        end = (first + ((cells + 1) * extent).ceil()).clamp(0, size)
+        inside = (pixels >= begin[..., None]) & (pixels < end[..., None])  # region, cell, pixel
+        spread = inside[:, None, :, :, None] if axis == 0 else inside[:, None, None]
+        pooled = pooled.unsqueeze(2 + axis).masked_fill(~spread, -math.inf).amax(3 + axis)
+    return pooled.masked_fill(pooled.isneginf(), 0)
+
+
 @operator("NonMaxSuppression", since=10)
 def non_max_suppression(op: Operator) -> fx.Node:
     """Convert NonMaxSuppression."""
