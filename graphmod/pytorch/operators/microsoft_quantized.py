@@ -153,7 +153,13 @@ def qlinear_softmax(op: Operator) -> fx.Node:
     axis, opset = op.attribute("axis", -1), op.attribute("opset", 13)
     if opset < 13 and axis % op.rank() != op.rank() - 1:
         raise op.unsupported("a softmax over several axes has no counterpart")
-    return _levels(op, op.call(torch.softmax, _floats(op, 0, 1, 2), axis), 3, 4, like=0)
+    return _levels(op, op.call(softmax_of_levels, levels_of(op.input()), op.fixed(1), axis), 3, 4, like=0)
+
+
+def softmax_of_levels(levels: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """Softmax of quantized numbers, by their distances to the greatest: it may stand for more than floats can say."""
+    wide = levels.to(scale.dtype)
+    return torch.softmax((wide - wide.detach().amax(axis, keepdim=True)) * scale, axis)
 
 
 stand_in("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", domain=MICROSOFT)(like_input(0))
