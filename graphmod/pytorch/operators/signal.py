@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from onnx import TensorProto
 from torch import Tensor, fx
 
 from graphmod.pytorch.operator import Operator
@@ -70,3 +73,27 @@ def fourier_of_frames(
     frames = x.unfold(1, int(length), int(step)).transpose(-1, -2)
     weighted = frames if window is None else frames * window[:, None]
     return fourier(weighted, None, 2, inverse=False, one_sided=one_sided)
+
+
+@operator("MelWeightMatrix", since=17)
+def mel_weight_matrix(op: Operator) -> fx.Node:
+    """Convert MelWeightMatrix."""
+    dtype = op.torch_dtype(op.attribute("output_datatype", int(TensorProto.FLOAT)))
+    return op.call(mel_weights, *(op.scalar(index, 0) for index in range(5)), dtype, op.neighbour(1))
+
+
+def mel_weights(
+    n_mels: int | Tensor, length: int | Tensor, rate: int | Tensor, lower: float | Tensor, upper: float | Tensor,
+    dtype: torch.dtype, like: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Return triangles over frequencies (frequency, mel), equally wide on the mel scale; beside another tensor."""
+    n, low, high = int(n_mels), *(2595 * math.log10(1 + float(edge) / 700) for edge in (lower, upper))
+    mels = low + torch.arange(n + 2, dtype=torch.float64) * ((high - low) / (n + 2))
+    bins = (700 * (10 ** (mels / 2595) - 1) * (int(length) + 1) / int(rate)).floor()
+    begin, centre, end = bins[:-2], bins[1:-1], bins[2:]
+    places = torch.arange(int(length) // 2 + 1, dtype=torch.float64)[:, None]
+    rising = torch.where(begin == centre, (places == centre).double(), (places - begin) / (centre - begin))
+    weights = torch.where(places <= centre, rising, (end - places) / (end - centre)).clamp(min=0)
+    return (
+        torch.where((places < begin) | (places > end), 0, weights).to(dtype).to(None if like is None else like.device)
+    )
