@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.pytorch.address import Address
-from graphmod.pytorch.steps import Permute, Steps
+from graphmod.pytorch.steps import Dequantize, Permute, Steps
 
 Array = NDArray[np.generic]
 
@@ -36,6 +36,8 @@ class Source:
         The operator that computes the values, where no address holds them.
     digest : bytes, optional
         The digest of values that no address holds.
+    output : int
+        Which of the maker's outputs the values are.
     """
 
     tensor: str
@@ -45,6 +47,15 @@ class Source:
     dtype: str
     maker: Address | None = None
     digest: bytes | None = None
+    output: int = 0
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What two constants have in common that are one weight: where they lie, and how they are dequantized."""
+        if self.address is not None:
+            quantized = any(isinstance(step, Dequantize) for step in self.steps)
+            return (self.address, self.tensor if quantized else "")
+        return (self.tensor,) if self.maker is None else (self.maker, self.output)
 
     @property
     def permutation(self) -> tuple[int, ...] | None:

@@ -111,7 +111,8 @@ class Constants:
         step = self._step_to(name)
         if step is None and maker.op_type != "Identity":
             value = self.value(name)
-            return Source(name, None, (), value.shape, value.dtype.name, marked(maker), digest_of(value))
+            output = list(maker.output).index(name)
+            return Source(name, None, (), value.shape, value.dtype.name, marked(maker), digest_of(value), output)
         if isinstance(step, Dequantize):
             key = (*maker.input, *sorted(attribute.SerializeToString() for attribute in maker.attribute))
             if (first := self._dequantized.setdefault(key, name)) != name:

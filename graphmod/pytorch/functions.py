@@ -62,7 +62,7 @@ def is_function(op_type: str, domain: str, opset: int) -> bool:
 def _inlined(proto: ModelProto, convert_version: bool) -> ModelProto:
     try:
         made: ModelProto = onnx.inliner.inline_local_functions(proto, convert_version)
-    except RuntimeError as error:
+    except (RuntimeError, onnx.checker.ValidationError) as error:
         raise InvalidModelError(f"the model's functions cannot be inlined: {' '.join(str(error).split())}") from error
     for entry in [entry for entry in made.opset_import if entry.domain == PRIVATE]:
         made.opset_import.remove(entry)

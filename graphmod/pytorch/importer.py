@@ -207,7 +207,7 @@ class Importer:
         self._nodes: dict[str, fx.Node] = {}
         self._buffers: dict[str, fx.Node] = {}
         self._size_nodes: dict[Item, fx.Node] = {}
-        self._held: dict[str, list[_Held]] = parent._held if parent is not None else defaultdict(list)
+        self._held: dict[tuple[object, ...], list[_Held]] = parent._held if parent is not None else defaultdict(list)
         self._absorbed: set[int] = set()
         self._taken: set[str] = set()
         self._makers: dict[str, int] = {}
@@ -421,7 +421,7 @@ class Importer:
         weight = self._weight(tensor, ())
         held = self._find_held(weight.source)
         if held is None:
-            if others := self._held[weight.source.tensor]:
+            if others := self._held[weight.source.key]:
                 return self._restepped(tensor, weight, others)
             held = self._hold(weight)
         return self.graph.get_attr(self._path_of(held))
@@ -483,11 +483,11 @@ class Importer:
         )
 
     def _find_held(self, source: Source) -> _Held | None:
-        return next((held for held in self._held[source.tensor] if held.source.steps == source.steps), None)
+        return next((held for held in self._held[source.key] if held.source.steps == source.steps), None)
 
     def _hold(self, weight: Weight) -> _Held:
         held = _Held(nn.Parameter(to_tensor(weight.value())), weight.source, {})
-        self._held[weight.source.tensor].append(held)
+        self._held[weight.source.key].append(held)
         return held
 
     def _path_of(self, held: _Held) -> str:
@@ -510,7 +510,7 @@ class Importer:
         if not is_float(self.constants.value(tensor).dtype) and not any(isinstance(s, Dequantize) for s in steps):
             return None
         weight = self._weight(tensor, steps)
-        others = self._held[weight.source.tensor]
+        others = self._held[weight.source.key]
         if others and self._find_held(weight.source) is None:
             parts = all(_is_part(held.source.steps) for held in others) and _is_part(weight.source.steps)
             return weight if parts else None

@@ -87,7 +87,7 @@ class Paths:
 def blocks_of(model: Model) -> dict[str, str]:
     """Return the path of the innermost block that each operator lies in, by first output; empty where scopes tell.
 
-    A block of one operator is that operator, so the one around it counts.
+    A block of one operator is that operator, and one of all operators is the network, so neither counts.
     """
     if any(_scope(operator) for operator in model.operators):
         return {}
@@ -99,7 +99,7 @@ def blocks_of(model: Model) -> dict[str, str]:
     return {
         outputs[name]: f"block{block.path}"
         for block in tree.walk()
-        if block.path and len(block.operators) > 1
+        if block.path and 1 < len(block.operators) < len(tree.operators)
         for name in block.operators
     }
 

@@ -87,7 +87,7 @@ def write_back(model: Model, net: fx.GraphModule) -> Model:
 def _by_tensor(bindings: Sequence[Binding]) -> dict[object, list[Binding]]:
     places: dict[object, list[Binding]] = defaultdict(list)
     for binding in bindings:
-        places[binding.source.address or (binding.source.maker, binding.tensor)].append(binding)
+        places[binding.source.address or binding.source.key].append(binding)
     return places
 
 

@@ -1,0 +1,147 @@
+"""Whole architectures, exported by both exporters: outputs, gradients, weights, the way back."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+import warnings
+
+import architectures
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from graphmod.model import load
+from graphmod.pytorch import to_torch, write_back
+
+NO_GRADIENT_IN_THE_GRAPH = {"vqvae": "its straight-through estimator detaches, which a graph cannot say"}
+"""Networks whose gradients an export changes."""
+
+
+def outputs(made):
+    return list(made) if isinstance(made, tuple) else [made]
+
+
+def gradients(net, inputs):
+    net.zero_grad()
+    sum(y.square().mean() for y in outputs(net(*inputs)) if y.is_floating_point()).backward()
+    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+def turns(held, original):
+    """Return how a parameter is turned into the original's, if it holds the same values."""
+    if held.ndim == original.ndim and sorted(held.shape) == sorted(original.shape):
+        for order in itertools.permutations(range(held.ndim)):
+            turned = held.permute(order)
+            if turned.shape == original.shape and torch.equal(turned, original):
+                return lambda grad: grad.permute(order)
+    if held.numel() == original.numel() and torch.equal(held.reshape(-1), original.reshape(-1)):
+        return lambda grad: grad.reshape(original.shape)
+    return None
+
+
+def check(name, exporter):
+    model = load(architectures.export(name, exporter))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing here needs the reference implementation
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        net = to_torch(model)
+    for inputs in architectures.examples(name, exporter):
+        with torch.no_grad():
+            made = outputs(net(*inputs))
+        expected = model.run({key: x.numpy() for key, x in zip(model.inputs, inputs, strict=True)})
+        for actual, wanted in zip(made, expected.values(), strict=True):
+            np.testing.assert_allclose(actual.numpy(), wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+    assert write_back(model, net) is model
+    if name not in NO_GRADIENT_IN_THE_GRAPH:
+        check_gradients(net, architectures.build(name), architectures.examples(name, exporter)[0])
+
+
+def check_gradients(net, original, inputs):
+    """Compare with the original's, in float64 where the graph has no Cast to float32, weight by weight."""
+    wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    original = copy.deepcopy(original)
+    try:
+        found = gradients(copy.deepcopy(net).double(), wide)
+        wanted = gradients(copy.deepcopy(original).double(), wide)
+    except RuntimeError:
+        found, wanted = gradients(net, inputs), gradients(original, inputs)
+    assert all(grad.isfinite().all() for grad in found.values())
+    held, originals = dict(net.named_parameters()), dict(original.named_parameters())
+    padding = {
+        f"{path}.weight": layer.padding_idx
+        for path, layer in original.named_modules()
+        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None
+    }
+    largest = max(float(grad.abs().max()) for grad in wanted.values())
+    compared = 0
+    for name, grad in wanted.items():
+        parts = [
+            turn(found[key])
+            for key, value in held.items()
+            if key in found and (turn := turns(value, originals[name])) is not None
+        ]
+        if parts:  # an exporter may have split a tied weight in two
+            total = torch.stack(parts).sum(0)
+            if name in padding:
+                total[padding[name]] = 0
+            assert float((total - grad).abs().max()) <= 1e-4 * (float(grad.abs().max()) + 1e-2 * largest), name
+            compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+def test_of_the_torchscript_exporter(name):
+    check(name, "torchscript")
+
+
+QUICK = ("resnet_basic", "lstm_tagger", "gpt", "swin", "yolo")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_of_the_current_exporter(name):
+    check(name, "current")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in architectures.ARCHITECTURES if name not in QUICK])
+def test_others_of_the_current_exporter(name):
+    check(name, "current")
+
+
+@pytest.mark.parametrize("name", ["efficientnet", "swin", "crnn", "t5_encoder"])
+def test_a_pickled_network_is_the_same_network(name):
+    net = to_torch(architectures.export(name, "torchscript"))
+    twin = pickle.loads(pickle.dumps(net))
+    inputs = architectures.example(name)
+    with torch.no_grad():
+        for left, right in zip(outputs(net(*inputs)), outputs(twin(*inputs)), strict=True):
+            assert torch.equal(left, right)
+    assert twin.code == net.code
+    assert twin.meta == net.meta
+
+
+MODULES = {
+    "vit": {nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GELU},
+    "convnext": {nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GELU},
+    "efficientnet": {nn.Conv2d, nn.SiLU, nn.Sigmoid, nn.Linear},
+    "mobilenetv3": {nn.Conv2d, nn.Hardswish, nn.Hardsigmoid},
+    "poolformer": {nn.Conv2d, nn.GroupNorm, nn.GELU},
+    "llama": {nn.Linear, nn.Embedding, nn.RMSNorm, nn.SiLU},
+    "lstm_tagger": {nn.LSTM, nn.Embedding, nn.Linear},
+    "gru_classifier": {nn.GRU, nn.Linear},
+    "vanilla_rnn": {nn.RNN, nn.Linear},
+    "unet_transposed": {nn.Conv2d, nn.ConvTranspose2d},
+    "cyclegan": {nn.Conv2d, nn.InstanceNorm2d},
+    "wavenet": {nn.Conv1d},
+    "video_conv3d": {nn.Conv3d},
+}
+"""What a person would have written these networks with."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_made_of_the_modules_that_one_would_write(name):
+    net = to_torch(architectures.export(name, "torchscript"))
+    assert MODULES[name] <= {type(module) for module in net.modules()}
