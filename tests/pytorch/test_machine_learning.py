@@ -132,6 +132,13 @@ def test_of_equal_keys_the_last_counts():
     assert net(torch.tensor([[5, 6]])).tolist() == [[2, -1]]
 
 
+def test_values_keep_their_type():
+    tensors = {"keys_tensor": TENSOR(s("a", "b")), "values_tensor": TENSOR(np.int16([4, 5]))}
+    tensors["default_tensor"] = TENSOR(np.int16([-1]))
+    made = to_torch(model_of("LabelEncoder", s("b", "z"), opset=4, **tensors))(s("b", "z"))
+    assert (made.dtype, made.tolist()) == (torch.int16, [5, -1])
+
+
 @pytest.mark.parametrize("labels", [{"classlabels_int64s": [7, 8, 9]}, {"classlabels_strings": ["a", "b", "c"]}])
 def test_zip_map_gives_dictionaries(labels):
     model = model_of("ZipMap", X, **labels)

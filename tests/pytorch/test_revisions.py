@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from graphmod.model import load
 from graphmod.pytorch import to_torch
 from graphmod.pytorch.functions import is_function
+from graphmod.pytorch.operators.vision import max_roi_pool_of
 from graphmod.pytorch.reference import has_reference
 from graphmod.pytorch.registry import find
 from graphmod.pytorch.values import to_numpy, to_value
@@ -175,11 +176,11 @@ def same(actual, value):
             same(left, right)
         return
     value = np.asarray(value)
-    assert actual.dtype == value.dtype
     assert actual.shape == value.shape
     if value.dtype.kind in "OU":
         assert actual.tolist() == value.tolist()
         return
+    assert actual.dtype == value.dtype
     wide = np.complex128 if value.dtype.kind == "c" else np.float64
     finite = np.abs(value.astype(wide))[np.isfinite(value.astype(wide))]
     tolerance = 1e-4 if value.dtype.itemsize > 2 else 1e-2
@@ -225,14 +226,17 @@ def integer_mean(x):
     return x.mean(1, keepdims=True).astype(x.dtype)
 
 
-def recurrent(op_type, layout, **attributes):
+def recurrent(op_type, *, layout=0, n_directions=1, lengths=False, start=False, **attributes):
     gates, hidden = GATES[op_type], 5
-    x = f(3, 2, 4).transpose(1, 0, 2).copy() if layout else f(3, 2, 4)
-    n = 3 if op_type == "LSTM" else 2
-    given = {"layout": 1} if layout else {}
+    x, state = f(3, 2, 4), f(n_directions, 2, hidden)
+    if layout:
+        x, state = x.transpose(1, 0, 2).copy(), state.transpose(1, 0, 2).copy()
+        attributes["layout"] = 1
+    states = [state] * (2 if op_type == "LSTM" else 1) if start else []
     return c(
-        op_type, x, f(1, gates * hidden, 4), f(1, gates * hidden, hidden), f(1, 2 * gates * hidden), n=n,
-        since=14 if layout else FIRST, hidden_size=hidden, **given, **attributes,
+        op_type, x, f(n_directions, gates * hidden, 4), f(n_directions, gates * hidden, hidden),
+        f(n_directions, 2 * gates * hidden), np.int32([3, 2]) if lengths else None, *states,
+        n=3 if op_type == "LSTM" else 2, since=14 if layout else FIRST, hidden_size=hidden, **attributes,
     )  # fmt: skip
 
 
@@ -323,7 +327,9 @@ CASES = [
       coordinate_transformation_mode="half_pixel_symmetric"),
     c("Reshape", B, i(0, -1)), c("Reshape", B, i(-1, 2, 2)), c("Reshape", f(0, 3), i(3, 0), since=14, allowzero=1),
     c("Tile", M, i(2, 1)), c("Expand", f(3, 1), i(2, 1, 4)), c("Range", i(1)[0], i(9)[0], i(3)[0]),
-    c("Range", np.float32(0), np.float32(2), np.float32(0.25)),
+    *(c("Range", np.float32(0), np.float32(end), np.float32(step)) for end, step in ((2, 0.25), (0.6, 0.2))),
+    c("Range", np.float16(0), np.float16(5), np.float16(0.1), since=27),
+    c("Range", np.float16(0), np.float16(5), np.float16(0.1), since=27, stash_type=1),
     c("ConstantOfShape", i(2, 3)),
     c("ConstantOfShape", i(2), value=helper.make_tensor("v", TensorProto.INT64, [1], [7])),
     c("OneHot", i(0, 2, 1), i(4)[0], f(2)), c("OneHot", i(0, 2, -1), i(4)[0], f(2), since=11, axis=0),
@@ -394,13 +400,32 @@ CASES = [
       for since, mode in ((20, "linear"), (20, "nearest"), (20, "cubic")) for pad in ("zeros", "border")),
     *(c("GridSample", IMAGE, np.tanh(f(2, 3, 3, 2)), until=19, mode=mode)
       for mode in ("bilinear", "nearest", "bicubic")),
-    *(recurrent(name, layout) for name in GATES for layout in (False, True)),
-    recurrent("GRU", False, linear_before_reset=1),
+    *(recurrent(name, layout=layout) for name in GATES for layout in (0, 1)), recurrent("GRU", linear_before_reset=1),
+    *(recurrent(name, n_directions=2, direction="bidirectional") for name in GATES),
+    *(recurrent(name, lengths=True, start=True) for name in GATES),
+    *(recurrent(name, direction="reverse", start=True) for name in GATES), recurrent("RNN", activations=["Relu"]),
+    recurrent("LSTM", clip=0.3), recurrent("LSTM", activations=["Sigmoid", "Relu", "Tanh"]),
     c("NegativeLogLikelihoodLoss", np.log(POSITIVE), np.array([[0, 1, 2, 0], [2, 2, 1, 0]]), f(3)),
     c("NegativeLogLikelihoodLoss", np.log(POSITIVE), np.array([[0, 1, 2, 0], [2, 2, 1, 0]]), since=13, ignore_index=0),
     c("SoftmaxCrossEntropyLoss", B, np.array([[0, 1, 2, 0], [2, 2, 1, 0]]), reduction="sum"),
     c("SoftmaxCrossEntropyLoss", B, np.array([[0, 1, 2, 0], [2, 2, 1, 0]]), n=2),
+    # what is empty, of no axes, or not finite
+    *(c(name, np.zeros((2, 0), np.float32), i(1), since=20) for name in ("ReduceMax", "ReduceMin")),
+    *(c(name, np.zeros((2, 0), np.float32), i(1), since=18) for name in ("ReduceSum", "ReduceProd")),
+    *(c(name, np.float32(3)) for name in ("ReduceSum", "ReduceMean", "Flatten", "Shape", "Size")),
+    c("Softmax", np.float32(3), since=13),
+    c("Flatten", f(), axis=0), c("Tile", M, i(0, 2)), c("Expand", f(1), i(2, 3)), c("Slice", B, i(2), i(1), since=10),
+    c("ReduceLogSumExp", np.float32([[1000, 1000]])), c("Max", np.float32([1, math.nan]), np.float32([2, 2]), since=8),
+    c("Clip", M, np.float32(0.5), np.float32(-0.5), since=11),
+    c("Mod", np.float32([7.5, -7.5]), np.float32([3, -math.inf]), since=28),
+    *(c("BitShift", np.int32([-8, 5, -1]), np.int32([1, 40, -2]), since=28, direction=side)
+      for side in ("LEFT", "RIGHT")),
+    c("SpaceToDepth", f(1, 2, 4, 6), blocksize=2, mode="CRD", since=28),
     # types
+    c("Cast", i(3, -4), to=TensorProto.STRING, since=9, fallback=True),
+    c("Equal", np.array(["a", "b"], object), np.array(["a", "c"], object), since=19, fallback=True),
+    c("Identity", np.array(["a", "b"], object), fallback=True),
+    c("Concat", np.array(["a", "b"], object), np.array(["c"], object), axis=0, fallback=True),
     *(c("Cast", x, to=to) for x, to in CAST.values()), c("CastLike", M, i(0)), c("CastLike", i(1, 2), np.float16([0])),
     c("IsInf", np.float32([math.inf, -math.inf, 1])), c("IsInf", np.float32([math.inf, -math.inf]), detect_negative=0),
     c("IsInf", np.float16([math.inf, 1]), since=20), c("IsNaN", np.float64([math.nan, 1])), c("Sign", i(-3, 0, 2)),
@@ -478,6 +503,44 @@ def test_every_operator_set(case):
     for opset in case.opsets:
         for held in case.ways:
             check(case, opset, held, known)
+
+
+# -- randomness
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "attributes", "dtype", "shape"),
+    [
+        ("Bernoulli", [np.full((3, 4), 0.5, np.float32)], {}, torch.float32, (3, 4)),
+        ("Bernoulli", [np.full((3, 4), 0.5, np.float32)], {"dtype": TensorProto.INT64}, torch.int64, (3, 4)),
+        ("Multinomial", [np.log(np.float32([[0.5, 0.5], [1, 1]]))], {"sample_size": 5}, torch.int32, (2, 5)),
+        ("Multinomial", [np.zeros((2, 3), np.float32)], {"dtype": TensorProto.INT64}, torch.int64, (2, 1)),
+        *((f"Random{kind}", [], {"shape": [3, 4]}, torch.float32, (3, 4)) for kind in ("Normal", "Uniform")),
+        *(
+            (f"Random{kind}Like", [M], {"dtype": TensorProto.DOUBLE}, torch.float64, (3, 4))
+            for kind in ("Normal", "Uniform")
+        ),
+    ],
+)
+def test_random_operators_have_types_and_shapes(op_type, inputs, attributes, dtype, shape):
+    case = Case(op_type, tuple(inputs), attributes=attributes)
+    for opset in case.starts:
+        net = to_torch(model_of(case, opset, held=False))
+        made = net(*[torch.from_numpy(x) for x in inputs])
+        assert (made.dtype, tuple(made.shape)) == (dtype, shape)
+        assert not torch.equal(torch.cat([net(*map(torch.from_numpy, inputs)) for _ in range(9)]), made.repeat(9, 1))
+
+
+def test_multinomial_draws_with_the_probabilities_that_it_is_given():
+    net = to_torch(model_of(Case("Multinomial", (M,), attributes={"sample_size": 20_000}), NEWEST, held=False))
+    probabilities = np.float32([[0.2, 0.8], [0.7, 0.3]])
+    drawn = net(torch.from_numpy(np.log(probabilities) + 3))
+    np.testing.assert_allclose((drawn == 0).float().mean(1), probabilities[:, 0], atol=0.02)
+
+
+def test_gradient_of_the_largest_in_regions():
+    x, regions = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True), torch.tensor([[0.0, 1, 0, 4, 3]])
+    assert torch.autograd.gradcheck(lambda x: max_roi_pool_of(x, regions, (2, 2), 1.0), x)
 
 
 # -- completeness

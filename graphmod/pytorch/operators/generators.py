@@ -34,7 +34,8 @@ def filled(sizes: Sizes, value: Scalar, dtype: torch.dtype, like: Tensor | None)
 
 @operator("Range", since=11)
 def arange(op: Operator) -> fx.Node:
-    """Convert Range."""
+    """Convert Range; numbers of half precision are always made in single precision."""
+    op.ignore("stash_type")
     dtype = op.torch_dtype(helper.np_dtype_to_tensor_dtype(op.dtype(0)))
     bounds = [op.scalar(index, 0) for index in range(3)]
     beside = next((node for index in range(3) if (node := op.neighbour(index)) is not None), None)
@@ -45,8 +46,9 @@ def arange_of(
     start: Scalar | Tensor, limit: Scalar | Tensor, delta: Scalar | Tensor, dtype: torch.dtype, like: Tensor | None
 ) -> Tensor:
     """Return numbers from ``start`` to before ``limit``, beside another tensor."""
-    first, end, step = (bound.item() if isinstance(bound, Tensor) else bound for bound in (start, limit, delta))
-    return torch.arange(first, end, step, dtype=dtype, device=None if like is None else like.device)
+    first, end, step = (torch.as_tensor(bound, dtype=dtype).item() for bound in (start, limit, delta))
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return torch.arange(first, end, step, dtype=wide, device=None if like is None else like.device).to(dtype)
 
 
 @operator("EyeLike", since=9)

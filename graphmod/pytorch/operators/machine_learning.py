@@ -24,6 +24,8 @@ DOMAIN = "ai.onnx.ml"
 
 Array = NDArray[Any]
 Key = int | float | str
+
+INT, STRING = np.dtype(np.int64), np.dtype(object)
 T = TypeVar("T", Tensor, Array)
 
 
@@ -165,19 +167,17 @@ class Lookup(nn.Module):
 class StringLookup(nn.Module):
     """Looks strings up, or numbers among strings: those that are no key become a default."""
 
-    def __init__(self, mapping: Mapping[Any, Key], default: Key) -> None:
+    def __init__(self, mapping: Mapping[Any, Key], default: Key, to: np.dtype[Any]) -> None:
         super().__init__()
         self.mapping = {key if key == key else None: value for key, value in mapping.items()}
-        self.default = default
+        self.default, self.to_dtype = default, to
 
     def forward(self, x: Tensor | Array) -> Tensor | Array:
         """Return the values of the keys in ``x``."""
         keys = (item if item == item else None for item in x.reshape(-1).tolist())
         found = [self.mapping.get(key, self.default) for key in keys]
-        if isinstance(self.default, str):
-            return np.array(found, object).reshape(tuple(x.shape))
-        dtype = torch.float32 if isinstance(self.default, float) else torch.int64
-        return torch.tensor(found, dtype=dtype).reshape(tuple(x.shape))
+        values = np.array(found, self.to_dtype).reshape(tuple(x.shape))
+        return values if values.dtype == object else to_tensor(values)
 
 
 @operator("LabelEncoder", domain=DOMAIN)
@@ -196,8 +196,8 @@ def category_mapper(op: Operator) -> fx.Node:
 def _between(op: Operator, names: list[str], ints: list[int]) -> fx.Node:
     of_string, of_int = op.attribute("default_int64", -1), op.attribute("default_string", "_Unused")
     if op.dtype().kind == "O":
-        return op.module(StringLookup(dict(zip(names, ints, strict=True)), of_string), op.input())
-    return op.module(StringLookup(dict(zip(ints, names, strict=True)), of_int), op.input())
+        return op.module(StringLookup(dict(zip(names, ints, strict=True)), of_string, INT), op.input())
+    return op.module(StringLookup(dict(zip(ints, names, strict=True)), of_int, STRING), op.input())
 
 
 DEFAULTS: dict[str, Key] = {"strings": "_Unused", "int64s": -1, "floats": -0.0}
@@ -214,7 +214,7 @@ def label_encoder(op: Operator) -> fx.Node:
     if op.opset < 4:
         mapping = {key: value for key, value in mapping.items() if key == key}
     if "O" in (keys.dtype.kind, values.dtype.kind):
-        return op.module(StringLookup(mapping, default), op.input())
+        return op.module(StringLookup(mapping, default, values.dtype), op.input())
     return op.module(Lookup(mapping, default, keys.dtype, values.dtype), op.input())
 
 
@@ -250,10 +250,10 @@ def one_hot_encoder(op: Operator) -> fx.Node:
     positions = {category: position for position, category in enumerate(categories)}
     lenient = bool(op.attribute("zeros", 1))
     if op.dtype().kind == "O":
-        found = op.module(StringLookup(positions, -1), op.input())
+        found = op.module(StringLookup(positions, -1, INT), op.input())
     else:
         whole = op.method("long", op.input())
-        found = op.module(Lookup(positions, -1, np.dtype(np.int64), np.dtype(np.int64)), whole)
+        found = op.module(Lookup(positions, -1, INT, INT), whole)
     return op.call(one_hot, found, len(categories), lenient)
 
 
