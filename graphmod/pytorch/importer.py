@@ -297,7 +297,7 @@ class Importer:
 
     def _holds_tensors(self, operator: Operator) -> bool:
         """Whether PyTorch has the types of an operator's inputs and outputs, or the operator only hands them on."""
-        if operator.type in HANDING_ON or operator.proto.domain == "ai.onnx.ml":  # whose converters know strings
+        if operator.type in HANDING_ON or operator.proto.domain in FOREIGN:
             return True
         for name in (*operator.proto.input, *operator.proto.output):
             kind = self.scope.types.get(name)
@@ -614,6 +614,9 @@ MASKED = -1e4
 
 STOPPING = frozenset({"bool", "int32", "int64"})
 """Element types through which no gradient passes; quantized ones let it pass, straight through."""
+
+FOREIGN = frozenset({"ai.onnx.ml", "com.microsoft"})
+"""Domains whose converters know strings, or numbers below eight bits."""
 
 HANDING_ON = frozenset({
     "DequantizeLinear", "Identity", "If", "Loop", "Scan", "Optional", "OptionalGetElement", "OptionalHasElement",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 from torch import Tensor, fx, nn
 
 from graphmod.pytorch.binding import Weight
@@ -459,3 +459,30 @@ def _matmul_nbits(operator: NodeProto) -> list[NodeProto]:
     sizes, name = {a.name: int(a.i) for a in operator.attribute}, f"{operator.output[0]}/weight"
     product = helper.make_node("MatMul", [operator.input[0], name], operator.output)
     return [*placeholder(name, [sizes["K"], sizes["N"]]), product]
+
+
+@operator("GatherBlockQuantized", domain=MICROSOFT)
+def gather_block_quantized(op: Operator) -> fx.Node:
+    """Convert GatherBlockQuantized of rows, which have a scale for every block, to an embedding."""
+    table, block, bits = op.required(0), op.attribute("block_size", 128), op.attribute("bits", 4)
+    if table.ndim != 2 or op.attribute("gather_axis", 0) or op.attribute("quantize_axis", 1) not in (1, -1):
+        raise op.unsupported("anything but rows of blocks has no counterpart")
+    if table.dtype == np.uint8:
+        weight = _packed(op, 0, 2, 3, table.shape[1] * 8 // bits)
+    else:
+        weight = op.weight_by(0, (Scaled(_scale(op, 2), op.constant(3), 1, block),))
+    if weight is None:
+        raise op.unsupported("a table that is read in another form has no counterpart")
+    n_rows, width = weight.shape
+    return op.module(nn.Embedding(n_rows, width, device="meta"), op.input(1), weight=weight)
+
+
+@stand_in("GatherBlockQuantized", domain=MICROSOFT)
+def _rows(operator: NodeProto) -> list[NodeProto]:
+    """Return operators that give the rows' number and type; how many numbers a byte holds is not known here."""
+    name = operator.output[0]
+    return [
+        *placeholder(f"{name}/some", [1], TensorProto.BOOL),
+        helper.make_node("Gather", [operator.input[2], operator.input[1]], [f"{name}/scales"]),
+        helper.make_node("Compress", [f"{name}/scales", f"{name}/some"], [name], axis=-1),
+    ]
