@@ -152,6 +152,12 @@ class Operator:
         """Whether an input holds floating-point numbers."""
         return is_float(self.dtype(index))
 
+    def requires_arithmetic(self) -> None:
+        """Raise if torch can only store the first input: unsigned integers of more than a byte."""
+        kind = self.importer.scope.types.get(self.proto.input[0])
+        if kind is not None and kind.dtype is not None and kind.dtype.kind == "u" and kind.dtype.itemsize > 1:
+            raise self.unsupported(f"torch does not compute with {kind.dtype}")
+
     def constant(self, index: int) -> Array | None:
         """Return the value of a constant input, or None where it is missing or computed at run time."""
         if not self.has(index) or self.proto.input[index] not in self.importer.constants:

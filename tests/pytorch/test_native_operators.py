@@ -274,6 +274,22 @@ def test_unsigned_shifts(direction, kind):
     check(c("BitwiseNot", x, opset=18, reference=True))
 
 
+@pytest.mark.parametrize(
+    ("op_type", "more", "attributes"),
+    [("ReduceSum", [i(0)], {}), ("ArgMax", [], {}), ("CumSum", [np.int64(0)], {}), ("NonZero", [], {}),
+     ("ScatterND", [i(0).reshape(1, 1), np.ones((1, 3))], {}), ("Unique", [], {}), ("Trilu", [], {})],
+)  # fmt: skip
+def test_what_torch_does_not_do_with_unsigned_integers_falls_back(op_type, more, attributes):
+    x = np.array([[5, 0, 2**32 - 1], [1, 7, 7]], np.uint32)
+    given = [value.astype(np.uint32) if value.dtype.kind == "f" else value for value in more]
+    model = model_of(c(op_type, x, *given, opset=18, **attributes))
+    with pytest.warns(UserWarning, match=op_type):
+        net = to_torch(model)
+    feeds = {f"i{index}": value for index, value in enumerate([x, *given])}
+    (expected,) = ReferenceEvaluator(model).run(None, feeds)
+    np.testing.assert_array_equal(to_array(net(*map(to_tensor, feeds.values()))), expected)
+
+
 DOUBLES = torch.Generator().manual_seed(0)
 
 
@@ -469,8 +485,25 @@ def test_casts_between_ordinary_types_are_torchs(kind):
         check(c("CastLike", np.array([0, 1, 3]).astype(kind), np.zeros(1, other), opset=19, reference=True))
 
 
-def test_a_network_on_another_device_makes_its_own_tensors_there():
-    window = dict(kernel_shape=[3, 3], pads=[2, 2, 2, 2])
-    for case in (c("MaxPool", IMAGE, n=2, **window), c("AveragePool", IMAGE, **window)):
-        made = natively(model_of(case))(torch.empty(2, 3, 9, 8, device="meta"))
-        assert all(value.device.type == "meta" for value in (made if isinstance(made, tuple) else (made,)))
+ELSEWHERE = [
+    c("MaxPool", IMAGE, n=2, **POOLS[2]), c("AveragePool", IMAGE, **POOLS[2]), c("LpPool", IMAGE, **POOLS[2]),
+    c("MaxUnpool", f(1, 1, 2, 2), i(5, 7, 13, 15).reshape(1, 1, 2, 2), kernel_shape=[2, 2], strides=[2, 2]),
+    c("Resize", f(1, 2, 4, 5), None, np.float32([1, 1, 0.6, 3]), held=(2,), opset=19, mode="cubic", antialias=1),
+    c("Col2Im", f(2, 12, 10), i(5, 6), i(2, 3), held=(1, 2), pads=[0, 1, 0, 0], strides=[2, 1]),
+    c("CumProd", f(3, 4), np.int64(1), held=(1,), opset=26, exclusive=1),
+    c("DFT", f(2, 6, 1), onesided=1), c("STFT", f(2, 9, 1), np.int64(2), f(4), held=(1,), opset=17),
+    c("TensorScatter", f(2, 5, 4), f(2, 2, 4), i(1, 3), opset=24, mode="circular"),
+    c("RoiAlign", IMAGE, np.float32([[0, 1, 6, 5]]), i(0), opset=16, sampling_ratio=2),
+    c("DeformConv", f(2, 2, 4, 4), f(2, 2, 2, 2), f(2, 8, 3, 3)),
+    c("BatchNormalization", IMAGE, f(3), f(3), f(3), f(3), n=3, opset=15, training_mode=1),
+    c("Attention", Q, Q, Q, None, None, None, i(2, 3), opset=25, is_causal=1, left_window_size=1, softcap=2.0),
+    c("Add", *pairs(np.uint32), opset=18), c("BitShift", *pairs(np.uint64), opset=18, direction="RIGHT"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ELSEWHERE, ids=str)
+def test_tensors_are_made_where_the_input_is(case):
+    net = natively(model_of(case)).to("meta")
+    fed = [value for index, value in enumerate(case.inputs) if value is not None and index not in case.held]
+    made = net(*(to_tensor(value).to("meta") for value in fed))
+    assert all(value.device.type == "meta" for value in (made if isinstance(made, tuple) else (made,)))

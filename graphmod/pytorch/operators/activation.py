@@ -150,6 +150,7 @@ def clip_by_attributes(op: Operator) -> fx.Node:
 @operator("Clip", since=11)
 def clip(op: Operator) -> fx.Node:
     """Convert Clip with bounds as inputs."""
+    op.requires_arithmetic()
     return _clip(op, op.scalar(1, None), op.scalar(2, None))
 
 

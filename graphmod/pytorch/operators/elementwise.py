@@ -119,6 +119,7 @@ def div(op: Operator) -> fx.Node:
 @operator("Pow")
 def power(op: Operator) -> fx.Node:
     """Convert Pow; the result has the type of the base."""
+    op.requires_arithmetic()
     base, exponent = _operands(op)
     if op.is_float(0):
         node = op.call(torch.pow, base, exponent)
@@ -188,6 +189,7 @@ def variadic(op: Operator) -> fx.Node:
 @operator("CumSum", since=11)
 def cumsum(op: Operator) -> fx.Node:
     """Convert CumSum."""
+    op.requires_arithmetic()
     exclusive, reverse = bool(op.attribute("exclusive", 0)), bool(op.attribute("reverse", 0))
     axis = op.scalar(1, 0)
     if not isinstance(axis, fx.Node) and not exclusive and not reverse:

@@ -35,6 +35,7 @@ def filled(sizes: Sizes, value: Scalar, dtype: torch.dtype, like: Tensor | None)
 @operator("Range", since=11)
 def arange(op: Operator) -> fx.Node:
     """Convert Range; numbers of half precision are always made in single precision."""
+    op.requires_arithmetic()
     op.ignore("stash_type")
     dtype = op.torch_dtype(helper.np_dtype_to_tensor_dtype(op.dtype(0)))
     bounds = [op.scalar(index, 0) for index in range(3)]
@@ -54,6 +55,7 @@ def arange_of(
 @operator("EyeLike", since=9)
 def eye_like(op: Operator) -> fx.Node:
     """Convert EyeLike."""
+    op.requires_arithmetic()
     to: int | None = op.attribute("dtype", None)
     return op.call(eye_of, op.input(), op.attribute("k", 0), None if to is None else op.torch_dtype(to))
 

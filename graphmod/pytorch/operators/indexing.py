@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -35,6 +37,7 @@ def take(x: Tensor, indices: Tensor, axis: int) -> Tensor:
 @operator("GatherElements", since=11)
 def gather_elements(op: Operator) -> fx.Node:
     """Convert GatherElements."""
+    op.requires_arithmetic()
     return op.call(take_elements, op.input(0), op.input(1), op.attribute("axis", 0))
 
 
@@ -69,6 +72,7 @@ def take_nd(x: Tensor, indices: Tensor, batch_dims: int = 0) -> Tensor:
 @operator("ScatterElements", since=11)
 def scatter_elements(op: Operator) -> fx.Node:
     """Convert ScatterElements and its older name Scatter."""
+    op.requires_arithmetic()
     reduction = op.attribute("reduction", "none")
     return op.call(put_elements, op.input(0), op.input(1), op.input(2), op.attribute("axis", 0), reduction)
 
@@ -84,6 +88,7 @@ def put_elements(x: Tensor, indices: Tensor, updates: Tensor, axis: int, reducti
 @operator("ScatterND", since=11)
 def scatter_nd(op: Operator) -> fx.Node:
     """Convert ScatterND."""
+    op.requires_arithmetic()
     return op.call(put_nd, op.input(0), op.input(1), op.input(2), op.attribute("reduction", "none"))
 
 
@@ -96,10 +101,9 @@ def put_nd(x: Tensor, indices: Tensor, updates: Tensor, reduction: str = "none")
     flat = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
     for size, part in zip(x.shape[:depth], where, strict=True):
         flat = flat * size + _positive(part, size)
-    rows = x.reshape(-1, *x.shape[depth:])
-    updates = updates.reshape(-1, *x.shape[depth:])
-    result = rows.index_reduce(0, flat.reshape(-1), updates, REDUCTIONS[reduction])
-    return result.reshape(x.shape)
+    size, n = math.prod(x.shape[depth:]), flat.numel()
+    rows, places = x.reshape(math.prod(x.shape[:depth]), size), flat.reshape(n, 1).expand(n, size)
+    return rows.scatter_reduce(0, places, updates.reshape(n, size), REDUCTIONS[reduction]).reshape(x.shape)
 
 
 @operator("OneHot", since=9)
@@ -124,12 +128,14 @@ def one_hot_of(indices: Tensor, depth: int | Tensor, values: Tensor, axis: int) 
 @operator("NonZero", since=9)
 def non_zero(op: Operator) -> fx.Node:
     """Convert NonZero, whose result has the axes first."""
+    op.requires_arithmetic()
     return op.method("t", op.call(torch.nonzero, op.input()))
 
 
 @operator("Unique", since=11)
 def unique(op: Operator) -> tuple[fx.Node, ...]:
     """Convert Unique."""
+    op.requires_arithmetic()
     ordered, axis = bool(op.attribute("sorted", 1)), op.attribute("axis", None)
     return op.items(op.call(unique_of, op.input(), axis, ordered), 4)
 

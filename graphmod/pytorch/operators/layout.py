@@ -111,6 +111,7 @@ def space_to_depth_of(x: Tensor, block: int) -> Tensor:
 @operator("Trilu", since=14)
 def trilu(op: Operator) -> fx.Node:
     """Convert Trilu."""
+    op.requires_arithmetic()
     function = upper if op.attribute("upper", 1) else lower
     diagonal = op.scalar(1, 0)
     if isinstance(diagonal, fx.Node):
@@ -131,6 +132,7 @@ def lower(x: Tensor, diagonal: Tensor) -> Tensor:
 @operator("ReverseSequence", since=10)
 def reverse_sequence(op: Operator) -> fx.Node:
     """Convert ReverseSequence."""
+    op.requires_arithmetic()
     time, batch = op.attribute("time_axis", 0), op.attribute("batch_axis", 1)
     return op.call(reverse_sequences, op.input(0), op.input(1), time, batch)
 

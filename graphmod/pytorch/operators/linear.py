@@ -13,6 +13,7 @@ from graphmod.pytorch.registry import operator
 @operator("MatMul")
 def matmul(op: Operator) -> fx.Node:
     """Convert MatMul; with a constant matrix on the right it is a linear layer, with the bias added after it."""
+    op.requires_arithmetic()
     right = op.constant(1)
     weight = op.weight(1, (1, 0)) if right is not None and right.ndim == 2 else None
     if weight is None:
@@ -43,6 +44,7 @@ def _linear(op: Operator, weight: Weight, bias: Weight | None) -> fx.Node:
 @operator("Gemm")
 def gemm(op: Operator) -> fx.Node:
     """Convert Gemm; a plain product with a constant matrix is a linear layer."""
+    op.requires_arithmetic()
     alpha, beta = op.attribute("alpha", 1.0), op.attribute("beta", 1.0)
     turn_a, turn_b = bool(op.attribute("transA", 0)), bool(op.attribute("transB", 0))
     right = op.constant(1)
@@ -69,6 +71,7 @@ def integer_gemm(a: Tensor, b: Tensor, c: Tensor, alpha: float, beta: float) -> 
 @operator("Einsum", since=12)
 def einsum(op: Operator) -> fx.Node:
     """Convert Einsum."""
+    op.requires_arithmetic()
     return op.call(torch.einsum, op.attribute("equation", "").replace(" ", ""), *op.inputs())
 
 

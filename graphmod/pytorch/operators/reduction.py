@@ -101,6 +101,7 @@ UNCHANGED = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "Re
 @operator(*REDUCE)
 def reduce(op: Operator) -> fx.Node:
     """Convert a reduction; its axes are an attribute or, in later revisions, an input."""
+    op.requires_arithmetic()
     axes, keepdims, none = op.axes(1), bool(op.attribute("keepdims", 1)), bool(op.attribute("noop_with_empty_axes", 0))
     if isinstance(axes, fx.Node):
         return op.call(reduce_over, op.input(), op.type, axes, keepdims, none)
@@ -133,6 +134,7 @@ def over_nothing(x: Tensor, op_type: str) -> Tensor:
 @operator("ArgMax", "ArgMin")
 def arg_extreme(op: Operator) -> fx.Node:
     """Convert ArgMax or ArgMin; ties go to the first or the last."""
+    op.requires_arithmetic()
     axis, keepdims = op.attribute("axis", 0), bool(op.attribute("keepdims", 1))
     function = torch.argmax if op.type == "ArgMax" else torch.argmin
     if op.attribute("select_last_index", 0):
