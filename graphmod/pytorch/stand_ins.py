@@ -24,7 +24,8 @@ _STAND_INS: dict[tuple[str, str], StandIn] = {}
 def stand_in(*op_types: str, domain: str = "") -> Callable[[StandIn], StandIn]:
     """Register the standard operators whose outputs have the types of an operator outside the standard.
 
-    One of the default domain is replaced only where the model imports an operator set that does not have it yet.
+    One of the standard is replaced only where the model imports an operator set that does not have it yet, or where
+    the standard says nothing of its outputs' types.
     """
 
     def register(function: StandIn) -> StandIn:
@@ -78,7 +79,7 @@ def _replace(graph: GraphProto, opsets: Mapping[str, int]) -> bool:
         function = _STAND_INS.get((domain, operator.op_type))
         known = onnx.defs.has(operator.op_type, opsets.get(domain, 1), domain)
         foreign |= not known
-        if function is None or known:
+        if function is None or (known and _is_inferred(operator.op_type, opsets.get(domain, 1), domain)):
             operators.append(operator)
             continue
         nodes = function(operator)
@@ -90,6 +91,10 @@ def _replace(graph: GraphProto, opsets: Mapping[str, int]) -> bool:
     del graph.node[:]
     graph.node.extend(copies)
     return foreign
+
+
+def _is_inferred(op_type: str, opset: int, domain: str) -> bool:
+    return bool(onnx.defs.get_schema(op_type, opset, domain).has_type_and_shape_inference_function)
 
 
 def _restore(graph: GraphProto) -> None:

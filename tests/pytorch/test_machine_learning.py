@@ -154,8 +154,13 @@ LABELS = {"ints": [7, 9, 4], "strings": ["a", "b", "c"]}
 
 
 def small(n):
-    """Coefficients and intercepts for which scores are probabilities."""
-    return {"coefficients": (f(n, 3) * 0.05).reshape(-1).tolist(), "intercepts": [0.5] * n}
+    """Coefficients and intercepts for which scores are probabilities, away from a half, where the runtime rounds."""
+    return {"coefficients": (f(n, 3) * 0.03).reshape(-1).tolist(), "intercepts": [0.25] * n}
+
+
+def test_probit_is_near_the_quantile_of_the_normal_distribution():
+    p = torch.tensor([0.0, 1e-5, 0.3, 0.4999, 0.5, 0.9, 1.0])
+    np.testing.assert_allclose(probit(p), torch.special.ndtri(p), rtol=5e-3)
 
 
 @pytest.mark.filterwarnings("error")
@@ -387,6 +392,64 @@ def without_sizes(proto):
     for value in proto.graph.input:
         value.type.tensor_type.shape.dim[0].Clear()
     return proto
+
+
+# -- types that inference does not find
+
+
+LEAVES = leaf_weights("target", [(0, 0)], range(2), [0.5, 2.0])
+STUMP = {
+    "nodes_treeids": [0], "nodes_nodeids": [0], "nodes_featureids": [0], "nodes_values": [0.0],
+    "nodes_modes": ["LEAF"], "nodes_truenodeids": [0], "nodes_falsenodeids": [0],
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("standard", [7, 9, 17])
+@pytest.mark.parametrize(
+    ("op_type", "opset", "attributes", "n"),
+    [
+        ("Scaler", 1, {"offset": [0.1], "scale": [2.0]}, 3),
+        ("Normalizer", 1, {"norm": "L2"}, 3),
+        ("Imputer", 1, {"imputed_value_floats": [1.0], "replaced_value_float": 0.0}, 3),
+        ("Binarizer", 1, {"threshold": 0.1}, 3),
+        ("FeatureVectorizer", 1, {"inputdimensions": [2]}, 2),
+        ("LinearRegressor", 1, {"targets": 2, "coefficients": floats(2, 3), "intercepts": floats(2)}, 2),
+        ("SVMRegressor", 1, {"coefficients": floats(3), "rho": [0.1], "kernel_params": [0.0, 0.0, 0.0]}, 1),
+        *(("TreeEnsembleRegressor", opset, {"n_targets": 2, **STUMP, **LEAVES}, 2) for opset in (1, 3)),
+    ],
+)
+def test_operators_follow_each_other(op_type, opset, attributes, n, standard):
+    nodes = [
+        helper.make_node(op_type, ["x0"], ["a"], domain="ai.onnx.ml", **attributes),
+        helper.make_node("Softmax", ["a"], ["b"], axis=1),
+        helper.make_node("LinearClassifier", ["b"], ["label", "score"], domain="ai.onnx.ml", coefficients=floats(3, n),
+                         intercepts=floats(3), classlabels_strings=["p", "q", "r"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_empty_tensor_value_info(name) for name in ("label", "score")],
+    )
+    imports = [helper.make_opsetid("ai.onnx.ml", opset), helper.make_opsetid("", standard)]
+    compare(load(helper.make_model(graph, opset_imports=imports, ir_version=8)), X)
+
+
+def test_a_classifier_of_operator_set_5_has_types():
+    nodes, leaves = forest(2, 3)
+    x = samples(nodes)
+    weights = leaf_weights("class", leaves, range(3), floats(3 * len(leaves)))
+    made = [
+        to_torch(model_of("TreeEnsembleClassifier", x, n=2, opset=opset, **nodes, **weights, **labels))(
+            torch.from_numpy(x)
+        )
+        for opset in (3, 5)
+        for labels in ({"classlabels_int64s": [7, 8, 9]}, {"classlabels_strings": ["a", "b", "c"]})
+    ]
+    for before, now in zip(made[:2], made[2:], strict=True):
+        assert now[0].tolist() == before[0].tolist()
+        assert torch.equal(now[1], before[1])
 
 
 # -- weights in attributes

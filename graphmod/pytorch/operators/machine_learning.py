@@ -13,12 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
 from graphmod.pytorch.dtypes import to_tensor
 from graphmod.pytorch.operator import Operator
 from graphmod.pytorch.registry import operator
+from graphmod.pytorch.stand_ins import like_input, stand_in
 
 DOMAIN = "ai.onnx.ml"
 
@@ -47,6 +48,36 @@ def labels_at(positions: Tensor, labels: Sequence[int] | Sequence[str]) -> Tenso
         chosen: Array = np.array(labels, object)[positions.cpu().numpy()]
         return chosen
     return torch.tensor(labels, dtype=torch.int64, device=positions.device)[positions]
+
+
+@stand_in("Scaler", "Normalizer", domain=DOMAIN)
+def _as_float(proto: NodeProto) -> list[NodeProto]:
+    return [helper.make_node("Cast", [proto.input[0]], [proto.output[0]], to=TensorProto.FLOAT)]
+
+
+stand_in("Imputer", domain=DOMAIN)(like_input(0))
+
+
+def rows_of(proto: NodeProto, n: int, output: int = 0) -> list[NodeProto]:
+    """Return operators whose output has ``n`` floats for every row of the first input: a model's stand-in."""
+    name = proto.output[output]
+    value = helper.make_tensor("value", TensorProto.FLOAT, [1, n], [0.0] * n)
+    return [
+        helper.make_node("Constant", [], [f"{name}/weight"], value=value),
+        helper.make_node("ArgMax", [proto.input[0]], [f"{name}/row"], axis=1),
+        helper.make_node("Cast", [f"{name}/row"], [f"{name}/float"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", [f"{name}/float", f"{name}/weight"], [name]),
+    ]
+
+
+def stated(proto: NodeProto, name: str, default: Any) -> Any:
+    """Return the value of an attribute of an operator."""
+    return next((helper.get_attribute_value(entry) for entry in proto.attribute if entry.name == name), default)
+
+
+@stand_in("FeatureVectorizer", domain=DOMAIN)
+def _features(proto: NodeProto) -> list[NodeProto]:
+    return rows_of(proto, sum(stated(proto, "inputdimensions", [])))
 
 
 class Scale(nn.Module):

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from onnx import NodeProto
 from torch import Tensor, fx, nn
 
 from graphmod.pytorch.binding import Weight
 from graphmod.pytorch.operator import Operator
-from graphmod.pytorch.operators.machine_learning import DOMAIN, as_float, class_labels, labels_at
+from graphmod.pytorch.operators.machine_learning import DOMAIN, as_float, class_labels, labels_at, rows_of, stated
 from graphmod.pytorch.registry import operator
+from graphmod.pytorch.stand_ins import stand_in
 
 TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
 
@@ -51,7 +53,8 @@ def probit(p: Tensor) -> Tensor:
     x = 2 * p - 1
     logarithm = torch.log1p(-x * x)
     half = 2 / (math.pi * 0.147) + 0.5 * logarithm
-    square = (half * half - logarithm / 0.147).sqrt() - half
+    root = (half * half - logarithm / 0.147).sqrt()
+    square = torch.where(half > 0, -logarithm / 0.147 / (root + half), root - half)  # without cancellation
     middle = square == 0  # where a square root has no slope
     return math.sqrt(2) * x.sign() * torch.where(middle, 0.0, torch.where(middle, 1.0, square).sqrt())
 
@@ -62,6 +65,11 @@ def with_first_class(score: Tensor, transform: str, complement: bool) -> Tensor:
         return transformed(torch.cat([1 - score, score], -1), transform if transform == "PROBIT" else "NONE")
     both = torch.cat([-score, score], -1)
     return both.sigmoid() if transform == "LOGISTIC" else both
+
+
+@stand_in("LinearRegressor", "SVMRegressor", domain=DOMAIN)
+def _scores(proto: NodeProto) -> list[NodeProto]:
+    return rows_of(proto, stated(proto, "targets", 1))
 
 
 @operator("LinearRegressor", domain=DOMAIN)

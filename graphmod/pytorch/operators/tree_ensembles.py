@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
 from graphmod.pytorch.dtypes import to_tensor
 from graphmod.pytorch.operator import Operator
-from graphmod.pytorch.operators.machine_learning import DOMAIN, class_labels, labels_at
+from graphmod.pytorch.operators.machine_learning import DOMAIN, class_labels, labels_at, rows_of, stated
 from graphmod.pytorch.operators.machine_learning_models import (
     TRANSFORMS,
     best,
@@ -27,6 +27,7 @@ from graphmod.pytorch.operators.machine_learning_models import (
     with_first_class,
 )
 from graphmod.pytorch.registry import operator
+from graphmod.pytorch.stand_ins import stand_in
 
 Array = NDArray[Any]
 
@@ -194,6 +195,24 @@ def _call(op: Operator, module: TreeEnsemble, weights: str, base: str) -> fx.Nod
         raise op.unsupported("its leaves have no weights")
     made = op.module(module, op.input(), **found)
     return op.method("float", made) if op.dtype() == np.float64 else made
+
+
+@stand_in("TreeEnsembleRegressor", domain=DOMAIN)
+def _targets(proto: NodeProto) -> list[NodeProto]:
+    return rows_of(proto, stated(proto, "n_targets", 1))
+
+
+@stand_in("TreeEnsembleClassifier", domain=DOMAIN)
+def _classes(proto: NodeProto) -> list[NodeProto]:
+    names = stated(proto, "classlabels_strings", [])
+    labels, place = proto.output[0], f"{proto.output[0]}/place"
+    to = TensorProto.STRING if names else TensorProto.INT64
+    n = max(len(names or stated(proto, "classlabels_int64s", [])), 1)
+    return [
+        helper.make_node("ArgMax", [proto.input[0]], [place], axis=1, keepdims=0),
+        helper.make_node("Cast", [place], [labels], to=to),
+        *(rows_of(proto, n, output=1) if len(proto.output) > 1 else []),
+    ]
 
 
 @operator("TreeEnsembleRegressor", domain=DOMAIN)
