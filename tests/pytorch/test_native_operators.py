@@ -166,7 +166,7 @@ CASES = [
     *(c("RoiAlign", f(2, 3, 7, 9), np.float32([[0, 1, 6, 5], [-3, 2, 4, 12], [5, 5, 5, 5]]), i(0, 1, 1), opset=opset,
         mode=mode, output_height=2, output_width=3, sampling_ratio=k, spatial_scale=0.8)
       for mode in ("avg", "max") for k in (0, 2) for opset in (10, 16)),
-    c("RoiAlign", f(2, 3, 7, 9), np.zeros((0, 4), np.float32), i(), opset=16),
+    *(c("RoiAlign", f(2, 3, 7, 9), np.zeros((0, 4), np.float32), i(), opset=16, mode=mode) for mode in ("avg", "max")),
     *(c("DeformConv", f(2, 4, 7, 6), f(6, 4 // groups, 3, 2), f(2, 6 * 2 * k, 6, 5), f(6), mask, opset=19,
         group=groups, offset_group=k, strides=[1, 2], pads=[1, 2, 2, 2], dilations=[2, 1])
       for groups in (1, 2) for k in (1, 2) for mask in (None, f(2, 6 * k, 6, 5))),

@@ -111,8 +111,9 @@ def attend(
             enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         return (_merge(result) if flat else result), *present, None
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if query.shape[1] != key.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     root = math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     raw = (query * root) @ (key * root).transpose(-1, -2)
     capped = softcap * torch.tanh(raw / softcap) if softcap else raw

@@ -71,7 +71,7 @@ def _samples(begin: Tensor, extent: Tensor, n_bins: int, n_samples: int, size: i
     """Return the pixels on both sides of every sample (region, bin, sample), their weights, and which samples are."""
     width = extent / n_bins
     counts = torch.full_like(begin, n_samples) if n_samples > 0 else width.detach().ceil()
-    most = n_samples if n_samples > 0 or not len(counts) else max(int(counts.max()), 1)
+    most = max(n_samples, 1) if n_samples > 0 or not len(counts) else max(int(counts.max()), 1)
     steps = torch.arange(most, device=begin.device, dtype=begin.dtype)
     bins = torch.arange(n_bins, device=begin.device, dtype=begin.dtype)[:, None]
     offsets = (steps + 0.5) / counts.clamp(min=1)[:, None, None]
