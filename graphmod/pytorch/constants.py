@@ -130,6 +130,11 @@ class Constants:
             self._steps[name] = self._step(maker) if name in maker.output[:1] else None
         return self._steps[name]
 
+    def _is_stored(self, name: str) -> bool:
+        """Whether a constant's values lie in the file as they are; what is computed has no source before it is known."""
+        maker = self._makers.get(name)
+        return maker is None or (maker.op_type == "Identity" and self._is_stored(maker.input[0]))
+
     def _is_float(self, name: str) -> bool:
         kind = self._scope.types.get(name)
         return is_float(self.value(name).dtype if kind is None or kind.dtype is None else kind.dtype)
@@ -145,6 +150,8 @@ class Constants:
             if is_float(to) and self._is_float(maker.input[0]):
                 return Convert(to)
         if maker.op_type == "DequantizeLinear":
+            if not self._is_stored(maker.input[0]):
+                return None
             root = self.source(maker.input[0])
             if root.address is None or root.steps:
                 return None
