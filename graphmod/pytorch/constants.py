@@ -38,6 +38,10 @@ NO_ARRAY = frozenset({
 """Operators that may return something else than a tensor."""
 FOREIGN = frozenset({("com.microsoft", "DequantizeLinear")})
 """Operators outside the standard that make constants out of constants."""
+TAKING = frozenset({"Expand", "Gather", "Slice", "Split", "Tile"})
+"""Operators of which a constant result would be another weight than the one that they read."""
+SMALL = 64
+"""Scalars up to which a float constant is rather a parameter of an operator than a weight."""
 RESHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
 
@@ -59,6 +63,7 @@ class Constants:
         self._sources: dict[str, Source] = {}
         self._steps: dict[str, Step | None] = {}
         self._dequantized: dict[tuple[str | bytes, ...], str] = {}
+        self._gates = _recurrent_weights(scope.operators)
         for operator in scope.operators:
             if self.folds(operator):
                 self._makers.update((name, operator) for name in operator.output if name)
@@ -85,9 +90,17 @@ class Constants:
             (domain_of(operator.domain) == "" or (operator.domain, operator.op_type) in FOREIGN)
             and operator.op_type not in RANDOM
             and operator.op_type not in NO_ARRAY
+            and not self._takes_from_a_weight(operator)
             and operator.op_type != "QuantizeLinear"  # what is rounded when the network runs can be trained
             and all(name in self for name in consumed(operator))
         )
+
+    def _takes_from_a_weight(self, operator: NodeProto) -> bool:
+        """Whether an operator takes a part of a weight, which stays whole then; but for gates of recurrent layers."""
+        if operator.op_type not in TAKING or operator.input[0] not in self or operator.output[0] in self._gates:
+            return False
+        kind = self._scope.types.get(operator.input[0])
+        return kind is not None and kind.is_float and kind.size > SMALL
 
     def source(self, name: str) -> Source:
         """Follow a constant to where its values lie in the file, through all that can be undone."""
@@ -252,3 +265,12 @@ class Constants:
             tensor.name = name
             return tensor
         return numpy_helper.from_array(np.ascontiguousarray(self.value(name)), name)
+
+
+def _recurrent_weights(operators: Sequence[NodeProto]) -> set[str]:
+    """Return the tensors from which the inputs of recurrent operators are made."""
+    found: set[str] = set()
+    for operator in reversed(operators):
+        if operator.op_type in ("LSTM", "GRU", "RNN") or not found.isdisjoint(operator.output):
+            found.update(operator.input)
+    return found

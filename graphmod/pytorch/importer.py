@@ -398,8 +398,9 @@ class Importer:
         """Return the node of a tensor that holds sizes."""
         items = [self.size(item) for item in known.items]
         like = next((self.node(dim.tensor) for dim in _dims(known.items)), None)
-        numbers = items if known.rank else items[0]
-        return self.graph.call_function(as_tensor, (numbers, torch_dtype(known.dtype), like))
+        numbers = items if known.array.ndim else items[0]
+        made = self.graph.call_function(as_tensor, (numbers, torch_dtype(known.dtype), like))
+        return made if known.array.ndim < 2 else self.graph.call_method("reshape", (made, known.array.shape))
 
     def neighbour(self, tensor: str) -> fx.Node | None:
         """Return a node on whose device a tensor is: its own, or that which its sizes are of; None for constants."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from graphmod.errors import InvalidModelError, UnsupportedOperatorError
@@ -22,6 +24,8 @@ from graphmod.pytorch.registry import domain_of
 from graphmod.pytorch.scope import Scope, is_initializer, types_of
 from graphmod.pytorch.sizes import Sizes
 from graphmod.pytorch.stand_ins import infer_types
+
+Array = NDArray[np.generic]
 
 NEWEST = onnx.defs.onnx_opset_version()
 
@@ -93,19 +97,21 @@ class Program:
                 )
 
     def _main(self) -> Scope:
-        """Return the main graph's scope; an If whose condition is known is replaced by its branch first."""
+        """Return the main graph's scope; what is known of sizes is fixed, Ifs are decided."""
         while True:
             graph = infer_types(self._proto, self.opsets)
             scope = self._scope(graph, tuple(self.model.inputs), {})
             constants = Constants(scope)
             sizes = Sizes(scope, constants)
+            known = {name: value for name in sizes if (value := sizes.value(name)) is not None}
             taken = {
-                operator.output[0]: truth
+                operator.output[0]: bool(constants.value(operator.input[0]).reshape(-1)[0])
                 for operator in scope.operators
-                if operator.op_type == "If" and (truth := _truth(operator.input[0], constants, sizes)) is not None
+                if operator.op_type == "If" and operator.input[0] in constants
             }
-            if not taken:
+            if not known and not taken:
                 return scope
+            _fix(self._proto.graph, known)
             _take_branches(self._proto.graph, taken)
 
     def body(self, graph: GraphProto, around: Scope) -> Scope:
@@ -151,11 +157,12 @@ class Program:
         return operator.attribute[0].t, None  # it came by a function's attribute
 
 
-def _truth(condition: str, constants: Constants, sizes: Sizes) -> bool | None:
-    if condition in constants:
-        return bool(constants.value(condition).reshape(-1)[0])
-    known = sizes.get(condition)
-    return bool(known.items[0]) if known is not None and isinstance(known.items[0], bool | int) else None
+def _fix(graph: GraphProto, known: dict[str, Array]) -> None:
+    """Turn tensors that depend on static sizes alone into initializers."""
+    operators = [operator for operator in graph.node if operator.output[0] not in known]
+    del graph.node[:]
+    graph.node.extend(operators)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in known.items())
 
 
 def _check_data(tensor: TensorProto) -> None:

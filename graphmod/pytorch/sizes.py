@@ -10,10 +10,13 @@ from __future__ import annotations
 import operator as python
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cached_property, reduce
+from itertools import product
+from typing import Any, TypeAlias
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import NodeProto, helper, numpy_helper
 
 from graphmod.pytorch.constants import Constants
 from graphmod.pytorch.registry import domain_of
@@ -21,6 +24,8 @@ from graphmod.pytorch.scope import Scope
 
 LONGEST = 64
 """Integers above which a constant is data rather than a shape."""
+
+TYPES = frozenset({"int64", "int32", "bool"})
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,33 @@ Item: TypeAlias = "int | bool | Dim | Expr"
 
 @dataclass(frozen=True)
 class Ints:
-    """An integer or boolean tensor of no or one axis, element by element."""
+    """An integer or boolean tensor, element by element: an array of items, and the type that ONNX gives it."""
 
-    items: tuple[Item, ...]
-    rank: int
+    array: NDArray[np.object_]
     dtype: np.dtype[np.generic]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "array", np.asarray(self.array, object))  # NumPy takes a single item out of its array
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The elements, the last axis fastest."""
+        return tuple(self.array.reshape(-1))
+
+    @cached_property
+    def value(self) -> NDArray[np.generic] | None:
+        """The array of numbers, where all of them are known."""
+        known = all(isinstance(item, int) for item in self.items)
+        return self.array.astype(self.dtype) if known else None
+
+
+def ints(items: Sequence[Item] | Item, dtype: np.dtype[np.generic]) -> Ints:
+    """Return the tensor of some items, or of one alone."""
+    if not isinstance(items, Sequence):
+        return Ints(np.array(items, object), dtype)
+    array = np.empty(len(items), object)
+    array[:] = items
+    return Ints(array, dtype)
 
 
 def quotient(left: int, right: int) -> int:
@@ -97,43 +124,44 @@ class Sizes:
     ----------
     scope : Scope
     constants : Constants
-    parent : Sizes, optional
-        Those of the graph around.
     """
 
-    def __init__(self, scope: Scope, constants: Constants, parent: Sizes | None = None) -> None:
+    def __init__(self, scope: Scope, constants: Constants) -> None:
         self._scope = scope
         self._constants = constants
-        self._parent = parent
         self._ints: dict[str, Ints] = {}
         for operator in scope.operators:
             if domain_of(operator.domain) == "" and not constants.folds(operator) and len(operator.output) == 1:
                 made = self._follow(operator)
-                if made is not None and len(made.items) <= LONGEST:
+                if made is not None and made.array.size <= LONGEST:
                     self._ints[operator.output[0]] = made
 
     def __contains__(self, name: str) -> bool:
         return name in self._ints
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ints)
+
     def get(self, name: str) -> Ints | None:
         """Return a tensor's integers, or None for one that holds other things."""
         if name in self._ints:
             return self._ints[name]
-        if name in self._constants:
-            return self._constant(name)
-        return None
+        return self._constant(name) if name in self._constants else None
+
+    def value(self, name: str) -> NDArray[np.generic] | None:
+        """Return the numbers of a tensor that depends on static sizes alone."""
+        return self._ints[name].value
 
     def _constant(self, name: str) -> Ints | None:
         kind = self._scope.types.get(name)
-        if kind is not None and kind.dtype is not None and kind.dtype.name not in ("int64", "int32", "bool"):
+        if kind is not None and kind.dtype is not None and kind.dtype.name not in TYPES:
             return None
-        if kind is not None and kind.shape is not None and (len(kind.shape) > 1 or kind.size > LONGEST):
+        if kind is not None and kind.size > LONGEST:
             return None
         value = self._constants.value(name)
-        if value.ndim > 1 or value.size > LONGEST or value.dtype.name not in ("int64", "int32", "bool"):
+        if value.size > LONGEST or value.dtype.name not in TYPES:
             return None
-        items = value.reshape(-1).tolist()
-        return Ints(tuple(items), value.ndim, value.dtype)
+        return Ints(value.astype(object), value.dtype)
 
     def _follow(self, operator: NodeProto) -> Ints | None:
         attributes = {a.name: helper.get_attribute_value(a) for a in operator.attribute}
@@ -141,18 +169,13 @@ class Sizes:
             return self._shape(operator.input[0], attributes.get("start", 0), attributes.get("end"))
         if operator.op_type == "Size":
             whole = self._shape(operator.input[0], 0, None)
-            return whole and Ints((_fold(python.mul, whole.items, 1),), 0, np.dtype(np.int64))
+            return whole and ints(_fold(python.mul, whole.items, 1), np.dtype(np.int64))
         rule = RULES.get(operator.op_type)
-        if rule is None or not operator.input or operator.input[0] == "":
+        if rule is None or not operator.input or not any(name in self._ints for name in operator.input):
             return None
-        given = []
-        for name in operator.input:
-            known = self.get(name) if name else None
-            if name and known is None:
-                return None
-            given.append(known)
-        if not any(known is not None and name in self._ints for name, known in zip(operator.input, given, strict=True)):
-            return None  # nothing but constants: folded, or not integers
+        given = [self.get(name) if name else None for name in operator.input]
+        if any(name and known is None for name, known in zip(operator.input, given, strict=True)):
+            return None
         return rule(operator.op_type, given, attributes)
 
     def _shape(self, tensor: str, start: int, end: int | None) -> Ints | None:
@@ -160,15 +183,16 @@ class Sizes:
         if kind is None or kind.shape is None:
             return None
         items = [size if isinstance(size, int) else Dim(tensor, axis) for axis, size in enumerate(kind.shape)]
-        return Ints(tuple(items[start:end]), 1, np.dtype(np.int64))
+        return ints(items[start:end], np.dtype(np.int64))
 
 
-Rule = Callable[[str, Sequence[Ints | None], dict[str, object]], Ints | None]
+Attributes = dict[str, Any]
+Rule = Callable[[str, Sequence[Ints | None], Attributes], Ints | None]
 RULES: dict[str, Rule] = {}
 
 
 def rule(*op_types: str) -> Callable[[Rule], Rule]:
-    """Register how operators act on lists of integers."""
+    """Register how operators act on integers."""
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(op_types, function))
@@ -180,9 +204,7 @@ def rule(*op_types: str) -> Callable[[Rule], Rule]:
 def _apply(function: Callable[..., int | bool], *args: Item) -> Item:
     """Return a function of sizes: its value where all of them are known, in its simplest form where one is."""
     if all(isinstance(arg, int) for arg in args):
-        if function is quotient and args[1] == 0:
-            return Expr(function, args)
-        return function(*args)
+        return Expr(function, args) if function in (quotient, python.mod) and args[1] == 0 else function(*args)
     match function, args:
         case (python.add, (x, 0)) | (python.add, (0, x)) | (python.sub, (x, 0)):
             return x
@@ -196,8 +218,9 @@ def _apply(function: Callable[..., int | bool], *args: Item) -> Item:
             return x
         case (f, (False, _, y)) if f is choose:
             return y
-    if function in (python.eq, python.lt, python.le, python.gt, python.ge) and _decided(function, *args) is not None:
-        return bool(_decided(function, *args))
+        case (f, (x, y)) if f in (python.eq, python.lt, python.le, python.gt, python.ge):
+            decided = _decided(f, x, y)
+            return Expr(f, args) if decided is None else decided
     return Expr(function, args)
 
 
@@ -219,125 +242,124 @@ def _decided(function: Callable[..., int | bool], left: Item, right: Item) -> bo
 
 
 def _fold(function: Callable[..., int | bool], items: Sequence[Item], start: int) -> Item:
-    total: Item = start
-    for item in items:
-        total = _apply(function, total, item)
-    return total
+    first: Item = start
+    return reduce(lambda total, item: _apply(function, total, item), items, first)
 
 
-def _present(given: Sequence[Ints | None]) -> Iterator[Ints]:
-    return (known for known in given if known is not None)
+def _numbers(known: Ints | None) -> list[int] | None:
+    """Return integers that are all known, as a list."""
+    value = None if known is None else known.value
+    return None if value is None else [int(item) for item in value.reshape(-1)]
 
 
 @rule(*ARITHMETIC)
-def _arithmetic(op_type: str, given: Sequence[Ints | None], attributes: dict[str, object]) -> Ints | None:
-    operands = list(_present(given))
-    length = max(len(known.items) for known in operands)
-    if any(len(known.items) not in (1, length) for known in operands) or not length:
+def _arithmetic(op_type: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
+    operands = [known for known in given if known is not None]
+    if (op_type in ("Max", "Min") and len(operands) != 2) or attributes.get("fmod"):
         return None
-    columns = [known.items * length if len(known.items) == 1 else known.items for known in operands]
-    function = ARITHMETIC[op_type]
-    if (op_type in ("Max", "Min") and len(columns) != 2) or attributes.get("fmod"):
+    try:
+        arrays = np.broadcast_arrays(*(known.array for known in operands))
+    except ValueError:  # which the runtime would complain of, too
         return None
-    dtype = np.dtype(bool) if op_type in TRUTHS else operands[-1].dtype
-    items = tuple(_apply(function, *column) for column in zip(*columns, strict=True))
-    return Ints(items, max(known.rank for known in operands), dtype)
+    made = np.empty(arrays[0].shape, object)
+    for place in product(*map(range, made.shape)):
+        made[place] = _apply(ARITHMETIC[op_type], *(array[place] for array in arrays))
+    return Ints(made, np.dtype(bool) if op_type in TRUTHS else operands[-1].dtype)
 
 
 @rule("Identity")
-def _identity(_: str, given: Sequence[Ints | None], __: dict[str, object]) -> Ints | None:
+def _identity(_: str, given: Sequence[Ints | None], __: Attributes) -> Ints | None:
     return given[0]
 
 
 @rule("Cast")
-def _cast(_: str, given: Sequence[Ints | None], attributes: dict[str, object]) -> Ints | None:
-    dtype = helper.tensor_dtype_to_np_dtype(int(str(attributes["to"])))
-    known = given[0]
-    if known is None or dtype.name not in ("int64", "int32") or known.dtype.kind == "b":
-        return known if known is not None and dtype == known.dtype else None
-    return Ints(known.items, known.rank, dtype)
+def _cast(_: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
+    (known,) = given
+    dtype = helper.tensor_dtype_to_np_dtype(attributes["to"])
+    if known is None or (dtype != known.dtype and (known.dtype.kind == "b" or dtype.name not in ("int64", "int32"))):
+        return None
+    return Ints(known.array, dtype)
 
 
 @rule("ConstantOfShape")
-def _constant_of_shape(_: str, given: Sequence[Ints | None], attributes: dict[str, object]) -> Ints | None:
-    sizes, value = given[0], attributes.get("value")
-    if sizes is None or len(sizes.items) != 1 or not isinstance(value, TensorProto):
+def _constant_of_shape(_: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
+    sizes = _numbers(given[0])
+    filling = numpy_helper.to_array(attributes["value"]) if "value" in attributes else np.zeros(1, np.float32)
+    if sizes is None or np.prod(sizes) > LONGEST or filling.dtype.name not in TYPES:
         return None
-    n, filling = sizes.items[0], numpy_helper.to_array(value)
-    if not isinstance(n, int) or n > LONGEST or filling.dtype.name not in ("int64", "int32", "bool"):
-        return None
-    return Ints((filling.reshape(-1)[0].item(),) * n, 1, filling.dtype)
+    return Ints(np.full(sizes, filling.item(), object), filling.dtype)
 
 
 @rule("Gather")
-def _gather(_: str, given: Sequence[Ints | None], attributes: dict[str, object]) -> Ints | None:
-    source, indices = given
-    if source is None or indices is None or source.rank != 1 or attributes.get("axis", 0):
+def _gather(_: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
+    source, indices = given[0], None if given[1] is None else given[1].value
+    axis = attributes.get("axis", 0)
+    if source is None or indices is None or not source.array.ndim:
         return None
-    places = [index for index in indices.items if isinstance(index, int)]
-    n = len(source.items)
-    if len(places) != len(indices.items) or any(not -n <= place < n for place in places):
+    n = source.array.shape[axis]
+    if ((indices < -n) | (indices >= n)).any():
         return None
-    return Ints(tuple(source.items[place] for place in places), indices.rank, source.dtype)
+    return Ints(np.take(source.array, indices.astype(np.int64), axis), source.dtype)
 
 
 @rule("Slice")
-def _slice(_: str, given: Sequence[Ints | None], attributes: dict[str, object]) -> Ints | None:
+def _slice(_: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
     source = given[0]
-    if source is None or source.rank != 1:
+    if source is None:
         return None
-    bounds: list[int] = []
     if len(given) > 1:
-        for known, default in zip([*given[1:3], *(*given[3:], None, None)[:2]], (0, 0, 0, 1), strict=True):
-            item = default if known is None else known.items[0] if len(known.items) == 1 else None
-            if not isinstance(item, int):
-                return None
-            bounds.append(item)
+        starts, ends = _numbers(given[1]), _numbers(given[2])
+        axes, steps = (_numbers(known) for known in (*given[3:], None, None)[:2])
     else:
-        starts, ends = attributes["starts"], attributes["ends"]
-        assert isinstance(starts, Sequence)
-        assert isinstance(ends, Sequence)
-        bounds = [starts[0], ends[0], 0, 1]
-    start, end, axis, step = bounds
-    if axis not in (0, -1) or step < 1:
+        starts, ends, axes, steps = attributes["starts"], attributes["ends"], attributes.get("axes"), None
+    if starts is None or ends is None:
         return None
-    return Ints(source.items[start:end:step], 1, source.dtype)
+    array = source.array
+    along, by = range(len(starts)) if axes is None else axes, [1] * len(starts) if steps is None else steps
+    for start, end, axis, step in zip(starts, ends, along, by, strict=True):
+        stop = None if step < 0 and end < -array.shape[axis] else end
+        index = [slice(None)] * array.ndim
+        index[axis] = slice(start, stop, step)
+        array = array[tuple(index)]
+    return Ints(array, source.dtype)
 
 
 @rule("Concat")
-def _concat(_: str, given: Sequence[Ints | None], __: dict[str, object]) -> Ints | None:
-    parts = list(_present(given))
-    if any(known.rank != 1 for known in parts):
+def _concat(_: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
+    parts = [known for known in given if known is not None]
+    return Ints(np.concatenate([known.array for known in parts], attributes.get("axis", 1)), parts[0].dtype)
+
+
+@rule("Squeeze", "Unsqueeze")
+def _axes(op_type: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
+    source, listed = (*given, None)[:2]
+    axes = attributes.get("axes") if listed is None else _numbers(listed)
+    if source is None or (axes is None and (op_type == "Unsqueeze" or listed is not None)):
         return None
-    return Ints(tuple(item for known in parts for item in known.items), 1, parts[0].dtype)
-
-
-@rule("Squeeze")
-def _squeeze(_: str, given: Sequence[Ints | None], __: dict[str, object]) -> Ints | None:
-    source = given[0]
-    return Ints(source.items, 0, source.dtype) if source is not None and len(source.items) == 1 else None
-
-
-@rule("Unsqueeze")
-def _unsqueeze(_: str, given: Sequence[Ints | None], __: dict[str, object]) -> Ints | None:
-    source = given[0]
-    return Ints(source.items, 1, source.dtype) if source is not None and source.rank == 0 else None
+    function = np.squeeze if op_type == "Squeeze" else np.expand_dims
+    return Ints(function(source.array, None if axes is None else tuple(axes)), source.dtype)  # type: ignore[arg-type]  # only Squeeze can have none
 
 
 @rule("Reshape")
-def _reshape(_: str, given: Sequence[Ints | None], __: dict[str, object]) -> Ints | None:
-    source, shape = (*given, None)[:2]
-    if source is None or shape is None or any(not isinstance(size, int) for size in shape.items):
+def _reshape(_: str, given: Sequence[Ints | None], __: Attributes) -> Ints | None:
+    source, sizes = (*given, None)[:2]
+    shape = _numbers(sizes)
+    if source is None or shape is None or 0 in shape:
         return None
-    if len(shape.items) == 1:
-        return Ints(source.items, 1, source.dtype) if shape.items[0] in (-1, len(source.items)) else None
-    return Ints(source.items, 0, source.dtype) if not shape.items and len(source.items) == 1 else None
+    return Ints(source.array.reshape(shape), source.dtype)
+
+
+@rule("Transpose")
+def _transpose(_: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
+    (source,) = given
+    return source and Ints(source.array.transpose(attributes.get("perm")), source.dtype)
 
 
 @rule("ReduceProd", "ReduceSum")
-def _reduce(op_type: str, given: Sequence[Ints | None], attributes: dict[str, object]) -> Ints | None:
+def _reduce(op_type: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
     source = given[0]
-    if source is None or source.rank != 1 or source.dtype.kind == "b":
+    if source is None or source.array.ndim != 1 or source.dtype.kind == "b" or attributes.get("noop_with_empty_axes"):
         return None
     function, start = (python.mul, 1) if op_type == "ReduceProd" else (python.add, 0)
-    return Ints((_fold(function, source.items, start),), int(bool(attributes.get("keepdims", 1))), source.dtype)
+    total = _fold(function, source.items, start)
+    return ints([total] if attributes.get("keepdims", 1) else total, source.dtype)

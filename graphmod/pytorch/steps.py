@@ -167,13 +167,14 @@ class Dequantize:
         if self.zero is not None:
             levels = levels + self._along(self.zero, old).astype(np.float64)
         whole = "int" in old.dtype.name
-        limits: Any = (ml_dtypes.iinfo if whole else ml_dtypes.finfo)(old.dtype)
-        low, high = float(limits.min), float(limits.max)
+        low, high = (float(limit) for limit in _limits(old.dtype))
+        if not np.isfinite(levels).all():
+            raise RefusedError("a quantized weight has become infinite or no number; train with a smaller step")
         beyond = float(np.max(np.maximum(levels - high, low - levels), initial=0.0))
         if beyond > max(1.0, 0.01 * (high - low)):
             raise RefusedError(
                 f"training moved quantized weights {beyond:.0f} steps beyond what their scale can say "
-                f"({low:.0f} to {high:.0f}); dequantize them in the graph first, or train them less far"
+                f"({low:.0f} to {high:.0f}); let write_back cut them off there (saturate=True), or train them less far"
             )
         return np.clip(np.round(levels) if whole else levels, low, high).astype(old.dtype)
 
@@ -208,6 +209,19 @@ def backward(steps: Steps, array: Array, old: Array) -> Array:
         return array
     first, *others = steps
     return first.back(backward(tuple(others), array, first.there(old)), old)
+
+
+def saturated(steps: Steps, array: Array, old: Array) -> Array:
+    """Return an array cut off at what the steps can make of any values of the old array's type."""
+    if not any(isinstance(step, Dequantize) for step in steps):
+        return array
+    ends = [forward(steps, np.full_like(old, limit)) for limit in _limits(old.dtype)]
+    return np.clip(array, np.minimum(*ends), np.maximum(*ends))
+
+
+def _limits(dtype: np.dtype[np.generic]) -> tuple[float, float]:
+    limits: Any = (ml_dtypes.iinfo if "int" in dtype.name else ml_dtypes.finfo)(dtype)
+    return limits.min, limits.max
 
 
 def forward_shape(steps: Steps, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,12 +19,12 @@ from graphmod.pytorch.address import Address, Lookup, attribute_array, set_attri
 from graphmod.pytorch.binding import Binding, Source, digest_of
 from graphmod.pytorch.dtypes import to_array
 from graphmod.pytorch.importer import META
-from graphmod.pytorch.steps import Dequantize, Steps, backward, forward, forward_shape
+from graphmod.pytorch.steps import Dequantize, Steps, backward, forward, forward_shape, saturated
 
 Array = NDArray[np.generic]
 
 
-def write_back(model: Model, net: fx.GraphModule) -> Model:
+def write_back(model: Model, net: fx.GraphModule, *, saturate: bool = False) -> Model:
     """Put a network's weights and running statistics back into the graph that it was imported from.
 
     Only the values of initializers that differ bit by bit are replaced; names, types, operators, metadata and all
@@ -36,6 +36,9 @@ def write_back(model: Model, net: fx.GraphModule) -> Model:
         The model that ``net`` was imported from.
     net : torch.fx.GraphModule
         What :func:`graphmod.to_torch` returned, or a copy of it, trained.
+    saturate : bool
+        Whether weights that are stored quantized, and that training has moved out of what their scale can say, are
+        cut off there. By default that is refused.
 
     Returns
     -------
@@ -62,7 +65,7 @@ def write_back(model: Model, net: fx.GraphModule) -> Model:
     if bindings is None:
         raise RefusedError("the network has no record of its graph; import it with to_torch")
     values = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
-    edit = _Edit(model)
+    edit = _Edit(model, saturate)
     for places in _by_tensor(bindings).values():
         shared = [place for place in places if place.reader is None]
         forms = _by_steps(shared or places)
@@ -122,8 +125,9 @@ def _same(left: Array, right: Array) -> bool:
 class _Edit:
     """What changes in a model: nothing, as long as every value has the bits that it had."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, saturate: bool) -> None:
         self._model = model
+        self._saturate = saturate
         self._lookup = Lookup(model._proto)
         self._stored: dict[Address, Array] = {}
         self._made: dict[Address, tuple[str, Array]] = {}
@@ -140,6 +144,8 @@ class _Edit:
         value = value.astype(current.dtype, copy=False)
         changed = not _same(value, current)
         if changed:
+            if self._saturate:
+                value = saturated(source.steps, value, old)
             self._stored[source.address] = backward(source.steps, value, self._stored.get(source.address, old))
         return changed
 
@@ -198,6 +204,8 @@ class _Edit:
             graph = lookup.find(maker[:-2])
             _add(proto, graph, name, value)
             _drop_maker(graph, name)
+        if not self._made and not self._own:
+            return Model(proto, self._model.folder)  # values alone have changed: what held of the graph still holds
         return self._model.derive(proto)
 
 

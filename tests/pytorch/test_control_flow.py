@@ -31,10 +31,11 @@ def agree(model, net, **feeds):
 def branch(name, weight):
     """Return a body of its own weights that reads a tensor of the graph around it."""
     product = helper.make_node("MatMul", ["x", f"{name}_w"], [f"{name}_h"])
+    result = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["n", 3])
+    weights = [numpy_helper.from_array(weight, f"{name}_w")]
     return helper.make_graph(
-        [product, helper.make_node("Relu", [f"{name}_h"], [f"{name}_y"])], name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(weight, f"{name}_w")],
-    )  # fmt: skip
+        [product, helper.make_node("Relu", [f"{name}_h"], [f"{name}_y"])], name, [], [result], weights
+    )
 
 
 def model_with_if(condition="c", initializers=()):
