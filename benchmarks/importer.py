@@ -26,17 +26,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TypeProto, numpy_helper
-from onnx.backend.test.case.node import collect_testcases
-from onnx.backend.test.loader import load_model_tests
-from onnx.backend.test.runner import Runner
+from onnx import ModelProto
 
 import graphmod as gm
 from graphmod.pytorch.functions import is_function
@@ -48,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import architectures  # noqa: E402  # the folders hold scripts and tests, not packages
+import backend_suite  # noqa: E402  # the same
 from machine import machine  # noqa: E402  # the same
 
 RESULTS = ROOT / "benchmarks" / "results" / "importer.json"
@@ -60,70 +58,29 @@ LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 def suite(listed: bool) -> dict[str, Any]:
     """Import every case of ONNX's backend suite and compare outputs as the suite does."""
     figures = {}
-    for kind in ("node", "pytorch-operator", "pytorch-converted", "simple"):
+    for kind in backend_suite.KINDS:
         failures = {}
         n_cases = 0
-        for name, model, data_sets, tolerance in _cases(kind):
+        for case in backend_suite.cases(kind):
             n_cases += 1
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    _check(model, data_sets, *tolerance)
+                    _check(case)
             except Exception as error:  # noqa: BLE001 - every failure is counted, of whatever kind
-                failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                failures[case.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 if listed:
-                    print(f"{name}: {failures[name]}", flush=True)
+                    print(f"{case.name}: {failures[case.name]}", flush=True)
         figures[kind] = {"cases": n_cases, "passed": n_cases - len(failures), "failures": failures}
         print(f"{kind}: {n_cases - len(failures)} of {n_cases}", flush=True)
     return figures
 
 
-Case = tuple[str, ModelProto, list[tuple[list[Any], list[Any]]], tuple[float, float]]
-
-
-def _cases(kind: str) -> Iterator[Case]:
-    if kind == "node":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cases = collect_testcases(None)
-        for case in cases:
-            data = [([_value(v) for v in inputs], [_value(v) for v in outputs]) for inputs, outputs in case.data_sets]
-            yield case.name, case.model, data, (case.rtol, case.atol)
-        return
-    for case in load_model_tests(kind=kind):
-        folder = Path(case.model_dir)
-        model = onnx.load(folder / "model.onnx")
-        data = []
-        for place in sorted(folder.glob("test_data_set_*")):
-            inputs = _stored(place, "input", [value.type for value in model.graph.input])
-            data.append((inputs, _stored(place, "output", [value.type for value in model.graph.output])))
-        yield case.name, model, data, (case.rtol, case.atol)
-
-
-def _stored(folder: Path, stem: str, types: Sequence[TypeProto]) -> list[Any]:
-    values = []
-    for index, kind in enumerate(types[: len(list(folder.glob(f"{stem}_*.pb")))]):
-        content = (folder / f"{stem}_{index}.pb").read_bytes()
-        match kind.WhichOneof("value"):
-            case "sequence_type":
-                values.append(numpy_helper.to_list(onnx.SequenceProto.FromString(content)))
-            case "optional_type":
-                values.append(numpy_helper.to_optional(onnx.OptionalProto.FromString(content)))
-            case _:
-                values.append(numpy_helper.to_array(onnx.TensorProto.FromString(content)))
-    return values
-
-
-def _value(value: Any) -> Any:
-    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
-
-
-def _check(model: ModelProto, data_sets: list[tuple[list[Any], list[Any]]], rtol: float, atol: float) -> None:
-    net = gm.to_torch(model)
-    for inputs, expected in data_sets:
+def _check(case: backend_suite.Case) -> None:
+    net = gm.to_torch(case.model)
+    for inputs, expected in case.data:
         made = net(*(to_value(value) for value in inputs))
-        made = list(made) if isinstance(made, tuple) else [made]
-        Runner.assert_similar_outputs(expected, [to_numpy(value) for value in made], rtol, atol)
+        case.check(expected, [to_numpy(value) for value in (made if isinstance(made, tuple) else (made,))])
 
 
 # -- whole networks
