@@ -163,6 +163,9 @@ def _fix(graph: GraphProto, known: dict[str, Array]) -> None:
     del graph.node[:]
     graph.node.extend(operators)
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in known.items())
+    declared = [value for value in graph.value_info if value.name not in known]
+    del graph.value_info[:]
+    graph.value_info.extend(declared)
 
 
 def _check_data(tensor: TensorProto) -> None:

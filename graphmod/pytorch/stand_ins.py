@@ -57,8 +57,10 @@ def infer_types(proto: ModelProto, opsets: Mapping[str, int]) -> GraphProto:
     copy.CopyFrom(proto)
     if not opsets.get(""):  # nothing but operators of other domains
         copy.opset_import.append(helper.make_opsetid("", onnx.defs.onnx_opset_version()))
-    if not _replace(copy.graph, opsets):
-        del copy.graph.value_info[:]  # nothing needs it, and what edits have left there may be wrong
+    foreign = _replace(copy.graph, opsets)
+    declared = [value for value in copy.graph.value_info if foreign and value.type.tensor_type.HasField("shape")]
+    del copy.graph.value_info[:]  # what inference finds by itself is surer than what edits have left there
+    copy.graph.value_info.extend(declared)
     try:
         inferred: ModelProto = onnx.shape_inference.infer_shapes(copy, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
