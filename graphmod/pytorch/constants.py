@@ -144,7 +144,7 @@ class Constants:
         return self._steps[name]
 
     def _is_stored(self, name: str) -> bool:
-        """Whether a constant's values lie in the file as they are; what is computed has no source before it is known."""
+        """Whether a constant's values lie in the file as they are; what is computed has no source as yet."""
         maker = self._makers.get(name)
         return maker is None or (maker.op_type == "Identity" and self._is_stored(maker.input[0]))
 

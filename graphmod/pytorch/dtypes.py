@@ -30,6 +30,9 @@ TORCH: dict[int, torch.dtype] = {
 }
 """PyTorch's name of an ONNX element type."""
 
+HALF = frozenset({"float16", "bfloat16"})
+"""NumPy's names of the types of half precision."""
+
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 

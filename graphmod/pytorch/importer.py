@@ -8,22 +8,21 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from operator import getitem
 from os import PathLike
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto
 from torch import Tensor, fx, nn
 
 from graphmod.errors import UnsupportedOperatorError
 from graphmod.model import Model, consumed, load
-from graphmod.pytorch.address import attribute_array, marked, operators_of
-from graphmod.pytorch.binding import Binding, Source, Weight, digest_of
+from graphmod.pytorch.address import operators_of
+from graphmod.pytorch.binding import Weight
 from graphmod.pytorch.constants import Constants
-from graphmod.pytorch.dtypes import has_tensor, is_float, numpy_dtype, to_tensor, torch_dtype
+from graphmod.pytorch.dtypes import HALF, has_tensor, numpy_dtype, torch_dtype
 from graphmod.pytorch.levels import as_integers, levels_of, moves
 from graphmod.pytorch.network import Network
 from graphmod.pytorch.operator import Operator
@@ -34,23 +33,10 @@ from graphmod.pytorch.reference import Reference, has_reference
 from graphmod.pytorch.registry import Converter, Outputs, domain_of, find
 from graphmod.pytorch.scope import Scope
 from graphmod.pytorch.sizes import Dim, Expr, Ints, Item, Sizes
-from graphmod.pytorch.steps import (
-    Convert,
-    Dequantize,
-    Reshape,
-    Step,
-    Steps,
-    Take,
-    forward,
-    forward_shape,
-    restep,
-    without_identities,
-)
+from graphmod.pytorch.weights import Weights
 
 META = "graphmod"
 """Key of ``GraphModule.meta`` under which the bindings lie that :func:`graphmod.write_back` needs."""
-
-HALF = frozenset({"float16", "bfloat16"})
 
 
 def to_torch(
@@ -118,7 +104,7 @@ def to_torch(
     options = Options(widened=dtype is not None, max_iterations=max_iterations)
     importer = Importer(program, program.main, options=options)
     net = importer.run()
-    net.meta[META] = tuple(importer.bindings)
+    net.meta[META] = tuple(importer.weights.bindings)
     if options.references:
         warnings.warn(
             f"PyTorch cannot compute {', '.join(options.references)}: onnx's reference implementation runs "
@@ -159,15 +145,6 @@ class Options:
     references: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Held:
-    """A constant's parameter, the steps that led to it, and its path in each graph that reads it."""
-
-    value: nn.Parameter
-    source: Source
-    paths: dict[int, str]
-
-
 class Importer:
     """The import of one graph: the fx graph so far, the nodes of tensors, the parameters of weights.
 
@@ -184,8 +161,8 @@ class Importer:
 
     Attributes
     ----------
-    bindings : list of Binding
-        Where constants live, relative to this graph's network.
+    weights : Weights
+        The parameters, buffers and submodules of this graph's network.
     captured : dict of str to fx.Node
         The tensors of the graph around that this one reads, each a placeholder.
     """
@@ -200,14 +177,14 @@ class Importer:
         self.constants: Constants = Constants(scope, parent.constants if parent is not None else None)
         self.sizes = Sizes(scope, self.constants)
         self.graph = fx.Graph()
-        self.bindings: list[Binding] = []
         self.captured: dict[str, fx.Node] = {}
-        self._root = nn.Module()
         self._paths = Paths(scope.operators, blocks_of(program.model) if parent is None else None)
+        self.weights: Weights = Weights(
+            scope, self.constants, self.graph, self._paths, widened=self.options.widened,
+            around=None if parent is None else parent.weights,
+        )  # fmt: skip
         self._nodes: dict[str, fx.Node] = {}
-        self._buffers: dict[str, fx.Node] = {}
         self._size_nodes: dict[Item, fx.Node] = {}
-        self._held: dict[tuple[object, ...], list[_Held]] = parent._held if parent is not None else defaultdict(list)
         self._absorbed: set[int] = set()
         self._taken: set[str] = set()
         self._makers: dict[str, int] = {}
@@ -242,7 +219,7 @@ class Importer:
         self.graph.output(results if whole else results[0])
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output", "call_module"))
         self.graph.lint()
-        return Network(self._root, self.graph, "GraphModule")
+        return Network(self.weights.root, self.graph, "GraphModule")
 
     def _find_patterns(self, operators: Sequence[Operator]) -> dict[int, tuple[Rule, Found]]:
         """Return the patterns by the positions of their roots; the operators inside them are absorbed."""
@@ -363,7 +340,7 @@ class Importer:
         """Return the node of a tensor; a constant becomes a parameter or a buffer, an outer tensor a placeholder."""
         if tensor not in self._nodes:
             if tensor in self.constants:
-                self._nodes[tensor] = self._constant_node(tensor)
+                self._nodes[tensor] = self.weights.node(tensor)
             elif tensor in self.sizes:
                 known = self.sizes.get(tensor)
                 assert known is not None
@@ -410,145 +387,6 @@ class Importer:
             return next((self.node(dim.tensor) for dim in _dims(known.items)), None)
         return None if tensor in self.constants else self.node(tensor)
 
-    def _constant_node(self, tensor: str) -> fx.Node:
-        value = self.constants.value(tensor)
-        if not has_tensor(value.dtype):
-            path = self._paths.of_constant(tensor)
-            container, name = self._container(path)
-            setattr(container, name, value)
-            return self.graph.get_attr(path)
-        if self._is_scale(tensor) or not self._is_trainable(tensor, value):
-            return self.buffer(tensor)
-        weight = self._weight(tensor, ())
-        held = self._find_held(weight.source)
-        if held is None:
-            if others := self._held[weight.source.key]:
-                return self._restepped(tensor, weight, others)
-            held = self._hold(weight)
-        return self.graph.get_attr(self._path_of(held))
-
-    def _is_scale(self, tensor: str) -> bool:
-        """Whether a constant multiplies the scale of a dynamic quantization, and so is one of a quantized weight."""
-        readers = [self.scope.operators[reader] for reader in self._readers[tensor]]
-        others = [name for reader in readers if reader.op_type == "Mul" for name in reader.input if name != tensor]
-        makers = [self.maker(name) for name in others]
-        return any(maker is not None and maker.type == "DynamicQuantizeLinear" for maker in makers)
-
-    def buffer(self, tensor: str) -> fx.Node:
-        """Return the node of a constant that is not trained; numbers that PyTorch has no type for become floats."""
-        if tensor not in self._buffers:
-            value = self.constants.value(tensor)
-            path = self._paths.of_constant(tensor)
-            container, name = self._container(path)
-            numbers = self._widen(value) if has_tensor(value.dtype) else value.astype(np.float32)
-            container.register_buffer(name, to_tensor(numbers))
-            self._buffers[tensor] = self.graph.get_attr(path)
-        return self._buffers[tensor]
-
-    def parameter(self, weight: Weight) -> fx.Node:
-        """Return the node of a weight as a parameter of the network."""
-        return self.graph.get_attr(self._path_of(self._find_held(weight.source) or self._hold(weight)))
-
-    def _is_trainable(self, tensor: str, value: np.ndarray[Any, Any]) -> bool:
-        """Whether a constant is a weight: floats, more than one, that are no mask and not only compared."""
-        if not is_float(value.dtype) or value.size < 2:
-            return False
-        single = value.astype(np.float32, copy=False)
-        if not np.isfinite(single).all() or not ((single != 0) & (single > MASKED)).any():
-            return False
-        return tensor in self._reached
-
-    @cached_property
-    def _reached(self) -> set[str]:
-        """The tensors that a gradient of an output can reach: it stops where truths or indices are made of floats."""
-        reached = set(self.scope.outputs)
-        for operator in reversed(self.scope.operators):
-            if any(name in reached and self._passes(name) for name in operator.output):
-                reached.update(consumed(operator))
-        return reached
-
-    def _passes(self, tensor: str) -> bool:
-        kind = self.scope.types.get(tensor)
-        return kind is None or kind.dtype is None or kind.dtype.name not in STOPPING
-
-    def _restepped(self, tensor: str, weight: Weight, others: list[_Held]) -> fx.Node:
-        """Return a constant that another reader holds in another form, made from that form."""
-        source = weight.source
-        for held in others:
-            node = self.graph.get_attr(self._path_of(held))
-            made = restep(self.graph, node, held.source.steps, source.steps, source.shape)
-            if made is not None:
-                return made
-        raise UnsupportedOperatorError(
-            f"constant '{tensor}' is read both whole and in parts, which no single parameter can serve"
-        )
-
-    def _find_held(self, source: Source) -> _Held | None:
-        return next((held for held in self._held[source.key] if held.source.steps == source.steps), None)
-
-    def _hold(self, weight: Weight) -> _Held:
-        held = _Held(nn.Parameter(to_tensor(weight.value())), weight.source, {})
-        self._held[weight.source.key].append(held)
-        return held
-
-    def _path_of(self, held: _Held) -> str:
-        """Return where a parameter lives in this graph's network; put it at its top if it does not yet."""
-        if id(self) not in held.paths:
-            path = self._paths.of_constant(held.source.tensor)
-            container, name = self._container(path)
-            self._set_parameter(container, path, name, held)
-        return held.paths[id(self)]
-
-    def _set_parameter(self, owner: nn.Module, path: str, name: str, held: _Held) -> None:
-        owner.register_parameter(name, held.value)
-        held.paths.setdefault(id(self), path)
-        self.bindings.append(Binding(held.source, path))
-
-    def weight(self, tensor: str, steps: Sequence[Step]) -> Weight | None:
-        """Return a constant as a weight for a module; see :meth:`Operator.weight`."""
-        if tensor not in self.constants:
-            return None
-        if not is_float(self.constants.value(tensor).dtype) and not any(isinstance(s, Dequantize) for s in steps):
-            return None
-        weight = self._weight(tensor, steps)
-        others = self._held[weight.source.key]
-        if others and self._find_held(weight.source) is None:
-            parts = all(_is_part(held.source.steps) for held in others) and _is_part(weight.source.steps)
-            return weight if parts else None
-        return weight
-
-    def attribute_weight(self, operator: NodeProto, name: str, shape: tuple[int, ...] | None) -> Weight | None:
-        """Return an attribute as a weight for a module; see :meth:`Operator.attribute_weight`."""
-        attribute = next((attribute for attribute in operator.attribute if attribute.name == name), None)
-        if attribute is None:
-            return None
-        of_tensor, place = attribute.HasField("t"), marked(operator)
-        value = numpy_helper.to_array(attribute.t) if of_tensor else attribute_array(attribute)
-        assert value is not None, "only attributes that hold numbers are weights"
-        made = value if shape is None else value.reshape(shape)
-        address = None
-        if place is not None and place[0] != "functions":  # there an attribute may come from the call
-            address = (*place, "attribute", name, "t") if of_tensor else (*place, "attribute", name)
-        steps = without_identities((Reshape(made.shape),), value.shape)
-        tensor = f"{operator.output[0]}.{name}"
-        source = Source(tensor, address, steps, value.shape, value.dtype.name, place, digest_of(value))
-        return Weight(source, made.shape, lambda: made)
-
-    def _weight(self, tensor: str, steps: Sequence[Step]) -> Weight:
-        source, value = self.constants.source(tensor), self.constants.value(tensor)
-        more = list(steps)
-        if self.options.widened and value.dtype.name in HALF:
-            more.append(Convert(np.dtype(np.float32)))
-        all_steps = without_identities((*source.steps, *more), source.shape)
-
-        def made() -> np.ndarray[Any, Any]:
-            return forward(tuple(more), self.constants.value(tensor))
-
-        return Weight(replace(source, steps=all_steps), forward_shape(tuple(more), value.shape), made)
-
-    def _widen(self, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return value.astype(np.float32) if self.options.widened and value.dtype.name in HALF else value
-
     def torch_dtype(self, dtype: np.dtype[Any]) -> torch.dtype | None:
         """Return PyTorch's name of an element type as the network has it, or None where it has none."""
         if not has_tensor(dtype):
@@ -564,57 +402,26 @@ class Importer:
         self, operator: Operator, module: nn.Module, args: Sequence[Any], weights: Mapping[str, Weight | None]
     ) -> fx.Node:
         """Place a submodule with its weights and call it."""
-        path = self._paths.of_operator(operator.proto, operator.position)
-        container, name = self._container(path)
-        container.add_module(name, module)
-        for slot, weight in weights.items():
-            if weight is None:
-                module.register_parameter(slot, None)
-            elif slot in module._buffers:
-                module.register_buffer(slot, to_tensor(weight.value()))
-                place = marked(operator.proto)
-                reader = None if place is None else (place, weight.index)
-                self.bindings.append(Binding(weight.source, f"{path}.{slot}", reader))
-            else:
-                held = self._find_held(weight.source) or self._hold(weight)
-                self._set_parameter(module, f"{path}.{slot}", slot, held)
+        path = self.weights.place(operator.proto, operator.position, module, weights)
         return self.graph.call_module(path, tuple(args))
 
     def call_bodies(
         self, operator: Operator, build: Callable[..., nn.Module], bodies: Sequence[GraphProto], args: Sequence[Any]
     ) -> fx.Node:
         """Place a module that owns an operator's bodies; it is called with ``args`` and then all captured tensors."""
-        path = self._paths.of_operator(operator.proto, operator.position)
         imports = [Importer(self.program, self.program.body(body, self.scope), self) for body in bodies]
         nets = [importer.run() for importer in imports]
         captured = [[self.node(name) for name in importer.captured] for importer in imports]
         everything = list(dict.fromkeys(node for nodes in captured for node in nodes))
         places = [[everything.index(node) for node in nodes] for nodes in captured]
         module = build(nets, places)
-        container, name = self._container(path)
-        container.add_module(name, module)
+        path = self.weights.place(operator.proto, operator.position, module, {})
         for index, importer in enumerate(imports):
-            self.bindings += [
-                replace(binding, path=f"{path}.bodies.{index}.{binding.path}") for binding in importer.bindings
+            self.weights.bindings += [
+                replace(binding, path=f"{path}.bodies.{index}.{binding.path}") for binding in importer.weights.bindings
             ]
         return self.graph.call_module(path, (*args, *everything))
 
-    def _container(self, path: str) -> tuple[nn.Module, str]:
-        """Return the submodule that is to hold a path's last part, and that part."""
-        *containers, name = path.split(".")
-        module = self._root
-        for part in containers:
-            if part not in module._modules:
-                module.add_module(part, nn.Module())
-            module = cast(nn.Module, module._modules[part])
-        return module, name
-
-
-MASKED = -1e4
-"""What an additive mask adds, at most, where something is hidden."""
-
-STOPPING = frozenset({"bool", "int32", "int64"})
-"""Element types through which no gradient passes; quantized ones let it pass, straight through."""
 
 FOREIGN = frozenset({"ai.onnx.ml", "com.microsoft"})
 """Domains whose converters know strings, or numbers below eight bits."""
@@ -641,10 +448,6 @@ def _dims(items: Sequence[Item]) -> list[Dim]:
             case Expr(_, args):
                 found += _dims(args)
     return found
-
-
-def _is_part(steps: Steps) -> bool:
-    return any(isinstance(step, Take) for step in steps)
 
 
 def _identifier(name: str, taken: set[str]) -> str:

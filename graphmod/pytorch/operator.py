@@ -233,7 +233,7 @@ class Operator:
         if not self.has(index):
             return None
         name = self.proto.input[index]
-        return self.importer.buffer(name) if name in self.importer.constants else self.input(index)
+        return self.importer.weights.buffer(name) if name in self.importer.constants else self.input(index)
 
     def weight(self, index: int, permutation: Sequence[int] | None = None) -> Weight | None:
         """Return a constant float input as a trainable weight with its axes in the order that a module wants.
@@ -246,13 +246,13 @@ class Operator:
         """Return a constant float input as a trainable weight that some steps lead to; see :meth:`weight`."""
         if not self.has(index):
             return None
-        weight = self.importer.weight(self.proto.input[index], steps)
+        weight = self.importer.weights.weight(self.proto.input[index], steps)
         return None if weight is None else replace(weight, index=index)
 
     def attribute_weight(self, name: str, shape: tuple[int, ...] | None = None) -> Weight | None:
         """Return the floats of an attribute, in a shape, as a trainable weight; None where they are missing."""
         self._known.add(name)
-        return self.importer.attribute_weight(self.proto, name, shape)
+        return self.importer.weights.of_attribute(self.proto, name, shape)
 
     # -- what it becomes
 

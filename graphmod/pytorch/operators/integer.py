@@ -88,7 +88,8 @@ def _weight(
     if weight is None:
         return levels_of(op.input(index))
     zero_node = None if zero is None else op.fixed(zero)
-    return op.call(quantize, op.importer.parameter(weight), scale_node, zero_node, axis, 0, limits_of(value.dtype))
+    parameter = op.importer.weights.parameter(weight)
+    return op.call(quantize, parameter, scale_node, zero_node, axis, 0, limits_of(value.dtype))
 
 
 def _fits(scale: Array, value: Array, axis: int) -> bool:
@@ -100,7 +101,7 @@ def _dynamic_weight(op: Operator, index: int, zero: int, axis: int) -> fx.Node:
     name = _scale_after(op)
     if name is None:
         return levels_of(op.input(index))
-    node = op.method("reshape", op.importer.buffer(name), -1)
+    node = op.method("reshape", op.importer.weights.buffer(name), -1)
     return _weight(op, index, zero, op.importer.constants.value(name), node, axis)
 
 

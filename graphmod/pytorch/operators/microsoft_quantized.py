@@ -78,7 +78,7 @@ def _product(
             return op.module(nn.Linear(n_in, n_out, bias=bias is not None, device="meta"), a, weight=weight, bias=bias)
     matrix = _floats(op, *b, axis=0 if turned else -1)
     made = op.call(torch.matmul, a, op.method("t", matrix) if turned else matrix)
-    return made if bias is None else op.call(torch.add, made, op.importer.parameter(bias))
+    return made if bias is None else op.call(torch.add, made, op.importer.weights.parameter(bias))
 
 
 def nhwc_to_nchw(x: Tensor) -> Tensor:
@@ -403,7 +403,7 @@ def qembed_layer_norm(op: Operator) -> Outputs:
 
 def _table(op: Operator, x: int, scale: int, zero: int) -> fx.Node:
     weight = _weight(op, x, scale, zero, 0)
-    return _floats(op, x, scale, zero) if weight is None else op.importer.parameter(weight)
+    return _floats(op, x, scale, zero) if weight is None else op.importer.weights.parameter(weight)
 
 
 @stand_in("QEmbedLayerNormalization", domain=MICROSOFT)

@@ -102,7 +102,7 @@ NORMALIZED = tuple(
 @pattern(*(Op("Add", Op("Mul", tree, X("weight")), X("bias")) for tree in NORMALIZED), check=_normalizes)
 def layer_norm(op: Operator, found: Found) -> fx.Node:
     """Convert a layer normalization that is written out."""
-    weight, bias = (op.importer.weight(found[name], ()) for name in ("weight", "bias"))
+    weight, bias = (op.importer.weights.weight(found[name], ()) for name in ("weight", "bias"))
     x, eps = op.importer.node(found["x"]), found.numbers["eps"]
     if weight is None or bias is None:
         scale, shift = (op.importer.node(found[name]) for name in ("weight", "bias"))
@@ -124,7 +124,7 @@ ROOTED = (
 @pattern(*(Op("Mul", tree, X("weight")) for tree in ROOTED), check=_normalizes)
 def rms_norm(op: Operator, found: Found) -> fx.Node:
     """Convert a root-mean-square normalization that is written out."""
-    weight = op.importer.weight(found["weight"], ())
+    weight = op.importer.weights.weight(found["weight"], ())
     x, eps = op.importer.node(found["x"]), found.numbers["eps"]
     if weight is None:
         shape = op.importer.constants.value(found["weight"]).shape
@@ -167,7 +167,7 @@ def group_norm(op: Operator, found: Found) -> fx.Node:
     inner = found.operators["normalization"]
     eps, x = inner.attribute("epsilon", 1e-5), op.importer.node(found["x"])
     groups, channels = int(inner.required(1).size), op.importer.constants.value(found["weight"]).size
-    weight, bias = (op.importer.weight(found[name], (Reshape((channels,)),)) for name in ("weight", "bias"))
+    weight, bias = (op.importer.weights.weight(found[name], (Reshape((channels,)),)) for name in ("weight", "bias"))
     if weight is None or bias is None:
         scale, shift = (op.method("flatten", op.importer.node(found[name])) for name in ("weight", "bias"))
         return op.call(F.group_norm, x, groups, scale, shift, eps)

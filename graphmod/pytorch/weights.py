@@ -1,0 +1,264 @@
+"""Weights: which constants become parameters of the network, which buffers, and where they live."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, numpy_helper
+from torch import fx, nn
+
+from graphmod.errors import UnsupportedOperatorError
+from graphmod.model import consumed
+from graphmod.pytorch.address import attribute_array, marked
+from graphmod.pytorch.binding import Binding, Source, Weight, digest_of
+from graphmod.pytorch.constants import Constants
+from graphmod.pytorch.dtypes import HALF, has_tensor, is_float, to_tensor
+from graphmod.pytorch.paths import Paths
+from graphmod.pytorch.scope import Scope
+from graphmod.pytorch.steps import (
+    Convert,
+    Dequantize,
+    Reshape,
+    Step,
+    Steps,
+    Take,
+    forward,
+    forward_shape,
+    restep,
+    without_identities,
+)
+
+Array = NDArray[np.generic]
+
+MASKED = -1e4
+"""What an additive mask adds, at most, where something is hidden."""
+
+STOPPING = frozenset({"bool", "int32", "int64"})
+"""Element types through which no gradient passes; quantized ones let it pass, straight through."""
+
+
+@dataclass
+class Held:
+    """A constant's parameter, the steps that led to it, and its path in each graph that reads it."""
+
+    value: nn.Parameter
+    source: Source
+    paths: dict[int, str]
+
+
+class Weights:
+    """The parameters, buffers and submodules of one graph's network.
+
+    Parameters
+    ----------
+    scope : Scope
+    constants : Constants
+    graph : fx.Graph
+        Where nodes that read parameters and buffers go.
+    paths : Paths
+    widened : bool
+        Whether half precision becomes single precision.
+    around : Weights, optional
+        Those of the graph around a body, with which it shares parameters.
+
+    Attributes
+    ----------
+    root : nn.Module
+        Holds everything.
+    bindings : list of Binding
+        Where constants live, relative to the root.
+    """
+
+    def __init__(
+        self, scope: Scope, constants: Constants, graph: fx.Graph, paths: Paths, *, widened: bool,
+        around: Weights | None,
+    ) -> None:  # fmt: skip
+        self.root = nn.Module()
+        self.bindings: list[Binding] = []
+        self._scope = scope
+        self._constants = constants
+        self._graph = graph
+        self._paths = paths
+        self._widened = widened
+        self._buffers: dict[str, fx.Node] = {}
+        self._held: dict[tuple[object, ...], list[Held]] = around._held if around is not None else defaultdict(list)
+
+    def node(self, tensor: str) -> fx.Node:
+        """Return the node of a constant: a parameter for a weight, else a buffer; an attribute for an array."""
+        value = self._constants.value(tensor)
+        if not has_tensor(value.dtype):
+            path = self._paths.of_constant(tensor)
+            container, name = self._container(path)
+            setattr(container, name, value)
+            return self._graph.get_attr(path)
+        if self._is_scale(tensor) or not self._is_trainable(tensor, value):
+            return self.buffer(tensor)
+        weight = self._weight(tensor, ())
+        held = self._find_held(weight.source)
+        if held is None:
+            if others := self._held[weight.source.key]:
+                return self._restepped(tensor, weight, others)
+            held = self._hold(weight)
+        return self._graph.get_attr(self._path_of(held))
+
+    def _is_scale(self, tensor: str) -> bool:
+        """Whether a constant multiplies the scale of a dynamic quantization, and so is one of a quantized weight."""
+        readers = [operator for operator in self._scope.operators if tensor in operator.input]
+        others = {name for reader in readers if reader.op_type == "Mul" for name in reader.input if name != tensor}
+        return any(
+            operator.op_type == "DynamicQuantizeLinear" and not others.isdisjoint(operator.output)
+            for operator in self._scope.operators
+        )
+
+    def buffer(self, tensor: str) -> fx.Node:
+        """Return the node of a constant that is not trained; numbers that PyTorch has no type for become floats."""
+        if tensor not in self._buffers:
+            value = self._constants.value(tensor)
+            path = self._paths.of_constant(tensor)
+            container, name = self._container(path)
+            numbers = self._widen(value) if has_tensor(value.dtype) else value.astype(np.float32)
+            container.register_buffer(name, to_tensor(numbers))
+            self._buffers[tensor] = self._graph.get_attr(path)
+        return self._buffers[tensor]
+
+    def parameter(self, weight: Weight) -> fx.Node:
+        """Return the node of a weight as a parameter of the network."""
+        return self._graph.get_attr(self._path_of(self._find_held(weight.source) or self._hold(weight)))
+
+    def _is_trainable(self, tensor: str, value: Array) -> bool:
+        """Whether a constant is a weight: floats, more than one, that are no mask and not only compared."""
+        if not is_float(value.dtype) or value.size < 2:
+            return False
+        single = value.astype(np.float32, copy=False)
+        if not np.isfinite(single).all() or not ((single != 0) & (single > MASKED)).any():
+            return False
+        return tensor in self._reached
+
+    @cached_property
+    def _reached(self) -> set[str]:
+        """The tensors that a gradient of an output can reach: it stops where truths or indices are made of floats."""
+        reached = set(self._scope.outputs)
+        for operator in reversed(self._scope.operators):
+            if any(name in reached and self._passes(name) for name in operator.output):
+                reached.update(consumed(operator))
+        return reached
+
+    def _passes(self, tensor: str) -> bool:
+        kind = self._scope.types.get(tensor)
+        return kind is None or kind.dtype is None or kind.dtype.name not in STOPPING
+
+    def _restepped(self, tensor: str, weight: Weight, others: list[Held]) -> fx.Node:
+        """Return a constant that another reader holds in another form, made from that form."""
+        source = weight.source
+        for held in others:
+            node = self._graph.get_attr(self._path_of(held))
+            made = restep(self._graph, node, held.source.steps, source.steps, source.shape)
+            if made is not None:
+                return made
+        raise UnsupportedOperatorError(
+            f"constant '{tensor}' is read both whole and in parts, which no single parameter can serve"
+        )
+
+    def _find_held(self, source: Source) -> Held | None:
+        return next((held for held in self._held[source.key] if held.source.steps == source.steps), None)
+
+    def _hold(self, weight: Weight) -> Held:
+        held = Held(nn.Parameter(to_tensor(weight.value())), weight.source, {})
+        self._held[weight.source.key].append(held)
+        return held
+
+    def _path_of(self, held: Held) -> str:
+        """Return where a parameter lives in this graph's network; put it at its top if it does not yet."""
+        if id(self) not in held.paths:
+            path = self._paths.of_constant(held.source.tensor)
+            container, name = self._container(path)
+            self._set_parameter(container, path, name, held)
+        return held.paths[id(self)]
+
+    def _set_parameter(self, owner: nn.Module, path: str, name: str, held: Held) -> None:
+        owner.register_parameter(name, held.value)
+        held.paths.setdefault(id(self), path)
+        self.bindings.append(Binding(held.source, path))
+
+    def weight(self, tensor: str, steps: Sequence[Step]) -> Weight | None:
+        """Return a constant as a weight for a module, or None where it is no float or held in another form."""
+        if tensor not in self._constants:
+            return None
+        if not is_float(self._constants.value(tensor).dtype) and not any(isinstance(s, Dequantize) for s in steps):
+            return None
+        weight = self._weight(tensor, steps)
+        others = self._held[weight.source.key]
+        if others and self._find_held(weight.source) is None:
+            parts = all(_is_part(held.source.steps) for held in others) and _is_part(weight.source.steps)
+            return weight if parts else None
+        return weight
+
+    def of_attribute(self, operator: NodeProto, name: str, shape: tuple[int, ...] | None) -> Weight | None:
+        """Return numbers of an attribute, or None where it is missing, as a weight for a module."""
+        attribute = next((attribute for attribute in operator.attribute if attribute.name == name), None)
+        if attribute is None:
+            return None
+        of_tensor, place = attribute.HasField("t"), marked(operator)
+        value = numpy_helper.to_array(attribute.t) if of_tensor else attribute_array(attribute)
+        assert value is not None, "only attributes that hold numbers are weights"
+        made = value if shape is None else value.reshape(shape)
+        address = None
+        if place is not None and place[0] != "functions":  # there an attribute may come from the call
+            address = (*place, "attribute", name, "t") if of_tensor else (*place, "attribute", name)
+        steps = without_identities((Reshape(made.shape),), value.shape)
+        tensor = f"{operator.output[0]}.{name}"
+        source = Source(tensor, address, steps, value.shape, value.dtype.name, place, digest_of(value))
+        return Weight(source, made.shape, lambda: made)
+
+    def _weight(self, tensor: str, steps: Sequence[Step]) -> Weight:
+        source, value = self._constants.source(tensor), self._constants.value(tensor)
+        more = list(steps)
+        if self._widened and value.dtype.name in HALF:
+            more.append(Convert(np.dtype(np.float32)))
+        all_steps = without_identities((*source.steps, *more), source.shape)
+
+        def made() -> Array:
+            return forward(tuple(more), self._constants.value(tensor))
+
+        return Weight(replace(source, steps=all_steps), forward_shape(tuple(more), value.shape), made)
+
+    def _widen(self, value: Array) -> Array:
+        return value.astype(np.float32) if self._widened and value.dtype.name in HALF else value
+
+    def place(self, operator: NodeProto, position: int, module: nn.Module, weights: Mapping[str, Weight | None]) -> str:
+        """Put a submodule with its weights at an operator's place in the network; return its path."""
+        path = self._paths.of_operator(operator, position)
+        container, name = self._container(path)
+        container.add_module(name, module)
+        for slot, weight in weights.items():
+            if weight is None:
+                module.register_parameter(slot, None)
+            elif slot in module._buffers:
+                module.register_buffer(slot, to_tensor(weight.value()))
+                place = marked(operator)
+                reader = None if place is None else (place, weight.index)
+                self.bindings.append(Binding(weight.source, f"{path}.{slot}", reader))
+            else:
+                held = self._find_held(weight.source) or self._hold(weight)
+                self._set_parameter(module, f"{path}.{slot}", slot, held)
+        return path
+
+    def _container(self, path: str) -> tuple[nn.Module, str]:
+        """Return the submodule that is to hold a path's last part, and that part."""
+        *containers, name = path.split(".")
+        module = self.root
+        for part in containers:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = cast(nn.Module, module._modules[part])
+        return module, name
+
+
+def _is_part(steps: Steps) -> bool:
+    return any(isinstance(step, Take) for step in steps)
