@@ -1,4 +1,4 @@
-"""Tools that people use on modules find what they look for: export, compile, LoRA, quantization, torch's own exporter."""
+"""Tools for modules find what they look for: export, compile, LoRA, quantization, torch's own ONNX exporter."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def test_torch_compile_finds_no_graph_break(name):
 
 
 def test_lora_of_peft_finds_the_linear_layers():
-    peft = pytest.importorskip("peft")
+    import peft
+
     net, inputs = imported("bert"), architectures.example("bert")
     linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     assert len(linear) > 8
