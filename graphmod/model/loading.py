@@ -39,6 +39,10 @@ def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
     if isinstance(model, bytes):
         proto = _parse(model, "the byte string")
         return _checked(Model(proto, None, _unlike(proto, model)), "the byte string")
+    if not isinstance(model, str | PathLike):
+        raise InvalidModelError(
+            f"a {type(model).__name__} is no model; give a path, a file's bytes, or an onnx.ModelProto"
+        )
     path = Path(model)
     try:
         content = path.read_bytes()
@@ -64,6 +68,8 @@ def external_files(path: Path) -> list[Path]:
 
 
 def _parse(content: bytes, what: str) -> ModelProto:
+    if content.startswith(b"version https://git-lfs"):
+        raise InvalidModelError(f"{what} is a Git LFS pointer, not the model itself; fetch it with 'git lfs pull'")
     try:
         proto: ModelProto = ModelProto.FromString(content)
     except DecodeError as error:

@@ -17,14 +17,14 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto
 from torch import Tensor, fx, nn
 
-from graphmod.errors import UnsupportedOperatorError
+from graphmod.errors import RefusedError, UnsupportedOperatorError
 from graphmod.model import Model, consumed, load
 from graphmod.pytorch.address import operators_of
 from graphmod.pytorch.binding import Weight
 from graphmod.pytorch.constants import Constants
 from graphmod.pytorch.dtypes import HALF, has_tensor, numpy_dtype, torch_dtype
 from graphmod.pytorch.levels import as_integers, levels_of, moves
-from graphmod.pytorch.network import Network
+from graphmod.pytorch.network import Network, structure_of
 from graphmod.pytorch.operator import Operator
 from graphmod.pytorch.paths import Paths, blocks_of
 from graphmod.pytorch.patterns import Found, Rule, find_pattern
@@ -37,6 +37,9 @@ from graphmod.pytorch.weights import Weights
 
 META = "graphmod"
 """Key of ``GraphModule.meta`` under which the bindings lie that :func:`graphmod.write_back` needs."""
+
+STRUCTURE = "graphmod.structure"
+"""Key of ``GraphModule.meta`` under which lies what the network computed when it was imported."""
 
 
 def to_torch(
@@ -98,13 +101,16 @@ def to_torch(
     [[5.0, 7.0, 10.0]]
     """
     if dtype not in (None, torch.float32):
-        raise UnsupportedOperatorError(f"a model is imported as it is or as torch.float32, not as {dtype}")
+        raise RefusedError(
+            f"a model is imported as it is or as torch.float32, not as {dtype}; convert the network then"
+        )
     program = Program(load(model))
     _refuse_missing(program)
     options = Options(widened=dtype is not None, max_iterations=max_iterations)
     importer = Importer(program, program.main, options=options)
     net = importer.run()
     net.meta[META] = tuple(importer.weights.bindings)
+    net.meta[STRUCTURE] = structure_of(net)
     if options.references:
         warnings.warn(
             f"PyTorch cannot compute {', '.join(options.references)}: onnx's reference implementation runs "
@@ -133,7 +139,13 @@ def _refuse_missing(program: Program) -> None:
                 f"opset {program.opset_of(operator)})"
             )
     if missing:
-        raise UnsupportedOperatorError(f"no PyTorch counterpart for {len(missing)} operator(s): {', '.join(missing)}")
+        layout = any("nchwc" in name for name in missing)
+        hint = (
+            "; ONNX Runtime's optimizer up to ORT_ENABLE_EXTENDED keeps to operators that are known" if layout else ""
+        )
+        raise UnsupportedOperatorError(
+            f"no PyTorch counterpart for {len(missing)} operator(s): {', '.join(missing)}{hint}"
+        )
 
 
 @dataclass

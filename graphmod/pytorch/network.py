@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 
@@ -30,6 +31,21 @@ class Network(fx.GraphModule):
         ]
         state = {key: value for key, value in self.__dict__.items() if key not in ("_graph", "_code", "_lineno_map")}
         return _rebuilt, (state, nodes)
+
+
+def structure_of(net: nn.Module) -> dict[str, str]:
+    """Return what a network computes beside its weights: the code of its graphs, the settings of its submodules.
+
+    How much Dropout drops and how fast running statistics move is training's own affair.
+    """
+    described = {}
+    for path, module in net.named_modules():
+        if isinstance(module, fx.GraphModule):
+            described[path] = module.code
+        elif not list(module.children()):
+            settings = re.sub(r"\b(p|momentum)=[^,)]+", "", module.extra_repr())
+            described[path] = f"{type(module).__name__}({settings})"
+    return described
 
 
 def _referring(args: Any) -> Any:

@@ -188,6 +188,8 @@ class Operator:
         value = self.constant(index)
         if value is None or value.size != 1 or value.dtype.kind not in "fiub":
             return self.input(index)
+        if not self.importer.weights.is_number(self.proto.input[index]):
+            return self.input(index)
         rank = self._rank(other)
         if value.ndim and (rank is None or rank < value.ndim):
             return self.input(index)
@@ -199,9 +201,13 @@ class Operator:
             return default
         value = self.constant(index)
         if value is not None:
-            return number(value)
+            return number(value) if self.importer.weights.is_number(self.proto.input[index]) else self.input(index)
         known = self.importer.sizes.get(self.proto.input[index])
         return self.input(index) if known is None else self.importer.size(known.items[0])
+
+    def is_size(self, index: int) -> bool:
+        """Whether an input is constant, or computed from sizes alone."""
+        return self.constant(index) is not None or self.importer.sizes.get(self.proto.input[index]) is not None
 
     def ints(self, index: int) -> list[Size] | fx.Node:
         """Return an input that lists integers: a list where it is constant, or computed from sizes, else a node.

@@ -53,6 +53,8 @@ class Paths:
 
     def of_constant(self, tensor: str) -> str:
         """Claim a path for a tensor that no module holds: its name, where that is a path already."""
+        if re.fullmatch(r"val_\d+", tensor):  # torch's exporter gives such names itself, when the network leaves by it
+            return self.claim(f"constant_{tensor.removeprefix('val_')}")
         if re.fullmatch(r"[\w.]+", tensor):
             return self.claim(tensor)
         return self.claim(re.sub(r"\W+", "_", tensor).strip("_") or "constant")

@@ -146,7 +146,8 @@ def _match_input(tree: Pattern, index: int, op: Operator, found: Found) -> Itera
             if constant is None or constant.size != 1:
                 return
             actual = float(constant.reshape(-1)[0])
-            if value is None or math.isclose(actual, value, rel_tol=1e-3):
+            rounding = 1e-3 if constant.dtype.itemsize == 2 else 1e-5
+            if value is None or math.isclose(actual, value, rel_tol=rounding):
                 after = found.copy()
                 after.numbers[name] = actual
                 yield after

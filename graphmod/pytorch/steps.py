@@ -83,8 +83,18 @@ class Convert:
         return array.astype(self.dtype, copy=False)
 
     def back(self, array: Array, old: Array) -> Array:
-        """Return the array rounded to the old type."""
-        return array.astype(old.dtype, copy=False)
+        """Return the array rounded to the old type.
+
+        Raises
+        ------
+        RefusedError
+            A value is larger than the old type can say.
+        """
+        with np.errstate(over="ignore"):
+            rounded = array.astype(old.dtype, copy=False)
+        if not np.isfinite(rounded.astype(np.float64)).all() and np.isfinite(array.astype(np.float64)).all():
+            raise RefusedError(f"a value of {np.abs(array).max():.3g} is more than {old.dtype} can hold")
+        return rounded
 
     def shape_there(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape as it is."""

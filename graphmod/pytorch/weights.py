@@ -88,6 +88,7 @@ class Weights:
         self._widened = widened
         self._buffers: dict[str, fx.Node] = {}
         self._held: dict[tuple[object, ...], list[Held]] = around._held if around is not None else defaultdict(list)
+        self._fixed: set[tuple[object, ...]] = around._fixed if around is not None else set()
 
     def node(self, tensor: str) -> fx.Node:
         """Return the node of a constant: a parameter for a weight, else a buffer; an attribute for an array."""
@@ -97,9 +98,13 @@ class Weights:
             container, name = self._container(path)
             setattr(container, name, value)
             return self._graph.get_attr(path)
-        if self._is_scale(tensor) or not self._is_trainable(tensor, value):
+        if not is_float(value.dtype):
             return self.buffer(tensor)
         weight = self._weight(tensor, ())
+        known = bool(self._held[weight.source.key])
+        if not known and (self._is_scale(tensor) or not self._is_trainable(tensor, value)):
+            self._fixed.add(weight.source.key)
+            return self.buffer(tensor)
         held = self._find_held(weight.source)
         if held is None:
             if others := self._held[weight.source.key]:
@@ -132,13 +137,21 @@ class Weights:
         return self._graph.get_attr(self._path_of(self._find_held(weight.source) or self._hold(weight)))
 
     def _is_trainable(self, tensor: str, value: Array) -> bool:
-        """Whether a constant is a weight: floats, more than one, that are no mask and not only compared."""
-        if not is_float(value.dtype) or value.size < 2:
-            return False
+        """Whether floats are a weight: more than one, no mask, and not only compared."""
         single = value.astype(np.float32, copy=False)
-        if not np.isfinite(single).all() or not ((single != 0) & (single > MASKED)).any():
+        if value.size < 2 or not np.isfinite(single).all():
             return False
-        return tensor in self._reached
+        mask = bool((single <= MASKED).any() and ((single == 0) | (single <= MASKED)).all())
+        return not mask and tensor in self._reached
+
+    def is_number(self, tensor: str) -> bool:
+        """Whether a constant of one element may stand in the code as a number: no layer trains it."""
+        if not is_float(self._constants.value(tensor).dtype):
+            return True
+        key = self._constants.source(tensor).key
+        if not self._held[key]:
+            self._fixed.add(key)
+        return key in self._fixed
 
     @cached_property
     def _reached(self) -> set[str]:
@@ -194,6 +207,8 @@ class Weights:
             return None
         weight = self._weight(tensor, steps)
         others = self._held[weight.source.key]
+        if weight.source.key in self._fixed:
+            return None
         if others and self._find_held(weight.source) is None:
             parts = all(_is_part(held.source.steps) for held in others) and _is_part(weight.source.steps)
             return weight if parts else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 import ml_dtypes
@@ -13,18 +14,21 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, nu
 from torch import Tensor, fx
 
 from graphmod.errors import RefusedError
-from graphmod.model import Model, initializers
+from graphmod.model import Model, initializers, load
 from graphmod.model.view import consumed
 from graphmod.pytorch.address import Address, Lookup, attribute_array, set_attribute
 from graphmod.pytorch.binding import Binding, Source, digest_of
 from graphmod.pytorch.dtypes import to_array
-from graphmod.pytorch.importer import META
+from graphmod.pytorch.importer import META, STRUCTURE
+from graphmod.pytorch.network import structure_of
 from graphmod.pytorch.steps import Dequantize, Steps, backward, forward, forward_shape, saturated
 
 Array = NDArray[np.generic]
 
 
-def write_back(model: Model, net: fx.GraphModule, *, saturate: bool = False) -> Model:
+def write_back(
+    model: Model | ModelProto | str | PathLike[str], net: fx.GraphModule, *, saturate: bool = False
+) -> Model:
     """Put a network's weights and running statistics back into the graph that it was imported from.
 
     Only the values of initializers that differ bit by bit are replaced; names, types, operators, metadata and all
@@ -32,7 +36,7 @@ def write_back(model: Model, net: fx.GraphModule, *, saturate: bool = False) -> 
 
     Parameters
     ----------
-    model : Model
+    model : Model, onnx.ModelProto or path
         The model that ``net`` was imported from.
     net : torch.fx.GraphModule
         What :func:`graphmod.to_torch` returned, or a copy of it, trained.
@@ -61,9 +65,15 @@ def write_back(model: Model, net: fx.GraphModule, *, saturate: bool = False) -> 
     >>> write_back(model, net) is model
     True
     """
-    bindings: Sequence[Binding] | None = net.meta.get(META)
+    model = load(model)
+    meta = net.meta if isinstance(net, fx.GraphModule) else {}
+    bindings: Sequence[Binding] | None = meta.get(META)
     if bindings is None:
-        raise RefusedError("the network has no record of its graph; import it with to_torch")
+        raise RefusedError(
+            f"this {type(net).__name__} has no record of its graph; give the network that to_torch returned, taken out "
+            "of whatever wraps it"
+        )
+    _refuse_another_structure(meta[STRUCTURE], structure_of(net))
     values = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
     edit = _Edit(model, saturate)
     for places in _by_tensor(bindings).values():
@@ -85,6 +95,18 @@ def write_back(model: Model, net: fx.GraphModule, *, saturate: bool = False) -> 
             if place.reader is not None and place is not (shared or places)[0]:
                 edit.set_own(place, _value(values, place))
     return edit.result()
+
+
+def _refuse_another_structure(before: dict[str, str], now: dict[str, str]) -> None:
+    """Raise if a network computes something else than when it was imported."""
+    for path in dict.fromkeys((*before, *now)):
+        if before.get(path) != now.get(path):
+            what = f"submodule '{path}'" if path else "the network's code"
+            was, became = (text[path] if path and path in text else "other" for text in (before, now))
+            raise RefusedError(
+                f"{what} is not what was imported ({was} became {became}); merge adapters and remove parametrizations, "
+                "and change structure in the graph, with graphmod.replace"
+            )
 
 
 def _by_tensor(bindings: Sequence[Binding]) -> dict[object, list[Binding]]:
@@ -146,7 +168,10 @@ class _Edit:
         if changed:
             if self._saturate:
                 value = saturated(source.steps, value, old)
-            self._stored[source.address] = backward(source.steps, value, self._stored.get(source.address, old))
+            try:
+                self._stored[source.address] = backward(source.steps, value, self._stored.get(source.address, old))
+            except RefusedError as error:
+                raise RefusedError(f"cannot write weight '{source.tensor}' back: {error}") from error
         return changed
 
     def _stored_value(self, source: Source) -> Array:

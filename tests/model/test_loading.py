@@ -145,3 +145,16 @@ def test_values_of_initializers_cannot_be_written():
 def test_an_unknown_initializer_is_named():
     with pytest.raises(gm.InvalidModelError, match="'nothing'"):
         gm.load(PROTO).initializer("nothing")
+
+
+def test_a_git_lfs_pointer_is_told_from_a_model(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(gm.GraphmodError, match="git lfs pull"):
+        gm.load(path)
+
+
+@pytest.mark.parametrize("thing", [None, 3, object()])
+def test_what_holds_no_model_is_named(thing):
+    with pytest.raises(gm.GraphmodError, match=f"a {type(thing).__name__} is no model"):
+        gm.load(thing)

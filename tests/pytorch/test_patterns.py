@@ -136,7 +136,19 @@ ATTENTIONS = {
     "with a mask": ([*ATTENTION, "m = Add(p, mask)", "a = Softmax(m) axis=2", "y = MatMul(a, x)"], {}, True),
     "with a mask before": ([*ATTENTION, "m = Add(mask, p)", "a = Softmax(m) axis=-1", "y = MatMul(a, x)"], {}, True),
     "along another axis": ([*ATTENTION, "a = Softmax(p) axis=1", "y = MatMul(a, x)"], {}, False),
-    "of another batch": ([*ATTENTION, "a = Softmax(p) axis=-1", "y = MatMul(a, other)"], {}, False),
+    "of one value for all": ([*ATTENTION, "a = Softmax(p) axis=-1", "y = MatMul(a, other)"], {}, True),
+    "guarded": (
+        [
+            *ATTENTION,
+            "m = Add(p, mask)",
+            "a = Softmax(m) axis=-1",
+            "n = IsNaN(a)",
+            "w = Where(n, zero, a)",
+            "y = MatMul(w, x)",
+        ],
+        {},
+        True,
+    ),
 }
 
 
@@ -144,7 +156,7 @@ ATTENTIONS = {
 def test_attention(case):
     lines, constants, found = ATTENTIONS[case]
     if "mask" in str(lines):
-        constants = {"mask": np.triu(np.full((4, 4), -1e4, F), 1)}
+        constants = {"mask": np.triu(np.full((4, 4), -1e4, F), 1), "zero": F(0)}
     if "other" in str(lines):
         constants = {"other": rng.normal(size=(4, 6)).astype(F)}
     check(model_of(lines, **constants), lambda net, modules: attends(net, modules) is found)

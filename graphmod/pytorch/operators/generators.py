@@ -40,7 +40,14 @@ def arange(op: Operator) -> fx.Node:
     dtype = op.torch_dtype(helper.np_dtype_to_tensor_dtype(op.dtype(0)))
     bounds = [op.scalar(index, 0) for index in range(3)]
     beside = next((node for index in range(3) if (node := op.neighbour(index)) is not None), None)
+    if not dtype.is_floating_point and all(op.is_size(index) for index in range(3)):
+        return op.call(counted, *bounds, dtype, beside)
     return op.call(arange_of, *bounds, dtype, beside)
+
+
+def counted(start: int, limit: int, delta: int, dtype: torch.dtype, like: Tensor | None) -> Tensor:
+    """Return integers from ``start`` to before ``limit``, all sizes, beside another tensor."""
+    return torch.arange(start, limit, delta, dtype=dtype, device=None if like is None else like.device)
 
 
 def arange_of(

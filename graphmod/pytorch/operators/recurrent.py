@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
 from graphmod.pytorch.binding import Weight
@@ -35,6 +36,9 @@ KINDS = {
     "RNN": Kind(nn.RNN, (0,), ("Tanh",)),
 }
 """ONNX orders the gates of an LSTM input, output, forget, cell; of a GRU update, reset, hidden."""
+
+
+SHAPING = frozenset({"Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 @operator("LSTM", "GRU", "RNN")
@@ -74,6 +78,20 @@ def _whole_sequences(op: Operator) -> bool:
     return lengths is not None and shape is not None and isinstance(shape[0], int) and bool(np.all(lengths == shape[0]))
 
 
+def _is_zero(op: Operator, index: int) -> bool:
+    """Whether an initial state is nothing but zeros, of whatever batch: then torch's module needs none."""
+    value = op.constant(index)
+    if value is not None:
+        return not value.any()
+    maker: Operator | None = op.maker(index) if op.has(index) else None
+    while maker is not None and maker.type in SHAPING:
+        maker = maker.maker(0)
+    if maker is None or maker.type != "ConstantOfShape":
+        return False
+    filling = maker.attribute("value", None)
+    return filling is None or not numpy_helper.to_array(filling).any()
+
+
 def _weights(op: Operator, kind: Kind, n_directions: int, size: int) -> dict[str, Weight] | None:
     """Return the parameters of torch's module: each a direction's gates in torch's order."""
     n = len(kind.gates)
@@ -104,7 +122,7 @@ def _module(
         weights["weight_ih_l0"].shape[1], size, bias=op.has(3), batch_first=batch_first,
         bidirectional=n_directions == 2, device="meta", **more,
     )  # fmt: skip
-    states = [op.optional(index) for index in ((5, 6) if op.type == "LSTM" else (5,))]
+    states = [None if _is_zero(op, index) else op.optional(index) for index in ((5, 6) if op.type == "LSTM" else (5,))]
     turned = [op.call(torch.transpose, node, 0, 1) if node and batch_first else node for node in states]
     if any(node is not None for node in turned):
         if op.type == "LSTM":

@@ -183,26 +183,25 @@ def _attends(op: Operator, found: Found) -> bool:
     rank = product.known_rank(0)
     if rank not in (3, 4) or not product.is_float() or softmax.attribute("axis", -1) not in (-1, rank - 1):
         return False
-    shapes = [types[name].shape if name in types else None for name in (found["q"], found["k"], found["v"])]
-    leading = [None if shape is None else shape[:-2] for shape in shapes]
-    if None in leading or leading[0] != leading[1] or leading[0] != leading[2] or None in (leading[0] or ()):
-        return False
     if "mask" not in found.tensors:
         return True
-    mask = types.get(found["mask"])
-    return mask is not None and mask.shape is not None and len(mask.shape) in range(2, rank + 1)
+    scores, mask = (types[name].shape if name in types else None for name in (product.proto.output[0], found["mask"]))
+    if scores is None or mask is None or not 2 <= len(mask) <= rank:
+        return False
+    pairs = zip(reversed(scores[:-2]), reversed(mask[:-2]), strict=False)
+    return all(hidden == 1 or size != 1 for size, hidden in pairs)  # a mask of more samples than there are scores
 
 
 SCORES = Op("MatMul", X("q"), X("k"), name="product")
+SHARES = tuple(Op("Softmax", scores, name="softmax") for scores in (SCORES, Op("Add", SCORES, X("mask"))))
+GUARDED = tuple(Op("Where", Op("IsNaN", shares), Number(0.0), shares) for shares in SHARES)
 
 
-@pattern(
-    Op("MatMul", Op("Softmax", SCORES, name="softmax"), X("v")),
-    Op("MatMul", Op("Softmax", Op("Add", SCORES, X("mask")), name="softmax"), X("v")),
-    check=_attends,
-)
+@pattern(*(Op("MatMul", shares, X("v")) for shares in (*SHARES, *GUARDED)), check=_attends)
 def attention(op: Operator, found: Found) -> fx.Node:
     """Convert ``softmax(q @ k + mask) @ v``; scale factors stay where the graph has them, before the first product.
+
+    Exporters may put zeros where the softmax has not-a-numbers, as torch does.
 
     Where a mask hides every key of a row with minus infinity, torch returns zeros, and the operators that are written
     out return not-a-numbers.
