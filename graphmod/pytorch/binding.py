@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +49,11 @@ class Source:
     maker: Address | None = None
     digest: bytes | None = None
     output: int = 0
+
+    @property
+    def numpy_dtype(self) -> np.dtype[np.generic]:
+        """The values' element type in the file, as NumPy's."""
+        return np.dtype(getattr(ml_dtypes, self.dtype, self.dtype))
 
     @property
     def key(self) -> tuple[object, ...]:

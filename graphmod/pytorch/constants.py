@@ -31,7 +31,7 @@ Array = NDArray[np.generic]
 RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
-NO_ARRAY = frozenset({
+NOT_FOLDED = frozenset({
     "If", "Loop", "Scan", "SequenceMap", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase",
     "SplitToSequence", "Optional", "OptionalGetElement",
 })  # fmt: skip
@@ -89,7 +89,7 @@ class Constants:
         return (
             (domain_of(operator.domain) == "" or (operator.domain, operator.op_type) in FOREIGN)
             and operator.op_type not in RANDOM
-            and operator.op_type not in NO_ARRAY
+            and operator.op_type not in NOT_FOLDED
             and not self._takes_from_a_weight(operator)
             and operator.op_type != "QuantizeLinear"  # what is rounded when the network runs can be trained
             and all(name in self for name in consumed(operator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 import warnings
@@ -462,10 +463,14 @@ def _dims(items: Sequence[Item]) -> list[Dim]:
     return found
 
 
+RESERVED = frozenset({*dir(builtins), "self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"})
+"""Names that generated code uses for itself."""
+
+
 def _identifier(name: str, taken: set[str]) -> str:
     """Return a Python identifier for a graph input."""
     plain = re.sub(r"\W", "_", name)
-    if not plain.isidentifier() or keyword.iskeyword(plain) or plain == "self":
+    if not plain.isidentifier() or keyword.iskeyword(plain) or plain in RESERVED:
         plain = f"input_{plain}"
     unique, n = plain, 0
     while unique in taken:

@@ -114,21 +114,18 @@ class Operator:
 
     def rank(self, index: int = 0) -> int:
         """Return the number of axes of an input; raise where shape inference does not find it."""
-        rank = self._rank(index)
+        rank = self.known_rank(index)
         if rank is None:
             raise self.unsupported(f"the number of axes of '{self.proto.input[index]}' is unknown")
         return rank
-
-    def known_rank(self, index: int = 0) -> int | None:
-        """Return the number of axes of an input, or None where shape inference does not find it."""
-        return self._rank(index)
 
     def shape(self, index: int) -> tuple[int | str | None, ...] | None:
         """Return what is known of an input's shape."""
         kind = self.importer.scope.types.get(self.proto.input[index])
         return kind.shape if kind else None
 
-    def _rank(self, index: int) -> int | None:
+    def known_rank(self, index: int = 0) -> int | None:
+        """Return the number of axes of an input, or None where shape inference does not find it."""
         if (value := self.constant(index)) is not None:
             return value.ndim
         shape = self.shape(index)
@@ -147,6 +144,10 @@ class Operator:
         """Whether an operator's first input is known to be a tensor of a type."""
         kind = self.importer.scope.types.get(self.proto.input[0])
         return kind is not None and kind.dtype is not None and self.importer.torch_dtype(kind.dtype) == dtype
+
+    def is_half(self) -> bool:
+        """Whether an operator's first input is known to be a tensor of half precision."""
+        return self.has_type(torch.float16) or self.has_type(torch.bfloat16)
 
     def is_float(self, index: int = 0) -> bool:
         """Whether an input holds floating-point numbers."""
@@ -190,7 +191,7 @@ class Operator:
             return self.input(index)
         if not self.importer.weights.is_number(self.proto.input[index]):
             return self.input(index)
-        rank = self._rank(other)
+        rank = self.known_rank(other)
         if value.ndim and (rank is None or rank < value.ndim):
             return self.input(index)
         return number(value)
@@ -319,7 +320,7 @@ class Operator:
 
 
 def number(value: Array) -> Scalar:
-    """Return a one-element array as a Python number, written as short as its type allows.
+    """Return a one-element array as a Python number, written as short as single precision allows.
 
     Examples
     --------
@@ -329,4 +330,6 @@ def number(value: Array) -> Scalar:
     item = value.reshape(-1)[0]
     if value.dtype.kind in "iu":
         return int(item)
-    return bool(item) if value.dtype.kind == "b" else float(str(item))
+    if value.dtype.kind == "b":
+        return bool(item)
+    return float(str(item)) if value.dtype == np.float32 else float(item)

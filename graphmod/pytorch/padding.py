@@ -49,15 +49,26 @@ class Window:
         return op.call(F.pad, x, interleaved(self.begin, self.end), value=value)
 
 
-def window_of(op: Operator, kernel: Sequence[int]) -> Window:
+def layer_window(op: Operator, weight: int | None = None) -> Window:
+    """Read the window of an operator for which torch has a module, by default that of the weight at an input."""
+    shape = None if weight is None else op.shape(weight)
+    kernel = op.attribute("kernel_shape", list(shape[2:]) if shape is not None else [])
+    if not 1 <= len(kernel) <= 3:
+        raise op.unsupported(f"it has {len(kernel)} spatial axes; there are modules for 1 to 3")
+    return window_of(op, kernel)
+
+
+def window_of(op: Operator, kernel: Sequence[int | str | None]) -> Window:
     """Read the window that an operator's attributes describe."""
-    n = len(kernel)
+    n, known = len(kernel), tuple(size for size in kernel if isinstance(size, int))
+    if len(known) < n:
+        raise op.unsupported("its kernel's size is unknown")
     pads = op.attribute("pads", [0] * 2 * n)
     auto = op.attribute("auto_pad", "NOTSET")
     if auto == "VALID":
         pads = [0] * 2 * n
     return Window(
-        kernel=tuple(kernel),
+        kernel=known,
         stride=tuple(op.attribute("strides", [1] * n)),
         dilation=tuple(op.attribute("dilations", [1] * n)),
         begin=tuple(pads[:n]),

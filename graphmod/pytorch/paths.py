@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Mapping, Sequence
 
 from onnx import NodeProto
-from torch import nn
+from torch import fx, nn
 
 from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.graph import blocks
@@ -123,9 +124,13 @@ def clean(path: str) -> str:
     return ".".join(part for part in parts if part)
 
 
+RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+"""Names that a network has already."""
+
+
 def _free(before: list[str], part: str, taken: set[str]) -> str:
     candidate, n = part, 0
-    while ".".join([*before, candidate]) in taken or hasattr(nn.Module, candidate):
+    while ".".join([*before, candidate]) in taken or candidate in RESERVED or keyword.iskeyword(candidate):
         n += 1
         candidate = f"{part}_{n}"
     return candidate

@@ -114,6 +114,8 @@ def _match(tree: Op, op: Operator, found: Found) -> Iterator[Found]:
     """Yield every way in which an operator matches."""
     if op.type != tree.type or len(op.proto.input) < len(tree.inputs):
         return
+    if tree.name and tree.name in found.operators and found.operators[tree.name].position != op.position:
+        return
     orders = [tree.inputs]
     if tree.type in COMMUTATIVE and len(tree.inputs) == 2:
         orders.append(tree.inputs[::-1])
@@ -143,7 +145,7 @@ def _match_input(tree: Pattern, index: int, op: Operator, found: Found) -> Itera
                 yield after
         case Number(value, name):
             constant = op.constant(index)
-            if constant is None or constant.size != 1:
+            if constant is None or constant.size != 1 or not _spreads(constant.ndim, index, op):
                 return
             actual = float(constant.reshape(-1)[0])
             rounding = 1e-3 if constant.dtype.itemsize == 2 else 1e-5
@@ -155,6 +157,12 @@ def _match_input(tree: Pattern, index: int, op: Operator, found: Found) -> Itera
             maker = op.maker(index)
             if maker is not None and tensor == maker.proto.output[0]:
                 yield from _match(tree, maker, found)
+
+
+def _spreads(n_axes: int, index: int, op: Operator) -> bool:
+    """Whether a constant of one element adds no axis to what it is combined with."""
+    others = [op.known_rank(other) for other in range(len(op.proto.input)) if other != index]
+    return n_axes == 0 or any(rank is not None and rank >= n_axes for rank in others)
 
 
 def _closed(root: Operator, found: Found) -> bool:

@@ -105,7 +105,7 @@ class Program:
             sizes = Sizes(scope, constants)
             known = {name: value for name in sizes if (value := sizes.value(name)) is not None}
             taken = {
-                operator.output[0]: bool(constants.value(operator.input[0]).reshape(-1)[0])
+                first_output(operator): bool(constants.value(operator.input[0]).reshape(-1)[0])
                 for operator in scope.operators
                 if operator.op_type == "If" and operator.input[0] in constants
             }
@@ -228,10 +228,10 @@ def _take_branches(graph: GraphProto, taken: dict[str, bool]) -> None:
     defined |= {name for operator in graph.node for name in operator.output}
     operators: list[NodeProto] = []
     for operator in graph.node:
-        if operator.op_type != "If" or operator.output[0] not in taken:
+        if operator.op_type != "If" or first_output(operator) not in taken:
             operators.append(operator)
             continue
-        wanted = "then_branch" if taken[operator.output[0]] else "else_branch"
+        wanted = "then_branch" if taken[first_output(operator)] else "else_branch"
         branch = GraphProto()
         branch.CopyFrom(next(attribute.g for attribute in operator.attribute if attribute.name == wanted))
         own = [tensor.name for tensor in branch.initializer]
@@ -250,6 +250,11 @@ def _take_branches(graph: GraphProto, taken: dict[str, bool]) -> None:
                 operators.append(helper.make_node("Identity", [source], [made]))
     del graph.node[:]
     graph.node.extend(operators)
+
+
+def first_output(operator: NodeProto) -> str:
+    """Return the first output that an operator really has."""
+    return next((name for name in operator.output if name), "")
 
 
 def _unused(name: str, taken: set[str]) -> str:

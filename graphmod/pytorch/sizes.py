@@ -19,13 +19,17 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from graphmod.pytorch.constants import Constants
+from graphmod.pytorch.dtypes import has_tensor
 from graphmod.pytorch.registry import domain_of
 from graphmod.pytorch.scope import Scope
 
 LONGEST = 64
 """Integers above which a constant is data rather than a shape."""
 
-TYPES = frozenset({"int64", "int32", "bool"})
+DEEPEST = 100
+"""Functions of sizes above which a tensor computes them."""
+
+TYPES = frozenset({"int64", "bool"})
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ class Expr:
 
     function: Callable[..., int | bool]
     args: tuple[Item, ...]
+
+    @cached_property
+    def size(self) -> int:
+        """How many functions it is made of."""
+        return 1 + sum(arg.size for arg in self.args if isinstance(arg, Expr))
 
 
 Item: TypeAlias = "int | bool | Dim | Expr"
@@ -133,7 +142,7 @@ class Sizes:
         for operator in scope.operators:
             if domain_of(operator.domain) == "" and not constants.folds(operator) and len(operator.output) == 1:
                 made = self._follow(operator)
-                if made is not None and made.array.size <= LONGEST:
+                if made is not None and made.array.size <= LONGEST and not _is_long(made):
                     self._ints[operator.output[0]] = made
 
     def __contains__(self, name: str) -> bool:
@@ -180,10 +189,29 @@ class Sizes:
 
     def _shape(self, tensor: str, start: int, end: int | None) -> Ints | None:
         kind = self._scope.types.get(tensor)
-        if kind is None or kind.shape is None:
+        if kind is None or kind.shape is None or kind.dtype is None or not has_tensor(kind.dtype):
             return None
         items = [size if isinstance(size, int) else Dim(tensor, axis) for axis, size in enumerate(kind.shape)]
         return ints(items[start:end], np.dtype(np.int64))
+
+
+def _is_long(known: Ints) -> bool:
+    return any(isinstance(item, Expr) and item.size > DEEPEST for item in known.items)
+
+
+def sliced(size: int, start: int, end: int, step: int) -> range:
+    """Return the positions that a slice of an axis takes; backwards, both bounds are cut off at the axis first.
+
+    Examples
+    --------
+    >>> list(sliced(5, 1, 100, 2)), list(sliced(5, 100, -100, -2))
+    ([1, 3], [4, 2, 0])
+    """
+    if step > 0:
+        return range(size)[slice(start, end, step)]
+    start = start + size if start < 0 else start
+    end = end + size if end < 0 else end
+    return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step)
 
 
 Attributes = dict[str, Any]
@@ -276,7 +304,7 @@ def _identity(_: str, given: Sequence[Ints | None], __: Attributes) -> Ints | No
 def _cast(_: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints | None:
     (known,) = given
     dtype = helper.tensor_dtype_to_np_dtype(attributes["to"])
-    if known is None or (dtype != known.dtype and (known.dtype.kind == "b" or dtype.name not in ("int64", "int32"))):
+    if known is None or dtype != known.dtype:
         return None
     return Ints(known.array, dtype)
 
@@ -317,10 +345,7 @@ def _slice(_: str, given: Sequence[Ints | None], attributes: Attributes) -> Ints
     array = source.array
     along, by = range(len(starts)) if axes is None else axes, [1] * len(starts) if steps is None else steps
     for start, end, axis, step in zip(starts, ends, along, by, strict=True):
-        stop = None if step < 0 and end < -array.shape[axis] else end
-        index = [slice(None)] * array.ndim
-        index[axis] = slice(start, stop, step)
-        array = array[tuple(index)]
+        array = np.take(array, list(sliced(array.shape[axis], start, end, step)), axis)
     return Ints(array, source.dtype)
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import getitem
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import fx
 
 from graphmod.errors import RefusedError
+from graphmod.pytorch.dtypes import torch_dtype
 
 Array = NDArray[np.generic]
 
@@ -260,10 +263,12 @@ def without_identities(steps: Sequence[Step], shape: tuple[int, ...]) -> Steps:
     return tuple(kept)
 
 
-def restep(graph: fx.Graph, node: fx.Node, held: Steps, wanted: Steps, shape: tuple[int, ...]) -> fx.Node | None:
+def restep(
+    graph: fx.Graph, node: fx.Node, held: Steps, wanted: Steps, shape: tuple[int, ...], dtype: torch.dtype
+) -> fx.Node | None:
     """Return a node for a constant as one reader wants it, made from the parameter as another reader holds it.
 
-    None where a step that only goes one way lies between the two.
+    ``shape`` and ``dtype`` are the constant's before any step. None where a step that only goes one way lies between.
     """
     n = 0
     while n < min(len(held), len(wanted)) and held[n] == wanted[n]:
@@ -277,6 +282,8 @@ def restep(graph: fx.Graph, node: fx.Node, held: Steps, wanted: Steps, shape: tu
                 node = graph.call_method("permute", (node, *(int(axis) for axis in np.argsort(order))))
             case Reshape():
                 node = graph.call_method("reshape", (node, *shapes[i]))
+            case Convert():
+                node = graph.call_method("to", (node, dtype))
             case _:
                 return None
     for step in wanted[n:]:
@@ -285,6 +292,10 @@ def restep(graph: fx.Graph, node: fx.Node, held: Steps, wanted: Steps, shape: tu
                 node = graph.call_method("permute", (node, *order))
             case Reshape(sizes):
                 node = graph.call_method("reshape", (node, *sizes))
+            case Convert(narrow):
+                node = graph.call_method("to", (node, torch_dtype(narrow)))
+            case Take(axis, indices):
+                node = graph.call_function(getitem, (node, (*[slice(None)] * axis, list(indices))))
             case _:
                 return None
     return node

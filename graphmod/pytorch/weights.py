@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 from torch import fx, nn
 
-from graphmod.errors import UnsupportedOperatorError
+from graphmod.errors import RefusedError
 from graphmod.model import consumed
 from graphmod.pytorch.address import attribute_array, marked
 from graphmod.pytorch.binding import Binding, Source, Weight, digest_of
 from graphmod.pytorch.constants import Constants
-from graphmod.pytorch.dtypes import HALF, has_tensor, is_float, to_tensor
+from graphmod.pytorch.dtypes import HALF, has_tensor, is_float, to_tensor, torch_dtype
 from graphmod.pytorch.paths import Paths
 from graphmod.pytorch.scope import Scope
 from graphmod.pytorch.steps import (
@@ -45,11 +45,10 @@ STOPPING = frozenset({"bool", "int32", "int64"})
 
 @dataclass
 class Held:
-    """A constant's parameter, the steps that led to it, and its path in each graph that reads it."""
+    """A constant's parameter, and the steps that led to it."""
 
     value: nn.Parameter
     source: Source
-    paths: dict[int, str]
 
 
 class Weights:
@@ -86,6 +85,7 @@ class Weights:
         self._graph = graph
         self._paths = paths
         self._widened = widened
+        self._places: dict[int, str] = {}
         self._buffers: dict[str, fx.Node] = {}
         self._held: dict[tuple[object, ...], list[Held]] = around._held if around is not None else defaultdict(list)
         self._fixed: set[tuple[object, ...]] = around._fixed if around is not None else set()
@@ -102,7 +102,7 @@ class Weights:
             return self.buffer(tensor)
         weight = self._weight(tensor, ())
         known = bool(self._held[weight.source.key])
-        if not known and (self._is_scale(tensor) or not self._is_trainable(tensor, value)):
+        if not known and (tensor in self._scales or not self._is_trainable(tensor, value)):
             self._fixed.add(weight.source.key)
             return self.buffer(tensor)
         held = self._find_held(weight.source)
@@ -112,14 +112,26 @@ class Weights:
             held = self._hold(weight)
         return self._graph.get_attr(self._path_of(held))
 
-    def _is_scale(self, tensor: str) -> bool:
-        """Whether a constant multiplies the scale of a dynamic quantization, and so is one of a quantized weight."""
-        readers = [operator for operator in self._scope.operators if tensor in operator.input]
-        others = {name for reader in readers if reader.op_type == "Mul" for name in reader.input if name != tensor}
-        return any(
-            operator.op_type == "DynamicQuantizeLinear" and not others.isdisjoint(operator.output)
+    @cached_property
+    def _scales(self) -> set[str]:
+        """The constants that multiply the scale of a dynamic quantization, and so are those of quantized weights."""
+        dynamic = {
+            operator.output[1] for operator in self._scope.operators if operator.op_type == "DynamicQuantizeLinear"
+        }
+        products = [operator for operator in self._scope.operators if operator.op_type == "Mul"]
+        return {name for product in products if not dynamic.isdisjoint(product.input) for name in product.input}
+
+    @cached_property
+    def _whole(self) -> set[tuple[object, ...]]:
+        """The constants that something else reads than recurrent operators, which take them apart into gates."""
+        names = {
+            name
             for operator in self._scope.operators
-        )
+            if operator.op_type not in ("LSTM", "GRU", "RNN") and not self._constants.folds(operator)
+            for name in consumed(operator)
+            if name in self._constants and is_float(self._constants.value(name).dtype)
+        }
+        return {self._constants.source(name).key for name in names}
 
     def buffer(self, tensor: str) -> fx.Node:
         """Return the node of a constant that is not trained; numbers that PyTorch has no type for become floats."""
@@ -171,32 +183,35 @@ class Weights:
         source = weight.source
         for held in others:
             node = self._graph.get_attr(self._path_of(held))
-            made = restep(self._graph, node, held.source.steps, source.steps, source.shape)
+            made = restep(
+                self._graph, node, held.source.steps, source.steps, source.shape, torch_dtype(source.numpy_dtype)
+            )
             if made is not None:
                 return made
-        raise UnsupportedOperatorError(
-            f"constant '{tensor}' is read both whole and in parts, which no single parameter can serve"
+        raise RefusedError(
+            f"constant '{tensor}' is read in forms that no single parameter can serve; give its readers initializers "
+            "of their own in the graph first"
         )
 
     def _find_held(self, source: Source) -> Held | None:
         return next((held for held in self._held[source.key] if held.source.steps == source.steps), None)
 
     def _hold(self, weight: Weight) -> Held:
-        held = Held(nn.Parameter(to_tensor(weight.value())), weight.source, {})
+        held = Held(nn.Parameter(to_tensor(weight.value())), weight.source)
         self._held[weight.source.key].append(held)
         return held
 
     def _path_of(self, held: Held) -> str:
         """Return where a parameter lives in this graph's network; put it at its top if it does not yet."""
-        if id(self) not in held.paths:
+        if id(held) not in self._places:
             path = self._paths.of_constant(held.source.tensor)
             container, name = self._container(path)
             self._set_parameter(container, path, name, held)
-        return held.paths[id(self)]
+        return self._places[id(held)]
 
     def _set_parameter(self, owner: nn.Module, path: str, name: str, held: Held) -> None:
         owner.register_parameter(name, held.value)
-        held.paths.setdefault(id(self), path)
+        self._places.setdefault(id(held), path)
         self.bindings.append(Binding(held.source, path))
 
     def weight(self, tensor: str, steps: Sequence[Step]) -> Weight | None:
@@ -207,7 +222,7 @@ class Weights:
             return None
         weight = self._weight(tensor, steps)
         others = self._held[weight.source.key]
-        if weight.source.key in self._fixed:
+        if weight.source.key in self._fixed or (_is_part(weight.source.steps) and weight.source.key in self._whole):
             return None
         if others and self._find_held(weight.source) is None:
             parts = all(_is_part(held.source.steps) for held in others) and _is_part(weight.source.steps)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
@@ -18,10 +19,12 @@ from graphmod.model import Model, initializers, load
 from graphmod.model.view import consumed
 from graphmod.pytorch.address import Address, Lookup, attribute_array, set_attribute
 from graphmod.pytorch.binding import Binding, Source, digest_of
+from graphmod.pytorch.constants import Constants
 from graphmod.pytorch.dtypes import to_array
 from graphmod.pytorch.importer import META, STRUCTURE
 from graphmod.pytorch.network import structure_of
-from graphmod.pytorch.steps import Dequantize, Steps, backward, forward, forward_shape, saturated
+from graphmod.pytorch.program import Program
+from graphmod.pytorch.steps import Dequantize, Steps, Take, backward, forward, forward_shape, saturated
 
 Array = NDArray[np.generic]
 
@@ -152,7 +155,7 @@ class _Edit:
         self._saturate = saturate
         self._lookup = Lookup(model._proto)
         self._stored: dict[Address, Array] = {}
-        self._made: dict[Address, tuple[str, Array]] = {}
+        self._made: dict[tuple[object, ...], _Made] = {}
         self._own: list[tuple[Address, int, str, Array]] = []
 
     def set(self, binding: Binding, value: Array) -> bool:
@@ -187,34 +190,57 @@ class _Edit:
 
     def _set_made(self, binding: Binding, value: Array) -> None:
         source = binding.source
-        old = np.empty(source.shape, ml_dtypes.bfloat16 if source.dtype == "bfloat16" else source.dtype)
-        new = backward(source.steps, value.astype(forward(source.steps, old).dtype, copy=False), old)
-        if digest_of(new) == source.digest:
-            return
-        if source.maker is None or source.maker[0] == "functions":
-            raise RefusedError(
-                f"weight '{source.tensor}' is computed inside a function, where no single initializer can take its "
-                "place; inline the function in the graph first"
-            )
-        self._lookup.find(source.maker)
-        self._made[source.maker] = source.tensor, new
+        if source.key not in self._made:
+            self._made[source.key] = _Made(source, self._computed(source))
+        made = self._made[source.key]
+        current = forward(source.steps, made.value)
+        made.value = backward(source.steps, value.astype(current.dtype, copy=False), made.value)
+
+    def _computed(self, source: Source) -> Array:
+        """Return what operators compute; where a parameter holds all of it, only shape and type matter."""
+        if not any(isinstance(step, Take) for step in source.steps):
+            return np.empty(source.shape, source.numpy_dtype)
+        if source.tensor not in self._constants:
+            raise RefusedError(f"weight '{source.tensor}' is computed inside a body and taken apart; inline it first")
+        return self._constants.value(source.tensor)
+
+    @cached_property
+    def _constants(self) -> Constants:
+        return Constants(Program(self._model).main)
 
     def set_own(self, binding: Binding, value: Array) -> None:
         """Let the reader of a running statistic have one of its own, if it differs from what the others have."""
         source = binding.source
         if source.address is None:
-            old = self._made.get(source.maker or (), (source.tensor, None))[1]
-            same = digest_of(value) == source.digest if old is None else _same(value, old)
+            made = self._made.get(source.key)
+            old = np.empty(source.shape, source.numpy_dtype) if made is None else made.value
+            value = backward(source.steps, value, old)
+            same = digest_of(value) == source.digest if made is None else _same(value, old)
         else:
             old = self._stored.get(source.address, self._stored_value(source))
-            same = _same(value.astype(old.dtype, copy=False), old)
+            value = backward(source.steps, value, old).astype(old.dtype, copy=False)
+            same = _same(value, old)
         if not same:
             assert binding.reader is not None
             self._own.append((*binding.reader, source.tensor, value))
 
+    def _add_made(self, proto: ModelProto, made: _Made) -> tuple[Address, str]:
+        """Add an initializer for what an operator computed; return where, and its name."""
+        maker = made.source.maker
+        if maker is None or maker[0] == "functions":
+            raise RefusedError(
+                f"weight '{made.source.tensor}' is made inside a function or by its call, where no single initializer "
+                "can take its place; inline the function in the graph first"
+            )
+        lookup = Lookup(proto)
+        name = str(lookup.find(maker).output[made.source.output])
+        _add(proto, lookup.find(maker[:-2]), name, made.value)
+        return maker[:-2], name
+
     def result(self) -> Model:
         """Return the model with the changes; the very same one where there are none."""
-        if not self._stored and not self._made and not self._own:
+        made_anew = [made for made in self._made.values() if digest_of(made.value) != made.source.digest]
+        if not self._stored and not made_anew and not self._own:
             return self._model
         proto = self._model.editable()
         lookup = Lookup(proto)
@@ -222,16 +248,20 @@ class _Edit:
             _store(lookup.find(address), value)
         for position, (reader, index, name, value) in enumerate(self._own):
             _untie(proto, Lookup(proto), reader, index, f"{name}_{position}", value)
-        for maker, (name, value) in self._made.items():
-            lookup = Lookup(proto)
-            operator = lookup.find(maker)
-            name = name if name in operator.output else operator.output[0]
-            graph = lookup.find(maker[:-2])
-            _add(proto, graph, name, value)
-            _drop_maker(graph, name)
-        if not self._made and not self._own:
+        added = [self._add_made(proto, made) for made in made_anew]
+        for address, name in added:
+            _drop_maker(Lookup(proto).find(address), name)
+        if not made_anew and not self._own:
             return Model(proto, self._model.folder)  # values alone have changed: what held of the graph still holds
         return self._model.derive(proto)
+
+
+@dataclass
+class _Made:
+    """What operators compute from constants, and what its parameters make of it."""
+
+    source: Source
+    value: Array
 
 
 def values_of(message: TensorProto | AttributeProto, folder: Path | None) -> Array:

@@ -203,3 +203,35 @@ def test_sequences_are_lists_and_optionals_are_values():
     assert int(length) == 2
     assert torch.equal(torch.cat(parts, 1), x)
     assert torch.equal(last, x[:, 2:])
+
+
+def test_many_branches_share_weights():
+    nodes, current = [], "x"
+    for i in range(20):
+        body = [helper.make_node("Add", [current, f"w{i % 3}"], [f"t{i}"])]
+        other = [helper.make_node("Mul", [current, f"w{(i + 1) % 3}"], [f"e{i}"])]
+        branches = [
+            helper.make_graph(
+                inner, name, [], [helper.make_tensor_value_info(f"{name[0]}{i}", TensorProto.FLOAT, None)]
+            )
+            for name, inner in (("then", body), ("else", other))
+        ]
+        nodes.append(helper.make_node("If", ["c"], [f"y{i}"], then_branch=branches[0], else_branch=branches[1]))
+        current = f"y{i}"
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4]),
+        helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+    ]
+    weights = [numpy_helper.from_array(values(4), f"w{i}") for i in range(3)]
+    graph = helper.make_graph(
+        nodes, "g", inputs, [helper.make_tensor_value_info(current, TensorProto.FLOAT, ["n", 4])], weights
+    )
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    net = to_torch(model)
+    assert len(list(net.parameters())) == 3
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.5)
+    trained = write_back(model, net)
+    for condition in (True, False):
+        agree(trained, net, x=values(2, 4), c=np.array(condition))

@@ -59,7 +59,7 @@ def test_a_weight_that_a_function_computes_cannot_go_back():
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(0.5)
-    with pytest.raises(RefusedError, match="computed inside a function"):
+    with pytest.raises(RefusedError, match="made inside a function"):
         write_back(model, net)
 
 

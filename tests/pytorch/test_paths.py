@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
@@ -89,3 +90,17 @@ def test_inputs_become_identifiers():
     assert [node.name for node in net.graph.nodes if node.op == "placeholder"] == ["input_0"]
     keyword = net_of(op("Relu", "lambda", "a"), name="lambda")
     assert keyword(torch.ones(1, 4)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["graph", "code", "meta", "_graph", "training", "lambda", "a.class.w", "graph.weight", "print_readable"]
+)
+def test_no_name_of_a_weight_is_in_the_networks_way(name):
+    net = net_of(op("Add", f"x {name}", "a"), weights=[name])
+    assert net(torch.ones(4, 4)).shape == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["torch", "getattr", "device", "inf", "self", "len"])
+def test_no_name_of_an_input_is_in_the_codes_way(name):
+    net = net_of(op("Softsign", name, "a"), op("Relu", "a", "b"), name=name)
+    assert net(torch.ones(1, 4)).shape == (1, 4)

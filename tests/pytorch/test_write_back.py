@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper, parser
@@ -233,3 +232,78 @@ def test_vectors_are_weights_and_numbers_are_not():
     assert [name for name, _ in net.named_parameters()] == ["scale"]
     assert "0.5" in net.code
     agree(write_back(model, perturb(net)), net)
+
+
+def round_trip(model, x):
+    """Train for a step of noise, write back, and compare."""
+    net = to_torch(model)
+    assert write_back(model, net) is model
+    perturb(net)
+    with torch.no_grad():
+        made = net(torch.from_numpy(x))
+    made = made if isinstance(made, tuple) else (made,)
+    for actual, expected in zip(made, write_back(model, net).run({"x": x}).values(), strict=True):
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-3, atol=2e-3)
+    return net
+
+
+def graph_model(nodes, weights, shape, outputs):
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in outputs.items()], weights,
+    )  # fmt: skip
+    return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_both_outputs_of_an_operator_that_makes_weights():
+    nodes = [node("Split", "b", "p q", axis=0), node("Mul", "x p", "h"), node("Add", "h q", "y")]
+    model = graph_model(nodes, [weight("b", 12)], ("n", 6), {"y": ["n", 6]})
+    round_trip(model, rng.normal(size=(3, 6)).astype(np.float32))
+
+
+def lstm(direction, before=()):
+    lstm_node = node("LSTM", "x W R B", "Y", hidden_size=3, direction=direction)
+    directions = 2 if direction == "bidirectional" else 1
+    return [*before, lstm_node], {"Y": ["t", directions, "n", 3]}
+
+
+def test_gates_that_operators_put_together():
+    """What exporters leave without constant folding."""
+    before = [
+        node("Concat", "wb rb", "b", axis=0),
+        helper.make_node("Unsqueeze", ["b", "zero"], ["B"]),
+        node("Concat", "w1 w2", "W", axis=0),
+        node("Concat", "r1 r2", "R", axis=0),
+    ]
+    nodes, outputs = lstm("forward", before[:2])
+    axis = numpy_helper.from_array(np.array([0]), "zero")
+    values = [weight("W", 1, 12, 4), weight("R", 1, 12, 3), weight("wb", 12), weight("rb", 12), axis]
+    model = graph_model(nodes, values, ("t", "n", 4), outputs)
+    net = round_trip(model, rng.normal(size=(5, 2, 4)).astype(np.float32))
+    assert any(isinstance(module, nn.LSTM) for module in net.modules())
+
+    nodes, outputs = lstm("bidirectional", before[2:4])
+    values = [weight(name, 1, 12, 4) for name in ("w1", "w2")] + [weight(name, 1, 12, 3) for name in ("r1", "r2")]
+    values.append(weight("B", 2, 24))
+    round_trip(graph_model(nodes, values, ("t", "n", 4), outputs), rng.normal(size=(5, 2, 4)).astype(np.float32))
+
+
+def test_gates_that_something_else_reads_whole():
+    nodes, outputs = lstm("forward")
+    nodes = [*nodes, node("ReduceSum", "x", "s", keepdims=0), node("Mul", "W s", "z")]
+    values = [weight("W", 1, 12, 4), weight("R", 1, 12, 3), weight("B", 1, 24)]
+    model = graph_model(nodes, values, ("t", "n", 4), outputs | {"z": [1, 12, 4]})
+    round_trip(model, rng.normal(size=(5, 2, 4)).astype(np.float32))
+
+
+def test_a_weight_read_in_two_precisions_is_one_parameter():
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Cast", "w", "narrow", to=TensorProto.FLOAT16),
+        node("Cast", "h", "small", to=TensorProto.FLOAT16),
+        node("MatMul", "small narrow", "s"),
+        node("Cast", "s", "y", to=TensorProto.FLOAT),
+    ]
+    model = graph_model(nodes, [weight("w", 4, 4)], ("n", 4), {"y": ["n", 4]})
+    net = round_trip(model, rng.normal(size=(3, 4)).astype(np.float32))
+    assert len(list(net.parameters())) == 1

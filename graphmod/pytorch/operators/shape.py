@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 
 from graphmod.pytorch.operator import Operator, Size
 from graphmod.pytorch.registry import operator
+from graphmod.pytorch.sizes import sliced
+from graphmod.pytorch.values import Value, device_of
 
 Sizes = Sequence[int] | Tensor
 FAR = 2**31 - 1
@@ -32,9 +34,9 @@ def shape(op: Operator) -> fx.Node:
     return op.call(shape_of, op.input(), op.attribute("start", 0), op.attribute("end", None))
 
 
-def shape_of(x: Tensor, start: int = 0, end: int | None = None) -> Tensor:
+def shape_of(x: Value, start: int = 0, end: int | None = None) -> Tensor:
     """Return sizes as a tensor, beside ``x`` so that they can be computed with."""
-    return torch.tensor(x.shape[start:end], dtype=torch.int64, device=x.device)
+    return torch.tensor(x.shape[start:end], dtype=torch.int64, device=device_of(x))
 
 
 @operator("Size")
@@ -43,9 +45,9 @@ def size(op: Operator) -> fx.Node:
     return op.call(n_elements, op.input())
 
 
-def n_elements(x: Tensor) -> Tensor:
+def n_elements(x: Value) -> Tensor:
     """Return the number of elements as a tensor."""
-    return torch.tensor(x.numel(), dtype=torch.int64, device=x.device)
+    return torch.tensor(math.prod(x.shape), dtype=torch.int64, device=device_of(x))
 
 
 @operator("Reshape")
@@ -170,7 +172,8 @@ def split_into(x: Tensor, sizes: Sizes, axis: int) -> tuple[Tensor, ...]:
 
 def split_evenly(x: Tensor, n: int, axis: int) -> tuple[Tensor, ...]:
     """Split into ``n`` parts of equal size; the last takes what is left."""
-    return torch.split(x, -(-x.shape[axis] // n), axis)
+    size = x.shape[axis]
+    return torch.split(x, -(-size // n), axis) if size else (x,) * n
 
 
 @operator("Concat")
@@ -220,17 +223,9 @@ def slice_of(x: Tensor, starts: Sizes, ends: Sizes, axes: Sizes | None = None, s
     along = list(range(len(first))) if axes is None else as_ints(axes)
     by = [1] * len(first) if steps is None else as_ints(steps)
     for start, end, axis, step in zip(first, last, along, by, strict=True):
-        positions = (
-            range(x.shape[axis])[slice(start, end, step)] if step > 0 else _backwards(x.shape[axis], start, end, step)
-        )
+        positions = sliced(x.shape[axis], start, end, step)
         if step == 1:
             x = x.narrow(axis, positions.start, len(positions))
         else:
             x = x.index_select(axis, torch.tensor(positions, dtype=torch.int64, device=x.device))
     return x
-
-
-def _backwards(size: int, start: int, end: int, step: int) -> range:
-    start = start + size if start < 0 else start
-    end = end + size if end < 0 else end
-    return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step)

@@ -147,7 +147,7 @@ def _groups(op: Operator, found: Found) -> bool:
     if ones is None or zeros is None or isinstance(sizes, fx.Node) or (ones != 1).any() or (zeros != 0).any():
         return False
     channels, rank = kind.shape[1], len(kind.shape)
-    if sizes != [0, ones.size, -1] or len(_shape(op, found.operators["together"])) != rank:
+    if sizes != [0, ones.size, -1] or _shape(op, found.operators["together"]) != kind.shape:
         return False
     broadcast = (channels, *[1] * (rank - 2))
     names = ("weight", "bias")
@@ -181,15 +181,19 @@ def _attends(op: Operator, found: Found) -> bool:
     """Whether shapes are such that torch's own function does the same."""
     softmax, product, types = found.operators["softmax"], found.operators["product"], op.importer.scope.types
     rank = product.known_rank(0)
-    if rank not in (3, 4) or not product.is_float() or softmax.attribute("axis", -1) not in (-1, rank - 1):
+    if (
+        rank not in (3, 4)
+        or not product.is_float()
+        or softmax.attribute("axis", -1 if softmax.opset >= 13 else 1) not in (-1, rank - 1)
+    ):
         return False
     if "mask" not in found.tensors:
         return True
     scores, mask = (types[name].shape if name in types else None for name in (product.proto.output[0], found["mask"]))
     if scores is None or mask is None or not 2 <= len(mask) <= rank:
         return False
-    pairs = zip(reversed(scores[:-2]), reversed(mask[:-2]), strict=False)
-    return all(hidden == 1 or size != 1 for size, hidden in pairs)  # a mask of more samples than there are scores
+    pairs = zip(reversed(scores), reversed(mask), strict=False)
+    return all(hidden in (1, size) or size != 1 for size, hidden in pairs)  # not a mask that widens the scores
 
 
 SCORES = Op("MatMul", X("q"), X("k"), name="product")
