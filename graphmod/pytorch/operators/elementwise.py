@@ -199,11 +199,18 @@ def cumsum(op: Operator) -> fx.Node:
 
 def cumulative_sum(x: Tensor, axis: int | Tensor, exclusive: bool, reverse: bool) -> Tensor:
     """Sum along an axis, from its end if ``reverse``, without the element itself if ``exclusive``."""
-    axis = int(axis)
+    return _cumulative(torch.cumsum, 0, x, int(axis), exclusive, reverse)
+
+
+def _cumulative(
+    function: Callable[..., Tensor], start: int, x: Tensor, axis: int, exclusive: bool, reverse: bool
+) -> Tensor:
     source = x.flip(axis) if reverse else x
-    total = source.cumsum(axis, dtype=x.dtype)
-    total = total - source if exclusive else total
-    return total.flip(axis) if reverse else total
+    if exclusive:
+        first = torch.full_like(source.narrow(axis, 0, min(1, source.shape[axis])), start)
+        source = torch.cat([first, source.narrow(axis, 0, max(source.shape[axis] - 1, 0))], axis)
+    made = function(source, axis, dtype=x.dtype)
+    return made.flip(axis) if reverse else made
 
 
 @operator("CumProd", since=26)
@@ -215,13 +222,7 @@ def cumprod(op: Operator) -> fx.Node:
 
 def cumulative_product(x: Tensor, axis: int | Tensor, exclusive: bool, reverse: bool) -> Tensor:
     """Multiply along an axis, from its end if ``reverse``, without the element itself if ``exclusive``."""
-    axis = int(axis)
-    source = x.flip(axis) if reverse else x
-    if exclusive:
-        one = torch.ones_like(source.narrow(axis, 0, min(1, source.shape[axis])))
-        source = torch.cat([one, source.narrow(axis, 0, max(source.shape[axis] - 1, 0))], axis)
-    product = source.cumprod(axis, dtype=x.dtype)
-    return product.flip(axis) if reverse else product
+    return _cumulative(torch.cumprod, 1, x, int(axis), exclusive, reverse)
 
 
 @operator("BitCast", since=26)

@@ -78,4 +78,9 @@ def einsum(op: Operator) -> fx.Node:
 @operator("Det", since=11)
 def det(op: Operator) -> fx.Node:
     """Convert Det."""
-    return op.call(torch.det, op.input())
+    return op.call(det_of_halves if op.is_half() else torch.det, op.input())
+
+
+def det_of_halves(x: Tensor) -> Tensor:
+    """Determinant of half precision, which torch has of higher precisions alone."""
+    return torch.det(x.float()).to(x.dtype)

@@ -181,10 +181,10 @@ class Lookup(nn.Module):
 
     def __init__(self, mapping: Mapping[Any, Any], default: Any, dtype: np.dtype[Any], to: np.dtype[Any]) -> None:
         super().__init__()
-        keys = sorted(key for key in mapping if key == key)
+        keys = sorted(key for key in mapping if key == key) or [0]  # a search needs something to find
         of_nan = next((value for key, value in mapping.items() if key != key), default)
         self.register_buffer("keys", to_tensor(np.array(keys, dtype)))
-        self.register_buffer("values", to_tensor(np.array([mapping[key] for key in keys], to)))
+        self.register_buffer("values", to_tensor(np.array([mapping.get(key, default) for key in keys], to)))
         self.register_buffer("default", to_tensor(np.array(default, to)))
         self.register_buffer("of_nan", to_tensor(np.array(of_nan, to)))
 
@@ -198,17 +198,25 @@ class Lookup(nn.Module):
 class StringLookup(nn.Module):
     """Looks strings up, or numbers among strings: those that are no key become a default."""
 
+    values: Tensor | Array
+
     def __init__(self, mapping: Mapping[Any, Key], default: Key, to: np.dtype[Any]) -> None:
         super().__init__()
-        self.mapping = {key if key == key else None: value for key, value in mapping.items()}
-        self.default, self.to_dtype = default, to
+        self.positions = {key if key == key else None: position for position, key in enumerate(mapping)}
+        values = np.array([*mapping.values(), default], to)
+        if values.dtype == object:
+            self.values = values
+        else:
+            self.register_buffer("values", to_tensor(values))
 
     def forward(self, x: Tensor | Array) -> Tensor | Array:
         """Return the values of the keys in ``x``."""
         keys = (item if item == item else None for item in x.reshape(-1).tolist())
-        found = [self.mapping.get(key, self.default) for key in keys]
-        values = np.array(found, self.to_dtype).reshape(tuple(x.shape))
-        return values if values.dtype == object else to_tensor(values)
+        found = np.array([self.positions.get(key, -1) for key in keys], np.int64).reshape(tuple(x.shape))
+        if isinstance(self.values, Tensor):
+            return self.values[torch.from_numpy(found).to(self.values.device)]
+        chosen: Array = self.values[found]
+        return chosen
 
 
 @operator("LabelEncoder", domain=DOMAIN)
@@ -285,10 +293,10 @@ def one_hot_encoder(op: Operator) -> fx.Node:
     else:
         whole = op.method("long", op.input())
         found = op.module(Lookup(positions, -1, INT, INT), whole)
-    return op.call(one_hot, found, len(categories), lenient)
+    return op.call(indicators, found, len(categories), lenient)
 
 
-def one_hot(positions: Tensor, n: int, lenient: bool) -> Tensor:
+def indicators(positions: Tensor, n: int, lenient: bool) -> Tensor:
     """Return 1 at a category's position, else 0; a position of -1 has none, which is an error unless ``lenient``."""
     if not lenient and bool((positions < 0).any()):
         raise ValueError("OneHotEncoder: an element is none of the categories")

@@ -1,6 +1,8 @@
 """Attention as ONNX Runtime fuses it, domain com.microsoft: with packed projections, masks in many forms, caches.
 
-Masks are added, not cut out: a row in which everything is masked attends as if nothing were.
+Masks of Attention and MultiHeadAttention are added, as large negative numbers: a query from which a mask hides all
+keys alike attends as if it hid none. What is later than a query is hidden for good, as is what lies beyond a sequence
+or a window in GroupQueryAttention.
 """
 
 from __future__ import annotations
@@ -39,12 +41,13 @@ def self_attention(op: Operator, projected: fx.Node, *, mask: int, past: int, bi
     """Put in what follows the projection; ``mask``, ``past`` and ``bias`` are positions of inputs."""
     made = op.call(
         attend_packed, projected, op.optional(mask), op.optional(past), op.optional(bias),
-        n_heads=op.attribute("num_heads", 0), sizes=op.attribute("qkv_hidden_sizes", None), **_softmax(op),
+        n_heads=op.attribute("num_heads", 0), sizes=op.attribute("qkv_hidden_sizes", None), **_options(op),
     )  # fmt: skip
     return op.items(made, 2)
 
 
-def _softmax(op: Operator) -> dict[str, object]:
+def _options(op: Operator) -> dict[str, object]:
+    """Return what the functions of this file have in common, from attributes."""
     return {
         "causal": bool(op.attribute("unidirectional", 0)),
         "scale": op.attribute("scale", 0.0) or None,
@@ -159,7 +162,7 @@ def multi_head_attention(op: Operator) -> Outputs:
         raise op.unsupported("the matrix of its products is used, which has no counterpart")
     made = op.call(
         attend_heads, *(op.optional(index) for index in range(8)),
-        n_heads=op.attribute("num_heads", 0), **_softmax(op),
+        n_heads=op.attribute("num_heads", 0), **_options(op),
     )  # fmt: skip
     return op.items(made, 3)
 
@@ -290,7 +293,7 @@ def attend_in_groups(
     smooth: bool,
     interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Causal attention in which groups of heads share keys and values; returns also the keys and values seen so far.
+    """Attention in which groups of heads share keys and values; returns also the keys and values seen so far.
 
     Parameters
     ----------
@@ -298,6 +301,8 @@ def attend_in_groups(
         The place of each sequence's last token.
     total : int
         Number of places so far, of the longest sequence; with as many queries there is no past.
+    causal : bool
+        Whether a query sees no place after its own; else it sees all of its sequence.
     window : int
         How many places back a query sees, its own included; -1 for all.
     sink : Tensor, optional
@@ -326,10 +331,10 @@ def attend_in_groups(
     if bias is not None:
         logits = logits + bias
     columns, here = torch.arange(n_total, device=query.device), rows[:, None, :, None]
-    if causal:
-        logits = logits.masked_fill(columns > here, -torch.inf)
+    end = here if causal else last.long().reshape(batch, 1, 1, 1)
+    logits = logits.masked_fill(columns > end, -torch.inf)
     if window > 0:
-        logits = logits.masked_fill(columns <= here - window, -torch.inf)
+        logits = logits.masked_fill(columns <= torch.minimum(here, end) - window, -torch.inf)
     if sink is not None or smooth:
         level = logits.new_zeros(1) if sink is None else sink
         logits = torch.cat([logits, level.reshape(1, -1, 1, 1).expand(batch, n_heads, n_rows, 1)], -1)

@@ -8,8 +8,6 @@ file as integers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from graphmod.pytorch.operators.convolution import CONV
 from graphmod.pytorch.operators.microsoft_attention import self_attention
 from graphmod.pytorch.operators.microsoft_fused import MICROSOFT, embed, lengths_of, without
 from graphmod.pytorch.operators.normalization import layer_norm_of
-from graphmod.pytorch.operators.pooling import average_pool_of
+from graphmod.pytorch.operators.pooling import MAX, average_pool_of, pad_windows
 from graphmod.pytorch.operators.quantization import dequantize, dynamic_quantize, limits_of, quantize
 from graphmod.pytorch.packed import Scaled, Unpack
 from graphmod.pytorch.padding import Window, window_of
@@ -39,7 +37,7 @@ Array = NDArray[np.generic]
 # -- what is common to them
 
 
-def _floats(op: Operator, x: int, scale: int, zero: int, axis: int = 0) -> fx.Node:
+def _dequantized(op: Operator, x: int, scale: int, zero: int, axis: int = 0) -> fx.Node:
     """Return the floats that an input stands for; the arguments are positions of inputs."""
     return op.call(dequantize, levels_of(op.input(x)), op.fixed(scale), op.fixed(zero), axis)
 
@@ -76,7 +74,7 @@ def _product(
         if weight is not None:
             n_out, n_in = weight.shape
             return op.module(nn.Linear(n_in, n_out, bias=bias is not None, device="meta"), a, weight=weight, bias=bias)
-    matrix = _floats(op, *b, axis=0 if turned else -1)
+    matrix = _dequantized(op, *b, axis=0 if turned else -1)
     made = op.call(torch.matmul, a, op.method("t", matrix) if turned else matrix)
     return made if bias is None else op.call(torch.add, made, op.importer.weights.parameter(bias))
 
@@ -111,7 +109,7 @@ def quantize_linear(op: Operator) -> fx.Node:
 @operator("DequantizeLinear", domain=MICROSOFT)
 def dequantize_linear(op: Operator) -> fx.Node:
     """Convert DequantizeLinear, of any integers at any operator set."""
-    return _floats(op, 0, 1, 2, axis=op.attribute("axis", 1))
+    return _dequantized(op, 0, 1, 2, axis=op.attribute("axis", 1))
 
 
 @stand_in("QuantizeLinear", "DequantizeLinear", domain=MICROSOFT)
@@ -126,7 +124,7 @@ def _standard(operator: NodeProto) -> list[NodeProto]:
 def qlinear_binary(op: Operator) -> fx.Node:
     """Convert QLinearAdd or QLinearMul."""
     function = torch.add if op.type == "QLinearAdd" else torch.mul
-    return _levels(op, op.call(function, _floats(op, 0, 1, 2), _floats(op, 3, 4, 5)), 6, 7, like=0)
+    return _levels(op, op.call(function, _dequantized(op, 0, 1, 2), _dequantized(op, 3, 4, 5)), 6, 7, like=0)
 
 
 @stand_in("QLinearAdd", "QLinearMul", domain=MICROSOFT)
@@ -137,13 +135,13 @@ def _sum(operator: NodeProto) -> list[NodeProto]:
 @operator("QLinearSigmoid", domain=MICROSOFT)
 def qlinear_sigmoid(op: Operator) -> fx.Node:
     """Convert QLinearSigmoid."""
-    return _levels(op, op.call(torch.sigmoid, _floats(op, 0, 1, 2)), 3, 4, like=0)
+    return _levels(op, op.call(torch.sigmoid, _dequantized(op, 0, 1, 2)), 3, 4, like=0)
 
 
 @operator("QLinearLeakyRelu", domain=MICROSOFT)
 def qlinear_leaky_relu(op: Operator) -> fx.Node:
     """Convert QLinearLeakyRelu."""
-    made = op.call(F.leaky_relu, _floats(op, 0, 1, 2), op.attribute("alpha", 0.01))
+    made = op.call(F.leaky_relu, _dequantized(op, 0, 1, 2), op.attribute("alpha", 0.01))
     return _levels(op, made, 3, 4, like=0)
 
 
@@ -168,7 +166,7 @@ stand_in("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", domain=MICROSOF
 @operator("QLinearConcat", domain=MICROSOFT)
 def qlinear_concat(op: Operator) -> fx.Node:
     """Convert QLinearConcat, whose inputs come in threes."""
-    parts = [_floats(op, i, i + 1, i + 2) for i in range(2, len(op.proto.input), 3)]
+    parts = [_dequantized(op, i, i + 1, i + 2) for i in range(2, len(op.proto.input), 3)]
     return _levels(op, op.call(torch.cat, parts, op.attribute("axis", 0)), 0, 1, like=2)
 
 
@@ -182,7 +180,7 @@ def _concat(operator: NodeProto) -> list[NodeProto]:
 @operator("QLinearWhere", domain=MICROSOFT)
 def qlinear_where(op: Operator) -> fx.Node:
     """Convert QLinearWhere."""
-    made = op.call(torch.where, op.input(0), _floats(op, 1, 2, 3), _floats(op, 4, 5, 6))
+    made = op.call(torch.where, op.input(0), _dequantized(op, 1, 2, 3), _dequantized(op, 4, 5, 6))
     return _levels(op, made, 7, 8, like=1)
 
 
@@ -198,7 +196,7 @@ def _where(operator: NodeProto) -> list[NodeProto]:
 def qlinear_global_average_pool(op: Operator) -> fx.Node:
     """Convert QLinearGlobalAveragePool."""
     axes = [axis - (1 if op.attribute("channels_last", 0) else 0) for axis in range(2, op.rank())]
-    return _levels(op, op.call(torch.mean, _floats(op, 0, 1, 2), axes, keepdim=True), 3, 4, like=0)
+    return _levels(op, op.call(torch.mean, _dequantized(op, 0, 1, 2), axes, keepdim=True), 3, 4, like=0)
 
 
 @operator("QLinearAveragePool", domain=MICROSOFT)
@@ -206,7 +204,7 @@ def qlinear_average_pool(op: Operator) -> fx.Node:
     """Convert QLinearAveragePool."""
     window = window_of(op, op.attribute("kernel_shape", []))
     made = op.call(
-        average_pool_of, _channels_first(op, _floats(op, 0, 1, 2)), kernel=window.kernel, stride=window.stride,
+        average_pool_of, _channels_first(op, _dequantized(op, 0, 1, 2)), kernel=window.kernel, stride=window.stride,
         dilation=window.dilation, begin=window.begin, end=window.end, auto=window.auto,
         ceil=bool(op.attribute("ceil_mode", 0)), counted=bool(op.attribute("count_include_pad", 0)),
     )  # fmt: skip
@@ -217,32 +215,15 @@ def qlinear_average_pool(op: Operator) -> fx.Node:
 def nhwc_max_pool(op: Operator) -> fx.Node:
     """Convert NhwcMaxPool of bytes."""
     window = window_of(op, op.attribute("kernel_shape", []))
-    if window.auto.startswith("SAME"):
-        raise op.unsupported("padding by the input's size has no counterpart")
-    x = op.method("float", levels_of(op.input()))
-    made = op.call(
-        max_pool_of_last, x, window.kernel, window.stride, window.begin, window.end, window.dilation,
-        ceil=bool(op.attribute("ceil_mode", 0)),
+    if len(window.kernel) not in MAX:
+        raise op.unsupported(f"it has {len(window.kernel)} spatial axes; there are modules for 1 to 3")
+    x = op.call(nhwc_to_nchw, op.method("float", levels_of(op.input())))
+    padded = op.call(
+        pad_windows, x, kernel=window.kernel, stride=window.stride, dilation=window.dilation, begin=window.begin,
+        end=window.end, auto=window.auto, ceil=bool(op.attribute("ceil_mode", 0)), value=-math.inf,
     )  # fmt: skip
-    return op.call(as_integers, made, name_of(op.dtype()))
-
-
-def max_pool_of_last(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    begin: Sequence[int],
-    end: Sequence[int],
-    dilation: Sequence[int],
-    *,
-    ceil: bool,
-) -> Tensor:
-    """Return the maximum of every window of an image whose channels are the last axis."""
-    pads = [side for pair in zip(reversed(begin), reversed(end), strict=True) for side in pair]
-    padded = F.pad(x.movedim(-1, 1), pads, value=-math.inf)
-    pool: Any = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
-    made: Tensor = pool(padded, kernel, stride, 0, dilation, ceil_mode=ceil)
-    return made.movedim(1, -1)
+    pool = MAX[len(window.kernel)](window.kernel, window.stride, dilation=window.dilation)
+    return op.call(as_integers, op.call(nchw_to_nhwc, op.module(pool, padded)), name_of(op.dtype()))
 
 
 def _pooled(op_type: str, channels_last: bool | None = None) -> None:
@@ -289,7 +270,7 @@ def qlinear_conv(op: Operator) -> fx.Node:
         n_in * groups, n_out, window.kernel, window.stride, window.padding, window.dilation, groups,
         bias=bias is not None, device="meta",
     )  # fmt: skip
-    x = window.pad(op, of=_channels_first(op, _floats(op, 0, 1, 2)))
+    x = window.pad(op, of=_channels_first(op, _dequantized(op, 0, 1, 2)))
     return _levels(op, _channels_back(op, op.module(module, x, weight=weight, bias=bias)), 6, 7, like=0)
 
 
@@ -315,7 +296,7 @@ def _conv(operator: NodeProto) -> list[NodeProto]:
 def qgemm(op: Operator) -> fx.Node:
     """Convert QGemm, whose result is quantized or not."""
     alpha, turned = op.attribute("alpha", 1.0), bool(op.attribute("transB", 0))
-    a = _floats(op, 0, 1, 2)
+    a = _dequantized(op, 0, 1, 2)
     a = op.method("t", a) if op.attribute("transA", 0) else a
     bias = _integer_bias(op, 6, 1, 4)
     made = _product(op, a, (3, 4, 5), bias, turned=turned)
@@ -353,7 +334,7 @@ def rounded_to_bytes(x: Tensor) -> Tensor:
 @operator("MatMulIntegerToFloat", domain=MICROSOFT)
 def matmul_integer_to_float(op: Operator) -> fx.Node:
     """Convert MatMulIntegerToFloat."""
-    return _with_bias(op, _floats(op, 0, 2, 4, axis=-1), (1, 3, 5), 6)
+    return _with_bias(op, _dequantized(op, 0, 2, 4, axis=-1), (1, 3, 5), 6)
 
 
 def _with_bias(op: Operator, a: fx.Node, b: tuple[int, int, int], index: int) -> fx.Node:
@@ -386,7 +367,7 @@ def qattention(op: Operator) -> Outputs:
     bias = op.weight(2)
     if bias is None:
         raise op.unsupported("a bias that is computed has no counterpart")
-    projected = _product(op, _floats(op, 0, 3, 6), (1, 4, 7), bias)
+    projected = _product(op, _dequantized(op, 0, 3, 6), (1, 4, 7), bias)
     return self_attention(op, projected, mask=5, past=8, bias=9)
 
 
@@ -403,7 +384,7 @@ def qembed_layer_norm(op: Operator) -> Outputs:
 
 def _table(op: Operator, x: int, scale: int, zero: int) -> fx.Node:
     weight = _weight(op, x, scale, zero, 0)
-    return _floats(op, x, scale, zero) if weight is None else op.importer.weights.parameter(weight)
+    return _dequantized(op, x, scale, zero) if weight is None else op.importer.weights.parameter(weight)
 
 
 @stand_in("QEmbedLayerNormalization", domain=MICROSOFT)

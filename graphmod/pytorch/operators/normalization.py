@@ -88,7 +88,7 @@ def batch_norm_and_statistics(
     axes = [axis for axis in range(x.ndim) if axis != 1]
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     new_mean, new_var = wide.mean(axes).to(mean.dtype), wide.var(axes, correction=0).to(var.dtype)
-    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    y = torch.batch_norm(x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
     return y, mean.lerp(new_mean, momentum), var.lerp(new_var, momentum)
 
 
@@ -98,10 +98,20 @@ def instance_norm(op: Operator) -> fx.Node:
     epsilon, layers = op.attribute("epsilon", 1e-5), {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
     weight, bias, shape = op.weight(1), op.weight(2), op.shape(0)
     layer = layers.get(len(shape)) if shape is not None else None
-    if layer is None or weight is None or bias is None:
-        return op.call(F.instance_norm, op.input(0), None, None, op.input(1), op.input(2), eps=epsilon)
+    if layer is None or weight is None or bias is None or _is_point(shape):
+        return op.call(instance_norm_of, op.input(0), op.input(1), op.input(2), epsilon)
     module = layer(weight.shape[0], eps=epsilon, affine=True, device="meta")
     return op.module(module, op.input(), weight=weight, bias=bias)
+
+
+def _is_point(shape: Sequence[int | str | None] | None) -> bool:
+    """Whether an image is known to have one value a channel, of which torch's modules may refuse statistics."""
+    return shape is not None and all(size == 1 for size in shape[2:])
+
+
+def instance_norm_of(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalize every channel of every sample, even if it is one value."""
+    return torch.instance_norm(x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
 
 
 @operator("LayerNormalization", since=17)
@@ -112,7 +122,10 @@ def layer_norm(op: Operator) -> Outputs:
     n_axes = -axis if axis < 0 else rank - axis
     if op.uses_output(1) or op.uses_output(2):
         made = op.call(layer_norm_and_statistics, op.input(0), op.input(1), op.optional(2), n_axes, epsilon)
-        return op.items(made, 3)
+        y, *statistics = op.items(made, 3)
+        if op.has_type(torch.float64):  # of which the standard has the statistics in single precision
+            statistics = [op.method("float", value) for value in statistics]
+        return y, *statistics
     weight, bias = op.weight(1), op.weight(2)
     whole = weight is not None and len(weight.shape) == n_axes and _matches(op, weight.shape)
     if weight is None or not whole or (op.has(2) and (bias is None or bias.shape != weight.shape)):
@@ -172,7 +185,7 @@ def group_norm_by_group(op: Operator) -> fx.Node:
 def group_norm_per_group(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
     """Group normalization whose scale and shift are per group."""
     per_group = x.shape[1] // groups
-    return F.group_norm(x, groups, weight.repeat_interleave(per_group), bias.repeat_interleave(per_group), eps)
+    return torch.group_norm(x, groups, weight.repeat_interleave(per_group), bias.repeat_interleave(per_group), eps)
 
 
 @operator("GroupNormalization", since=21)
@@ -181,18 +194,18 @@ def group_norm(op: Operator) -> fx.Node:
     op.requires(stash_type=1)
     groups, epsilon = op.attribute("num_groups", 1), op.attribute("epsilon", 1e-5)
     weight, bias = op.weight(1), op.weight(2)
-    if weight is None or bias is None:
-        return op.call(F.group_norm, op.input(0), groups, op.input(1), op.input(2), epsilon)
+    if weight is None or bias is None or (_is_point(op.shape(0)) and groups == weight.shape[0]):
+        return op.call(torch.group_norm, op.input(0), groups, op.input(1), op.input(2), epsilon)
     module = nn.GroupNorm(groups, weight.shape[0], eps=epsilon, device="meta")
     return op.module(module, op.input(), weight=weight, bias=bias)
 
 
 @operator("LRN")
 def lrn(op: Operator) -> fx.Node:
-    """Convert LRN; for an even size the two libraries put the window differently."""
+    """Convert LRN; torch's module puts a window of even size elsewhere, and knows no half precision on a CPU."""
     size = op.attribute("size", 1)
     alpha, beta, bias = op.attribute("alpha", 1e-4), op.attribute("beta", 0.75), op.attribute("bias", 1.0)
-    if size % 2:
+    if size % 2 and not op.is_half():
         return op.module(nn.LocalResponseNorm(size, alpha, beta, bias), op.input())
     return op.call(local_response_norm, op.input(), size, alpha, beta, bias)
 
@@ -207,7 +220,13 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, bias: f
 @operator("LpNormalization")
 def lp_normalization(op: Operator) -> fx.Node:
     """Convert LpNormalization."""
-    return op.call(F.normalize, op.input(), op.attribute("p", 2), op.attribute("axis", -1))
+    return op.call(normalize, op.input(), op.attribute("p", 2), op.attribute("axis", -1))
+
+
+def normalize(x: Tensor, p: int, axis: int) -> Tensor:
+    """Divide by the p-norm along an axis, where it is not zero."""
+    norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return x / torch.where(norm == 0, 1.0, norm)
 
 
 @operator("MeanVarianceNormalization")
@@ -218,5 +237,6 @@ def mean_variance(op: Operator) -> fx.Node:
 
 def mean_variance_of(x: Tensor, axes: Sequence[int]) -> Tensor:
     """Subtract the mean and divide by the standard deviation over some axes."""
-    centred = x - x.mean(list(axes), keepdim=True)
-    return centred / (centred.square().mean(list(axes), keepdim=True).sqrt() + 1e-9)
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    deviation, mean = torch.std_mean(wide, list(axes), correction=0, keepdim=True)
+    return ((wide - mean) / (deviation + 1e-9)).to(x.dtype)

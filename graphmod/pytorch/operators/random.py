@@ -43,7 +43,7 @@ class DropoutAndMask(nn.Module):
             return x, torch.ones_like(x, dtype=torch.bool)
         share = float(ratio)
         kept = torch.rand_like(x) >= share
-        return torch.where(kept, x / (1 - share), 0), kept
+        return torch.where(kept, x, 0) / (1 - share or 1), kept
 
 
 def _dtype(op: Operator, default: torch.dtype | None = None) -> torch.dtype | None:
@@ -55,21 +55,35 @@ def _dtype(op: Operator, default: torch.dtype | None = None) -> torch.dtype | No
 def random(op: Operator) -> fx.Node:
     """Convert RandomNormal or RandomUniform; a seed in the graph has no meaning for torch's generator."""
     op.ignore("seed")
-    shape = op.attribute("shape", [0])
-    dtype = _dtype(op, torch.float32)
+    like = op.module(Blank(op.attribute("shape", [0]), _dtype(op, torch.float32)))
     if op.type == "RandomNormal":
-        return op.call(normal, shape, op.attribute("mean", 0.0), op.attribute("scale", 1.0), dtype)
-    return op.call(uniform, shape, op.attribute("low", 0.0), op.attribute("high", 1.0), dtype)
+        return op.call(normal_like, like, op.attribute("mean", 0.0), op.attribute("scale", 1.0), None)
+    return op.call(uniform_like, like, op.attribute("low", 0.0), op.attribute("high", 1.0), None)
 
 
-def normal(shape: Sequence[int], mean: float, scale: float, dtype: torch.dtype) -> Tensor:
-    """Draw from a normal distribution."""
-    return torch.randn(list(shape), dtype=dtype) * scale + mean
+class Blank(nn.Module):
+    """Returns a tensor of any values on the device of the network, which tells by a buffer where that is.
 
+    Parameters
+    ----------
+    shape : sequence of int
+    dtype : torch.dtype, optional
+    """
 
-def uniform(shape: Sequence[int], low: float, high: float, dtype: torch.dtype) -> Tensor:
-    """Draw from a uniform distribution."""
-    return torch.rand(list(shape), dtype=dtype) * (high - low) + low
+    beside: Tensor
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.shape = list(shape)
+        self.register_buffer("beside", torch.empty(0, dtype=dtype), persistent=False)
+
+    def forward(self) -> Tensor:
+        """Return the tensor."""
+        return self.beside.new_empty(self.shape)
+
+    def extra_repr(self) -> str:
+        """Return the shape."""
+        return str(self.shape)
 
 
 @operator("RandomNormalLike", "RandomUniformLike")

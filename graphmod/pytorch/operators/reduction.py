@@ -152,7 +152,7 @@ def last_extreme(x: Tensor, axis: int, keepdim: bool, largest: bool) -> Tensor:
 @operator("TopK")
 def top_k_by_attribute(op: Operator) -> tuple[fx.Node, ...]:
     """Convert TopK of opset 1, with k as an attribute."""
-    return op.items(op.call(torch.topk, op.input(), op.attribute("k", 1), op.attribute("axis", -1)), 2)
+    return op.items(op.call(first_k, op.input(), op.attribute("k", 1), op.attribute("axis", -1), True), 2)
 
 
 @operator("TopK", since=10)
@@ -164,6 +164,9 @@ def top_k(op: Operator) -> tuple[fx.Node, ...]:
 
 
 def first_k(x: Tensor, k: int | Tensor, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` extremes along an axis and their positions, sorted."""
+    """Return the ``k`` extremes along an axis and their positions, sorted; of equal ones the first come first."""
+    if largest and int(k) == 1:
+        first = x.argmax(axis, keepdim=True)
+        return x.gather(axis, first), first
     values, positions = torch.sort(x, dim=axis, descending=largest, stable=True)
     return values.narrow(axis, 0, int(k)), positions.narrow(axis, 0, int(k))

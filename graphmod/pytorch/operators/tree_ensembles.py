@@ -168,7 +168,7 @@ def _ensemble(op: Operator, what: str, n_targets: int, aggregate: str) -> tuple[
     at_node: list[int] = op.attribute(f"{what}_nodeids", [])
     module = TreeEnsemble(
         np.array(features, np.int64),
-        _floats(op, "nodes_values"),
+        _numbers(op, "nodes_values"),
         np.array(successors, np.int64),
         np.array(sorted(roots.values()), np.int64),
         np.array([place[key] for key in zip(at_tree, at_node, strict=True)], np.int64),
@@ -176,10 +176,10 @@ def _ensemble(op: Operator, what: str, n_targets: int, aggregate: str) -> tuple[
         n_targets,
         aggregate,
     )
-    return module, _floats(op, f"{what}_weights")
+    return module, _numbers(op, f"{what}_weights")
 
 
-def _floats(op: Operator, name: str) -> Array:
+def _numbers(op: Operator, name: str) -> Array:
     """Return numbers that are in one of two attributes, in their precision."""
     tensor: TensorProto | None = op.attribute(f"{name}_as_tensor", None)
     floats: list[float] = op.attribute(name, [])
@@ -234,7 +234,7 @@ def tree_classifier(op: Operator) -> tuple[fx.Node, ...]:
     probability unless some weights are negative, decides.
     """
     labels, transform = class_labels(op, "classlabels_int64s", "classlabels_strings"), post_transform(op)
-    ids, n_base = set(op.attribute("class_ids", list[int]())), len(_floats(op, "base_values"))
+    ids, n_base = set(op.attribute("class_ids", list[int]())), len(_numbers(op, "base_values"))
     single = len(labels) <= 2 and len(ids) == 1
     if not labels or n_base not in (0, 1 if single and ids == {0} else len(labels)) or (ids == {1} and n_base):
         raise op.unsupported(f"{n_base} base values for {len(labels)} labels mean nothing certain")
