@@ -307,3 +307,17 @@ def test_a_weight_read_in_two_precisions_is_one_parameter():
     model = graph_model(nodes, [weight("w", 4, 4)], ("n", 4), {"y": ["n", 4]})
     net = round_trip(model, rng.normal(size=(3, 4)).astype(np.float32))
     assert len(list(net.parameters())) == 1
+
+
+def test_quantized_weights_are_cut_off_on_request():
+    levels = numpy_helper.from_array(np.array([[100, -100], [50, 7], [1, 0], [0, 3]], np.int8), "q")
+    scale = numpy_helper.from_array(np.float32(0.01), "s")
+    nodes = [node("DequantizeLinear", "q s", "w"), node("MatMul", "x w", "y")]
+    model = graph_model(nodes, [levels, scale], ("n", 4), {"y": ["n", 2]})
+    net = to_torch(model)
+    with torch.no_grad():
+        next(net.parameters()).mul_(2)
+    with pytest.raises(RefusedError, match="cannot write weight 'w' back: .*saturate=True"):
+        write_back(model, net)
+    changed = write_back(model, net, saturate=True)
+    assert changed.initializer("q").tolist() == [[127, -128], [100, 14], [2, 0], [0, 6]]
