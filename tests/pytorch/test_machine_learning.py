@@ -100,6 +100,7 @@ TENSOR = numpy_helper.from_array
                 (WHOLE, {"keys_int64s": [5, 0], "values_strings": ["five", "none"]}),
                 (GAPS, {"keys_floats": [float(GAPS.flat[0]), math.nan, 9.0], "values_floats": [1.0, 2.0, 3.0]}),
                 (GAPS, {"keys_floats": [9.0, math.nan], "values_strings": ["nine", "none"]}),
+                (GAPS, {"keys_floats": [math.nan], "values_floats": [3.0]}),
                 (s("a", "z"), {"keys_strings": ["a", "b"], "values_strings": ["A", "B"]}),
                 (s("a", "z"), {"keys_strings": ["a", "b"], "values_int64s": [1, 2], "default_int64": 9}),
                 (s("a", "z"), {"keys_strings": ["a", "b"], "values_floats": [0.1, 0.2]}),
@@ -130,6 +131,19 @@ def test_a_category_that_is_none_is_an_error_where_the_encoder_says_so():
 def test_of_equal_keys_the_last_counts():
     net = to_torch(model_of("LabelEncoder", WHOLE, opset=4, keys_int64s=[5, 5], values_int64s=[1, 2]))
     assert net(torch.tensor([[5, 6]])).tolist() == [[2, -1]]
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attributes"),
+    [
+        ("LabelEncoder", {"opset": 2, "keys_strings": ["a", "b"], "values_floats": [0.1, 0.2]}),
+        ("CategoryMapper", {"cats_strings": ["a", "b"], "cats_int64s": [3, 4]}),
+        ("OneHotEncoder", {"cats_strings": ["a", "b"]}),
+    ],
+)
+def test_strings_become_numbers_where_the_network_is(op_type, attributes):
+    net = to_torch(model_of(op_type, s("a", "z"), **attributes)).to("meta")
+    assert net(s("a", "z")).device.type == "meta"
 
 
 def test_values_keep_their_type():

@@ -70,6 +70,11 @@ def c(
     return Case(op_type, inputs, fed, outputs, module, domain, version, loose, attributes)
 
 
+def batch_axis(value):
+    """Return the axis of the batch: the second of keys and values that were kept, which come in pairs."""
+    return int(value.ndim == 5)
+
+
 def model_of(case: Case, dynamic: bool = True):
     """Return a model of the one operator, whose fed inputs have a dynamic batch and whose outputs have no type."""
     feeds, constants, names = {}, [], []
@@ -90,7 +95,7 @@ def model_of(case: Case, dynamic: bool = True):
     inputs = [
         helper.make_tensor_value_info(
             name, helper.np_dtype_to_tensor_dtype(value.dtype),
-            [f"{name}_{axis}" if dynamic and axis == 0 else size for axis, size in enumerate(value.shape)],
+            [f"{name}_n" if dynamic and axis == batch_axis(value) else size for axis, size in enumerate(value.shape)],
         )
         for name, value in feeds.items()
     ]  # fmt: skip
@@ -141,22 +146,47 @@ def perturb(net):
     return net
 
 
+def with_another_sample(case, feeds):
+    """Return inputs for a larger batch; nothing where they, or constants beside them, have no batch in common."""
+    sizes = {value.shape[batch_axis(value)] if value.ndim else 0 for value in feeds.values()}
+    constants = (value for i, value in enumerate(case.inputs) if value is not None and i not in case.fed)
+    if len(sizes) > 1 or any(value.ndim > 1 and value.shape[0] in sizes for value in constants):
+        return {}
+    return {
+        name: np.concatenate([value, value.take([0], batch_axis(value))], batch_axis(value))
+        for name, value in feeds.items()
+    }
+
+
+def with_floats_at_the_end(model):
+    """Return a model whose outputs that are bytes are dequantized, so that there is a gradient."""
+    proto = model.proto()
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.01), "end"))
+    for output in proto.graph.output:
+        if output.type.tensor_type.elem_type in (TensorProto.UINT8, TensorProto.INT8):
+            levels, output.name = output.name, f"{output.name}/float"
+            output.type.tensor_type.elem_type = TensorProto.FLOAT
+            proto.graph.node.append(helper.make_node("DequantizeLinear", [levels, "end"], [output.name]))
+    return load(proto)
+
+
 def check(case: Case):
     proto, feeds = model_of(case)
     model = typed(proto, feeds)
     net = to_torch(model)
     agree(model, net, feeds, case.loose)
+    if more := with_another_sample(case, feeds):
+        agree(model, net, more, case.loose)
     if case.module is not None:
         assert [type(m) for m in net.modules() if list(m.parameters(recurse=False))] == [case.module]
     assert write_back(model, net) is model
     if not list(net.parameters()):
         return
-    trained = [value for value in run(net, feeds) if value.requires_grad]
-    if trained:  # not through integers that are outputs
-        sum(value.float().square().sum() for value in trained).backward()
-        for parameter in net.parameters():
-            assert parameter.grad is not None
-            assert parameter.grad.isfinite().all()
+    trained = to_torch(with_floats_at_the_end(model))
+    sum(value.square().sum() for value in run(trained, feeds) if value.requires_grad).backward()
+    for parameter in trained.parameters():
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any()
     changed = write_back(model, perturb(net))
     assert changed is not model
     again = to_torch(changed)
@@ -351,7 +381,9 @@ def gqa(n_rows, n_past, lengths, *, packed=False, capacity=None, rotary=False, b
 GROUPS = [
     gqa(5, 0, (5, 5)), gqa(5, 0, (5, 3)), gqa(5, 0, (5, 5), packed=True), gqa(5, 0, (5, 5), scale=0.2, softcap=2.0),
     gqa(5, 0, (5, 5), local_window_size=2), gqa(5, 0, (5, 5), smooth_softmax=1), gqa(5, 0, (5, 5), sink=True),
-    gqa(5, 0, (5, 5), bias=True), gqa(5, 0, (5, 5), causal=0),
+    gqa(5, 0, (5, 5), bias=True), gqa(5, 0, (5, 5), causal=0), gqa(5, 0, (5, 3), causal=0),
+    gqa(5, 0, (5, 3), causal=0, rotary=True, bias=True), gqa(1, 4, (5, 3), causal=0),
+    gqa(5, 0, (5, 3), local_window_size=2),
     *(gqa(5, 0, (5, 5), rotary=True, packed=packed, rotary_interleaved=turn) for packed in (0, 1) for turn in (0, 1)),
     gqa(1, 4, (5, 5)), gqa(1, 4, (5, 3), rotary=True), gqa(1, 4, (5, 3), rotary=True, capacity=8),
     gqa(5, 0, (5, 5), capacity=8), gqa(1, 4, (5, 4), local_window_size=2), gqa(3, 4, (7,), rotary=True),
@@ -415,6 +447,9 @@ ELEMENTS = [
     ternary("QLinearAveragePool", PICTURE, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
     *(c("NhwcMaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]) for x in (PICTURE, i8(2, 7, 7, 4))),
     c("NhwcMaxPool", PICTURE, kernel_shape=[2, 2], strides=[1, 2], pads=[0, 1, 0, 0], dilations=[2, 1]),
+    c("NhwcMaxPool", u8(1, 8, 7, 3), kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1], ceil_mode=1),
+    *(c("NhwcMaxPool", i8(2, 7, 6, 3), kernel_shape=[3, 2], strides=[2, 1], auto_pad=pad)
+      for pad in ("SAME_UPPER", "SAME_LOWER", "VALID")),
     *(c("QuantizeLinear", BATCH, S, np.array(z), domain="com.microsoft") for z in (Z, Z8, np.int16(7), np.uint16(9))),
     c("QuantizeLinear", BATCH, S), c("DequantizeLinear", SIGNED, S, Z8), c("DequantizeLinear", i8(2, 3, 8), S),
     c("DequantizeLinear", BYTES, np.abs(f(3)), u8(3), axis=1),
@@ -426,6 +461,11 @@ ELEMENTS = [
 @pytest.mark.parametrize("case", ELEMENTS, ids=str)
 def test_quantized_elements(case):
     check(case)
+
+
+def test_a_window_that_begins_in_the_padding_does_not_count():
+    """Though onnx's shape inference says so."""
+    check(c("NhwcMaxPool", u8(1, 4, 4, 3), kernel_shape=[2, 2], strides=[4, 4], pads=[0, 0, 1, 1], ceil_mode=1))
 
 
 def weight_of(*shape):

@@ -334,7 +334,7 @@ def attend_in_groups(
     end = here if causal else last.long().reshape(batch, 1, 1, 1)
     logits = logits.masked_fill(columns > end, -torch.inf)
     if window > 0:
-        logits = logits.masked_fill(columns <= torch.minimum(here, end) - window, -torch.inf)
+        logits = logits.masked_fill(columns <= here - window, -torch.inf)
     if sink is not None or smooth:
         level = logits.new_zeros(1) if sink is None else sink
         logits = torch.cat([logits, level.reshape(1, -1, 1, 1).expand(batch, n_heads, n_rows, 1)], -1)

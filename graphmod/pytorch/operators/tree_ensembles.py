@@ -71,6 +71,7 @@ class TreeEnsemble(nn.Module):
     thresholds: Tensor
     successors: Tensor
     roots: Tensor
+    row: Tensor
     slots: Tensor
 
     def __init__(
@@ -91,7 +92,12 @@ class TreeEnsemble(nn.Module):
         self.register_buffer("thresholds", to_tensor(thresholds))
         self.register_buffer("successors", to_tensor(successors))
         self.register_buffer("roots", to_tensor(roots))
-        self.register_buffer("slots", to_tensor(leaves * n_targets + targets))
+        is_leaf = (successors == np.arange(len(successors))[:, None]).all(1)
+        row = np.argsort(np.argsort(~is_leaf, kind="stable"))
+        slots = row[leaves] * n_targets + targets
+        self.is_whole = np.array_equal(slots, np.arange(is_leaf.sum() * n_targets))
+        self.register_buffer("row", to_tensor(row))
+        self.register_buffer("slots", to_tensor(slots))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one column a target, in the precision of ``x`` or of the weights, whichever is higher."""
@@ -105,14 +111,20 @@ class TreeEnsemble(nn.Module):
         return made if self.base is None else made + self.base
 
     def _aggregated(self, node: Tensor, weights: Tensor) -> Tensor:
-        n = len(self.features) * self.n_targets
+        row = self.row[node]
         if self.aggregate in ("SUM", "AVERAGE"):
-            table = weights.new_zeros(n).index_add(0, self.slots, weights).reshape(-1, self.n_targets)
-            return F.embedding_bag(node, table, mode="sum" if self.aggregate == "SUM" else "mean")
+            return F.embedding_bag(row, self._table(weights, 0.0), mode="sum" if self.aggregate == "SUM" else "mean")
         sign = 1 if self.aggregate == "MAX" else -1
-        table = weights.new_full((n,), -torch.inf).index_put((self.slots,), sign * weights).reshape(-1, self.n_targets)
-        extreme = F.embedding_bag(node, table, mode="max")
+        extreme = F.embedding_bag(row, self._table(sign * weights, -torch.inf), mode="max")
         return torch.where(extreme == -torch.inf, 0.0, sign * extreme)
+
+    def _table(self, weights: Tensor, empty: float) -> Tensor:
+        """Return a row for every leaf: the weights as they are, where there is one for every leaf and target."""
+        if self.is_whole:
+            return weights.reshape(-1, self.n_targets)
+        table = weights.new_full((len(self.features) * self.n_targets,), empty)
+        made = table.index_put((self.slots,), weights) if empty else table.index_add(0, self.slots, weights)
+        return made.reshape(-1, self.n_targets)
 
     def extra_repr(self) -> str:
         """Return the size."""
