@@ -12,9 +12,6 @@ from torch import Tensor, fx
 from graphmod.pytorch.operator import Operator
 from graphmod.pytorch.registry import Outputs, operator
 
-RAW, CAPPED, BIASED, WEIGHTS = range(4)
-"""Which products the fourth output has: as they are, after the soft cap, after the mask, after the softmax."""
-
 
 @operator("Attention", since=23)
 def attention(op: Operator) -> Outputs:
@@ -22,7 +19,7 @@ def attention(op: Operator) -> Outputs:
     causal, scale = bool(op.attribute("is_causal", 0)), op.attribute("scale", None)
     window = op.attribute("left_window_size", -1), op.attribute("right_window_size", -1)
     softcap, heads = op.attribute("softcap", 0.0), (op.attribute("q_num_heads", 0), op.attribute("kv_num_heads", 0))
-    products = op.attribute("qk_matmul_output_mode", RAW)
+    products = op.attribute("qk_matmul_output_mode", 0)
     precision = _precision(op, op.attribute("softmax_precision", 0))
     cached = any(op.has(index) for index in (4, 5, 6)) or any(op.uses_output(index) for index in (1, 2, 3))
     bare = not softcap and precision is None and window == (-1, -1) and op.rank() == 4 and not cached
@@ -80,7 +77,7 @@ def attend(
     scale, softcap, precision
         The factor of the logits, the bound that a tanh gives them, the type in which the softmax is computed.
     products : int, optional
-        Which products to return.
+        Which products to return: as they are, after the soft cap, after the mask, after the softmax (0 to 3).
 
     Returns
     -------
@@ -96,7 +93,9 @@ def attend(
     if lengths is not None:
         first = (lengths - query.shape[2]).reshape(-1, 1, 1, 1)
     present = key, value
-    seen = _seen(query, key, first, lengths, causal, window)
+    direct = not softcap and precision is None and products is None
+    triangular = direct and causal and window == (-1, -1) and mask is None and past_key is None and lengths is None
+    seen = None if triangular else _seen(query, key, first, lengths, causal, window)
     if mask is not None:
         missing = key.shape[2] - mask.shape[-1]
         if missing > 0:
@@ -105,17 +104,18 @@ def attend(
             mask = mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -math.inf)
     else:
         mask = seen
-    if not softcap and precision is None and products is None:
+    if direct:
         result = F.scaled_dot_product_attention(
-            query, key, value, mask if mask is None or mask.ndim > 1 else mask[None], scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            query, key, value, mask if mask is None or mask.ndim > 1 else mask[None], is_causal=triangular,
+            scale=scale, enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         return (_merge(result) if flat else result), *present, None
     if query.shape[1] != key.shape[1]:
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    root = math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    raw = (query * root) @ (key * root).transpose(-1, -2)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    root = math.sqrt(abs(factor))
+    raw = (query * root) @ (key * math.copysign(root, factor)).transpose(-1, -2)
     capped = softcap * torch.tanh(raw / softcap) if softcap else raw
     biased = capped
     if mask is not None:
@@ -130,6 +130,8 @@ def _seen(
     query: Tensor, key: Tensor, first: int | Tensor, lengths: Tensor | None, causal: bool, window: tuple[int, int]
 ) -> Tensor | None:
     """Return which keys take part by their place, or None for all."""
+    if not causal and window == (-1, -1) and lengths is None:
+        return None
     places = torch.arange(key.shape[2], device=key.device)
     ahead = places - torch.arange(query.shape[2], device=key.device)[:, None] - first
     limits = []

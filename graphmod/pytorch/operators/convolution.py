@@ -1,7 +1,8 @@
-"""Convolutions."""
+"""Convolutions, and adding up blocks where they lie, as a transposed one does."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphmod.pytorch.operator import Operator
-from graphmod.pytorch.padding import Window, interleaved, window_of
+from graphmod.pytorch.operators.indexing import along
+from graphmod.pytorch.operators.shape import Sizes, as_ints
+from graphmod.pytorch.padding import interleaved, layer_window
 from graphmod.pytorch.registry import operator
 
 CONV: dict[int, Any] = {1: (nn.Conv1d, F.conv1d), 2: (nn.Conv2d, F.conv2d), 3: (nn.Conv3d, F.conv3d)}
@@ -21,20 +24,10 @@ TRANSPOSED: dict[int, Any] = {
 }
 
 
-def _window(op: Operator) -> Window:
-    shape = op.shape(1)
-    kernel = op.attribute("kernel_shape", list(shape[2:]) if shape is not None else [])
-    if not 1 <= len(kernel) <= 3:
-        raise op.unsupported(f"it has {len(kernel)} spatial axes; there are modules for 1 to 3")
-    if not all(isinstance(size, int) for size in kernel):
-        raise op.unsupported("its kernel's size is unknown")
-    return window_of(op, [int(size) for size in kernel if isinstance(size, int)])
-
-
 @operator("Conv")
 def conv(op: Operator) -> fx.Node:
     """Convert Conv; a kernel that is computed makes it a function call."""
-    window, groups = _window(op), op.attribute("group", 1)
+    window, groups = layer_window(op, 1), op.attribute("group", 1)
     layer, function = CONV[len(window.kernel)]
     x, weight, bias = window.pad(op), op.weight(1), op.weight(2)
     if weight is None or (op.has(2) and bias is None):
@@ -50,7 +43,7 @@ def conv(op: Operator) -> fx.Node:
 @operator("ConvTranspose")
 def conv_transpose(op: Operator) -> fx.Node:
     """Convert ConvTranspose; what torch's padding cannot say is cut off from the full result."""
-    window, groups = _window(op), op.attribute("group", 1)
+    window, groups = layer_window(op, 1), op.attribute("group", 1)
     extra = tuple(op.attribute("output_padding", [0] * len(window.kernel)))
     size: list[int] | None = op.attribute("output_shape", None)
     whole = window.explicit or size is not None
@@ -99,3 +92,41 @@ def crop(x: Tensor, size: Sequence[int], bias: Tensor | None, upper: bool) -> Te
 def crop_to_multiple(x: Tensor, source: Tensor, stride: Sequence[int], bias: Tensor | None, upper: bool) -> Tensor:
     """Cut the spatial axes down to those of ``source`` times the stride."""
     return crop(x, [size * step for size, step in zip(source.shape[2:], stride, strict=True)], bias, upper)
+
+
+@operator("Col2Im", since=18)
+def col2im(op: Operator) -> fx.Node:
+    """Convert Col2Im; nn.Fold has two spatial axes and padding that is the same on both sides."""
+    image, block = op.ints(1), op.ints(2)
+    dilation, stride, pads = (op.attribute(name, None) for name in ("dilations", "strides", "pads"))
+    if not isinstance(image, fx.Node) and not isinstance(block, fx.Node):
+        n = len(image)
+        sides = pads or [0] * 2 * n
+        sizes = [size for size in (*image, *block) if isinstance(size, int)]
+        if n == 2 and sides[:2] == sides[2:] and len(sizes) == 4:
+            fold = nn.Fold(
+                tuple(sizes[:2]), tuple(sizes[2:]), tuple(dilation or (1, 1)), tuple(sides[:2]), tuple(stride or (1, 1))
+            )
+            return op.module(fold, op.input(0))
+    return op.call(fold_of, op.input(0), image, block, dilation, stride, pads)
+
+
+def fold_of(
+    x: Tensor, image: Sizes, block: Sizes, dilation: Sequence[int] | None, stride: Sequence[int] | None,
+    pads: Sequence[int] | None,
+) -> Tensor:  # fmt: skip
+    """Add up blocks (batch, channels * block, number of blocks) where they lie in images of any number of axes."""
+    sizes, kernel = as_ints(image), as_ints(block)
+    n = len(sizes)
+    steps, gaps, sides = stride or [1] * n, dilation or [1] * n, pads or [0] * 2 * n
+    padded = [size + begin + end for size, begin, end in zip(sizes, sides[:n], sides[n:], strict=True)]
+    places = torch.zeros([1] * 2 * n, dtype=torch.int64, device=x.device)
+    for axis in range(n):
+        within = torch.arange(kernel[axis], device=x.device) * gaps[axis]
+        count = (padded[axis] - gaps[axis] * (kernel[axis] - 1) - 1) // steps[axis] + 1
+        begins = torch.arange(count, device=x.device) * steps[axis]
+        places = places * padded[axis] + (along(within, axis, 2 * n) + along(begins, axis + n, 2 * n))
+    channels = x.shape[1] // math.prod(kernel)
+    flat = x.new_zeros(x.shape[0], channels, math.prod(padded))
+    flat = flat.index_add(2, places.reshape(-1), x.reshape(x.shape[0], channels, -1))
+    return F.pad(flat.reshape(x.shape[0], channels, *padded), [-side for side in interleaved(sides[:n], sides[n:])])

@@ -26,10 +26,21 @@ def gather(op: Operator) -> fx.Node:
     return op.call(take, op.input(0), op.input(1), axis)
 
 
+def along(x: Tensor, axis: int, n_axes: int) -> Tensor:
+    """Give a tensor of one axis others of size one beside it, so that it broadcasts along that axis.
+
+    Examples
+    --------
+    >>> along(torch.arange(3), 1, 4).shape
+    torch.Size([1, 3, 1, 1])
+    """
+    return x.reshape([-1 if k == axis else 1 for k in range(n_axes)])
+
+
 def take(x: Tensor, indices: Tensor, axis: int) -> Tensor:
     """Take slices along an axis; negative indices count from the end."""
     axis = axis % x.ndim
-    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
+    indices = _positive(indices, x.shape[axis])
     flat = x.index_select(axis, indices.reshape(-1))
     return flat.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
 
@@ -117,12 +128,8 @@ def one_hot_of(indices: Tensor, depth: int | Tensor, values: Tensor, axis: int) 
     """Write the second value where the position along a new axis is the index, else the first."""
     n = int(depth)
     indices = indices.long().unsqueeze(axis)
-    shape = [1] * indices.ndim
-    shape[axis] = n
-    positions = torch.arange(n, device=indices.device).reshape(shape)
-    valid = (indices >= -n) & (indices < n)
-    hit = (torch.where(indices < 0, indices + n, indices) == positions) & valid
-    return torch.where(hit, values[1], values[0])
+    positions = along(torch.arange(n, device=indices.device), axis % indices.ndim, indices.ndim)
+    return torch.where(_positive(indices, n) == positions, values[1], values[0])
 
 
 @operator("NonZero", since=9)
@@ -162,7 +169,7 @@ def tensor_scatter(op: Operator) -> fx.Node:
 def write_from(x: Tensor, update: Tensor, begins: Tensor | None, axis: int, circular: bool) -> Tensor:
     """Write along an axis from a place of its own for every sample on, round the end if ``circular``."""
     axis = axis % x.ndim
-    steps = torch.arange(update.shape[axis], device=x.device).reshape([-1 if k == axis else 1 for k in range(x.ndim)])
+    steps = along(torch.arange(update.shape[axis], device=x.device), axis, x.ndim)
     places = steps if begins is None else steps + begins.reshape(-1, *[1] * (x.ndim - 1))
     if circular:
         places = places % x.shape[axis]

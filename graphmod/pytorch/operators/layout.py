@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +12,9 @@ from graphmod.pytorch.operator import Operator, Size
 from graphmod.pytorch.operators.shape import Sizes, as_ints
 from graphmod.pytorch.padding import interleaved
 from graphmod.pytorch.registry import operator
+
+MIRRORS = {"reflect": "reflect", "edge": "replicate"}
+"""Torch's names of ways to pad."""
 
 
 @operator("Tile", since=6)
@@ -50,10 +52,27 @@ def pad_of(x: Tensor, pads: Sizes, value: float | Tensor, axes: Sizes | None, mo
     """Pad any axes, by a value, by the edge, by reflection or round the end; negative pads cut off."""
     amounts = as_ints(pads)
     along = list(range(x.ndim)) if axes is None else [axis % x.ndim for axis in as_ints(axes)]
-    for place, axis in enumerate(along):
-        begin, end = amounts[place], amounts[place + len(along)]
+    sides = {axis: (amounts[place], amounts[place + len(along)]) for place, axis in enumerate(along)}
+    if mode in MIRRORS and (at_once := _trailing(x, sides, mode)) is not None:
+        return F.pad(x, at_once, MIRRORS[mode])
+    for axis, (begin, end) in sides.items():
         x = _pad_axis(x, axis, begin, end, float(value), mode)
     return x
+
+
+def _trailing(x: Tensor, sides: dict[int, tuple[int, int]], mode: str) -> list[int] | None:
+    """Return the pads with which F.pad mirrors or repeats edges in one go, or None where it cannot.
+
+    It pads the last axes of a tensor, at most three, before which there are one or two others.
+    """
+    padded = {axis: pair for axis, pair in sides.items() if pair != (0, 0)}
+    n = max(x.ndim - min(padded, default=x.ndim), x.ndim - 2, 1)
+    if n > min(3, x.ndim - 1) or not x.numel() or not x.is_floating_point():
+        return None
+    for axis, pair in padded.items():
+        if min(pair) < 0 or (mode == "reflect" and max(pair) >= x.shape[axis]):
+            return None
+    return [side for axis in range(x.ndim - 1, x.ndim - 1 - n, -1) for side in padded.get(axis, (0, 0))]
 
 
 def _pad_axis(x: Tensor, axis: int, begin: int, end: int, value: float, mode: str) -> Tensor:
@@ -157,46 +176,6 @@ def compress_by(x: Tensor, keep: Tensor, axis: int | None) -> Tensor:
     """Keep the slices, or the elements of the flat tensor, that a mask selects."""
     x, along = (x.reshape(-1), 0) if axis is None else (x, axis)
     return x.index_select(along, keep.nonzero().reshape(-1))
-
-
-@operator("Col2Im", since=18)
-def col2im(op: Operator) -> fx.Node:
-    """Convert Col2Im; nn.Fold has two spatial axes and padding that is the same on both sides."""
-    image, block = op.ints(1), op.ints(2)
-    dilation, stride, pads = (op.attribute(name, None) for name in ("dilations", "strides", "pads"))
-    if not isinstance(image, fx.Node) and not isinstance(block, fx.Node):
-        n = len(image)
-        sides = pads or [0] * 2 * n
-        sizes = [size for size in (*image, *block) if isinstance(size, int)]
-        if n == 2 and sides[:2] == sides[2:] and len(sizes) == 4:
-            fold = nn.Fold(
-                tuple(sizes[:2]), tuple(sizes[2:]), tuple(dilation or (1, 1)), tuple(sides[:2]), tuple(stride or (1, 1))
-            )
-            return op.module(fold, op.input(0))
-    return op.call(fold_of, op.input(0), image, block, dilation, stride, pads)
-
-
-def fold_of(
-    x: Tensor, image: Sizes, block: Sizes, dilation: Sequence[int] | None, stride: Sequence[int] | None,
-    pads: Sequence[int] | None,
-) -> Tensor:  # fmt: skip
-    """Add up blocks (batch, channels * block, number of blocks) where they lie in images of any number of axes."""
-    sizes, kernel = as_ints(image), as_ints(block)
-    n = len(sizes)
-    steps, gaps, sides = stride or [1] * n, dilation or [1] * n, pads or [0] * 2 * n
-    padded = [size + begin + end for size, begin, end in zip(sizes, sides[:n], sides[n:], strict=True)]
-    places = torch.zeros([1] * 2 * n, dtype=torch.int64, device=x.device)
-    for axis in range(n):
-        within = torch.arange(kernel[axis], device=x.device) * gaps[axis]
-        count = (padded[axis] - gaps[axis] * (kernel[axis] - 1) - 1) // steps[axis] + 1
-        begins = torch.arange(count, device=x.device) * steps[axis]
-        along = within.reshape([-1 if k == axis else 1 for k in range(2 * n)])
-        along = along + begins.reshape([-1 if k == axis + n else 1 for k in range(2 * n)])
-        places = places * padded[axis] + along
-    channels = x.shape[1] // math.prod(kernel)
-    flat = x.new_zeros(x.shape[0], channels, math.prod(padded))
-    flat = flat.index_add(2, places.reshape(-1), x.reshape(x.shape[0], channels, -1))
-    return F.pad(flat.reshape(x.shape[0], channels, *padded), [-side for side in interleaved(sides[:n], sides[n:])])
 
 
 @operator("CenterCropPad", since=18)

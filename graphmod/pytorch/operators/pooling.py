@@ -12,20 +12,13 @@ from torch import Tensor, fx, nn
 
 from graphmod.pytorch.operator import Operator
 from graphmod.pytorch.operators.shape import Sizes, as_ints
-from graphmod.pytorch.padding import Window, interleaved, same_margins, window_of
+from graphmod.pytorch.padding import Window, interleaved, layer_window, same_margins
 from graphmod.pytorch.registry import Outputs, operator
 
 MAX: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 GLOBAL_AVERAGE: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 GLOBAL_MAX: dict[int, Any] = {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}
-
-
-def _window(op: Operator) -> Window:
-    kernel: list[int] = op.attribute("kernel_shape", [])
-    if not 1 <= len(kernel) <= 3:
-        raise op.unsupported(f"it has {len(kernel)} spatial axes; there are modules for 1 to 3")
-    return window_of(op, kernel)
 
 
 def _plain(sizes: Sequence[int]) -> int | tuple[int, ...]:
@@ -36,7 +29,7 @@ def _plain(sizes: Sequence[int]) -> int | tuple[int, ...]:
 @operator("MaxPool")
 def max_pool(op: Operator) -> Outputs:
     """Convert MaxPool; padding that torch's module cannot do comes before it, bytes are pooled as floats."""
-    window, ceil = _window(op), bool(op.attribute("ceil_mode", 0))
+    window, ceil = layer_window(op), bool(op.attribute("ceil_mode", 0))
     column_major = bool(op.attribute("storage_order", 0))
     if op.uses_output(1):
         made = op.call(max_pool_with_positions, op.input(), **_arguments(window), ceil=ceil, column_major=column_major)
@@ -49,11 +42,7 @@ def max_pool(op: Operator) -> Outputs:
         x = op.call(pad_windows, x, **_arguments(window), ceil=ceil, value=value)
     sizes = (_plain(sizes) for sizes in (window.kernel, window.stride, padding, window.dilation))
     made = op.module(MAX[len(window.kernel)](*sizes, ceil_mode=ceil and plain), x)
-    return made if op.is_float() else _like(op, made)
-
-
-def _like(op: Operator, node: fx.Node) -> fx.Node:
-    return op.method("to", node, op.call(getattr, op.input(), "dtype"))
+    return made if op.is_float() else op.method("type_as", made, op.input())
 
 
 def _lowest(op: Operator) -> float:
@@ -133,7 +122,7 @@ def max_pool_with_positions(
 @operator("MaxUnpool", since=9)
 def max_unpool(op: Operator) -> fx.Node:
     """Convert MaxUnpool."""
-    window = _window(op)
+    window = layer_window(op)
     return op.call(
         max_unpool_of, op.input(0), op.input(1), op.ints(2) if op.has(2) else None, window.kernel, window.stride,
         window.begin, window.end,
@@ -159,7 +148,7 @@ def max_unpool_of(
 @operator("AveragePool")
 def average_pool(op: Operator) -> fx.Node:
     """Convert AveragePool."""
-    window, ceil = _window(op), bool(op.attribute("ceil_mode", 0))
+    window, ceil = layer_window(op), bool(op.attribute("ceil_mode", 0))
     counted = bool(op.attribute("count_include_pad", 0))
     if not _is_plain(window) or set(window.dilation) != {1}:
         return op.call(average_pool_of, op.input(), **_arguments(window), ceil=ceil, counted=counted)
@@ -173,12 +162,26 @@ def average_pool_of(x: Tensor, *, ceil: bool, counted: bool, **window: Any) -> T
     before, after, beyond = margins(x.shape[2:], ceil=ceil, **window)
     inside = x.new_ones(x.shape[2:])[None, None]
     inside = F.pad(inside, interleaved(before, after), value=float(counted))
-    inside, padded = (
-        F.pad(inside, interleaved([0] * len(beyond), beyond)),
-        pad_windows(x, ceil=ceil, value=0.0, **window),
-    )
-    axes = list(range(-len(beyond), 0))
-    return windows_of(padded, **window).sum(axes) / windows_of(inside, **window).sum(axes)
+    inside = F.pad(inside, interleaved([0] * len(beyond), beyond))
+    return window_sums(pad_windows(x, ceil=ceil, value=0.0, **window), **window) / window_sums(inside, **window)
+
+
+def window_sums(
+    x: Tensor, *, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], **_: object
+) -> Tensor:
+    """Return the sum of every window; torch's own pooling computes it where windows have no gaps.
+
+    Examples
+    --------
+    >>> window_sums(torch.arange(5.0)[None, None], kernel=[2], stride=[1], dilation=[1]).tolist()
+    [[[1.0, 3.0, 5.0, 7.0]]]
+    """
+    if set(dilation) != {1} or not x.is_floating_point():
+        return windows_of(x, kernel, stride, dilation).sum(list(range(-len(kernel), 0)))
+    if len(kernel) == 1:
+        return F.avg_pool2d(x.unsqueeze(2), (1, *kernel), (1, *stride), divisor_override=1).squeeze(2)
+    pool = F.avg_pool2d if len(kernel) == 2 else F.avg_pool3d
+    return pool(x, tuple(kernel), tuple(stride), divisor_override=1)
 
 
 def windows_of(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], **_: object) -> Tensor:
@@ -216,15 +219,18 @@ def _global(op: Operator, layers: dict[int, Any], function: Callable[..., Tensor
 @operator("LpPool")
 def lp_pool(op: Operator) -> fx.Node:
     """Convert LpPool."""
-    window, ceil = _window(op), bool(op.attribute("ceil_mode", 0))
+    window, ceil = layer_window(op), bool(op.attribute("ceil_mode", 0))
     return op.call(lp_pool_of, op.input(), op.attribute("p", 2), **_arguments(window), ceil=ceil)
 
 
 def lp_pool_of(x: Tensor, p: float, *, ceil: bool, **window: Any) -> Tensor:
     """Return the p-norm of every window."""
-    windows = windows_of(pad_windows(x, ceil=ceil, value=0.0, **window), **window)
-    norm: Tensor = torch.linalg.vector_norm(windows, p, list(range(x.ndim, windows.ndim)))
-    return norm
+    powers = (x != 0).to(x.dtype) if p == 0 else x.abs().pow(p)
+    sums = window_sums(pad_windows(powers, ceil=ceil, value=0.0, **window), **window)
+    if p in (0, 1):
+        return sums
+    empty = sums == 0  # where a root has no gradient
+    return sums.masked_fill(empty, 1).pow(1 / p).masked_fill(empty, 0)
 
 
 @operator("GlobalLpPool")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from graphmod.pytorch.operator import Operator, Size
+from graphmod.pytorch.operators.indexing import along
 from graphmod.pytorch.operators.shape import Sizes, as_ints
 from graphmod.pytorch.registry import operator
 
@@ -100,16 +101,12 @@ def _interpolate_arguments(
     op: Operator, scales: list[float] | fx.Node | None, sizes: list[Size] | fx.Node | None, axes: list[int] | None,
     sampling: Sampling,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Return what F.interpolate is to be asked for, or None where it would not return the same.
-
-    For sizes that are known only when the network runs two things are taken for granted: that dividing sizes does not
-    round a nearest pixel to another one, and with pytorch_half_pixel that no size is one.
-    """
+    """Return what F.interpolate is to be asked for, or None where it might not return the same."""
     shape, asked = op.shape(0), sizes if scales is None else scales
     if shape is None or not 3 <= len(shape) <= 5 or not op.is_float() or isinstance(asked, fx.Node) or asked is None:
         return None
-    along = list(range(len(shape))) if axes is None else [axis % len(shape) for axis in axes]
-    wanted: dict[int, Any] = dict(zip(along, asked, strict=True))
+    resized = list(range(len(shape))) if axes is None else [axis % len(shape) for axis in axes]
+    wanted: dict[int, Any] = dict(zip(resized, asked, strict=True))
     spatial = [wanted.pop(axis, None) for axis in range(2, len(shape))]
     mode = _mode(sampling, len(shape))
     if mode is None or None in spatial:
@@ -122,12 +119,8 @@ def _interpolate_arguments(
         return _arguments("scale_factor", spatial, mode, sampling)
     if not all(_is_size_of(op, axis, size) for axis, size in wanted.items()):
         return None
-    for old, new in zip(shape[2:], spatial, strict=True):
-        if isinstance(new, int) and (
-            (new == 1 and sampling.coordinates == "pytorch_half_pixel")
-            or (mode.startswith("nearest") and not (isinstance(old, int) and _rounds_well(old, new, mode)))
-        ):
-            return None
+    if not all(_takes_the_same(old, new, mode, sampling) for old, new in zip(shape[2:], spatial, strict=True)):
+        return None
     return _arguments("size", spatial, mode, sampling)
 
 
@@ -146,7 +139,7 @@ def _mode(sampling: Sampling, rank: int) -> str | None:
         if (sampling.coordinates, sampling.nearest) == ("asymmetric", "floor"):
             return "nearest"
         half = sampling.coordinates in ("half_pixel", "pytorch_half_pixel")
-        return "nearest-exact" if half and sampling.nearest == "round_prefer_ceil" else None
+        return "nearest-exact" if half and sampling.nearest.startswith("round") else None
     if sampling.coordinates not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         return None
     if sampling.mode == "linear":
@@ -157,16 +150,20 @@ def _mode(sampling: Sampling, rank: int) -> str | None:
 def _is_exact(scale: float, mode: str, sampling: Sampling) -> bool:
     """Whether sizes and positions come out the same, whatever the input's size: not for 0.6, which is no float."""
     if mode.startswith("nearest"):
-        return 1 <= scale <= 32 and scale.is_integer()
+        return 1 <= scale <= 32 and scale.is_integer()  # so no position is half way between two pixels
     may_be_one = scale < 2 and scale != 1 and sampling.coordinates == "pytorch_half_pixel"  # as an output's size
     return scale > 0 and (1024 * scale).is_integer() and not may_be_one
 
 
-def _rounds_well(old: int, new: int, mode: str) -> bool:
-    """Whether torch's nearest pixels, which single precision computes, are the right ones."""
-    index, half = np.arange(new), mode == "nearest-exact"
-    computed = np.floor((index + np.float32(half) / 2).astype(np.float32) * (np.float32(old) / np.float32(new)))
-    return bool((computed.astype(np.int64) == (2 * index + half) * old // (2 * new)).all())
+def _takes_the_same(old: int | str | None, new: Size, mode: str, sampling: Sampling) -> bool:
+    """Whether F.interpolate to a size computes with the same pixels; the nearest ones depend on rounding."""
+    if not mode.startswith("nearest"):
+        return sampling.coordinates != "pytorch_half_pixel" or (isinstance(new, int) and new != 1)
+    if not isinstance(old, int) or not isinstance(new, int) or not old or not new:
+        return False
+    taken = F.interpolate(torch.arange(old, dtype=torch.float32)[None, None], new, mode=mode)[0, 0]
+    at = positions(new, old, new / old, sampling.coordinates)
+    return torch.equal(taken.long(), _nearest(at, sampling.nearest).clamp(0, old - 1))
 
 
 def _is_size_of(op: Operator, axis: int, size: Size) -> bool:
@@ -183,12 +180,12 @@ def resize_of(
     cubic: float, exclude_outside: bool, antialias: bool,
 ) -> Tensor:  # fmt: skip
     """Interpolate one axis after the other: each output element is a weighted sum of its neighbours."""
-    along = [axis % x.ndim for axis in axes] if axes is not None else list(range(x.ndim))
-    old, n = [x.shape[axis] for axis in along], len(along)
+    resized = [axis % x.ndim for axis in axes] if axes is not None else list(range(x.ndim))
+    old, n = [x.shape[axis] for axis in resized], len(resized)
     region = [0.0] * n + [1.0] * n if roi is None else [float(bound) for bound in roi]
     if sizes is not None:
         new = as_ints(sizes)
-        factors = [n / o for n, o in zip(new, old, strict=True)]
+        factors = [1.0 if n == o else n / o for n, o in zip(new, old, strict=True)]
         if policy != "stretch":
             factors = [min(factors) if policy == "not_larger" else max(factors)] * n
             new = [math.floor(factor * o + 0.5) for factor, o in zip(factors, old, strict=True)]
@@ -196,21 +193,29 @@ def resize_of(
         assert scales is not None
         factors = [float(scale) for scale in scales]
         new = [math.floor(np.float32(o) * np.float32(s)) for o, s in zip(old, factors, strict=True)]
-    for k, (axis, size, factor) in enumerate(zip(along, new, factors, strict=True)):
+    dtype = x.dtype
+    rounded = mode != "nearest" and not dtype.is_floating_point
+    if rounded:
+        x = x.float() if dtype.itemsize < 4 else x.double()
+    for k, (axis, size, factor) in enumerate(zip(resized, new, factors, strict=True)):
         begin, end = region[k], region[k + n]
         if size == x.shape[axis] and factor == 1.0 and (begin, end) == (0, 1):
             continue
-        at = positions(size, x.shape[axis], factor, coordinates, begin, end)
-        first, weights = _neighbours(at.double(), mode, nearest, cubic, min(factor, 1.0) if antialias else 1.0)
-        last = x.shape[axis] - 1
-        x = _interpolate(x, axis, first, weights, exclude_outside)
+        at, last = positions(size, x.shape[axis], factor, coordinates, begin, end, x.device), x.shape[axis] - 1
+        if mode == "nearest":
+            x = x.index_select(axis, _nearest(at, nearest).clamp(0, last))
+        else:
+            first, weights = _neighbours(at, mode, cubic, min(factor, 1.0) if antialias else 1.0)
+            x = _interpolate(x, axis, first, weights, exclude_outside)
         if coordinates == "tf_crop_and_resize":
-            beyond = ((at < 0) | (at > last)).to(x.device)
-            x = x.masked_fill(beyond.reshape([-1 if other == axis else 1 for other in range(x.ndim)]), outside)
-    return x
+            x = x.masked_fill(along((at < 0) | (at > last), axis, x.ndim), outside)
+    return x.round().clamp(torch.iinfo(dtype).min, torch.iinfo(dtype).max).to(dtype) if rounded else x
 
 
-def positions(new: int, old: int, factor: float, mode: str, begin: float = 0.0, end: float = 1.0) -> Tensor:
+def positions(
+    new: int, old: int, factor: float, mode: str, begin: float = 0.0, end: float = 1.0,
+    device: torch.device | None = None,
+) -> Tensor:  # fmt: skip
     """Return where in the input, or in the part of it from ``begin`` to ``end``, each output element lies.
 
     In single precision, as everywhere: which of two pixels is the nearest one depends on it.
@@ -220,15 +225,15 @@ def positions(new: int, old: int, factor: float, mode: str, begin: float = 0.0, 
     >>> positions(4, 2, 2.0, "half_pixel").tolist()
     [-0.25, 0.25, 0.75, 1.25]
     """
-    index: Tensor = torch.arange(new, dtype=torch.float32)
+    index: Tensor = torch.arange(new, dtype=torch.float32, device=device)
+    numbers = torch.tensor([max(new - 1, 1), begin, end, factor], dtype=torch.float32, device=device)
+    steps, low, high, scale = numbers.unbind()  # a GPU would divide by a Python number by multiplying with its inverse
     if mode == "align_corners":
-        return index * (old - 1) / (new - 1) if new > 1 else torch.zeros_like(index)
+        return index * (old - 1) / steps
     if mode == "tf_crop_and_resize":
-        low, high = torch.tensor(begin, dtype=torch.float32), torch.tensor(end, dtype=torch.float32)
         if new > 1:
-            return low * (old - 1) + index * (high - low) * (old - 1) / (new - 1)
+            return low * (old - 1) + index * (high - low) * (old - 1) / steps
         return (0.5 * (low + high) * (old - 1)).expand(new)
-    scale = torch.tensor(factor, dtype=torch.float32)
     if mode == "asymmetric":
         return index / scale
     if mode == "tf_half_pixel_for_nn":
@@ -241,22 +246,23 @@ def positions(new: int, old: int, factor: float, mode: str, begin: float = 0.0, 
     return shift + (index + 0.5) / scale - 0.5
 
 
-def _neighbours(at: Tensor, mode: str, nearest: str, cubic: float, scale: float) -> tuple[Tensor, Tensor]:
+def _nearest(at: Tensor, mode: str) -> Tensor:
+    """Return each position's nearest pixel, by what is left over, which is exact."""
+    base = at.floor()
+    over = at - base
+    if mode == "floor":
+        return base.long()
+    return base.long() + {"round_prefer_floor": over > 0.5, "round_prefer_ceil": over >= 0.5, "ceil": over > 0}[mode]
+
+
+def _neighbours(at: Tensor, mode: str, cubic: float, scale: float) -> tuple[Tensor, Tensor]:
     """Return each position's first neighbour, and the weights of that and of those after it.
 
     A scale below one, of an axis that shrinks, makes the filter as much wider.
     """
-    if mode == "nearest":
-        rounded = {
-            "round_prefer_floor": (at - 0.5).ceil(),
-            "round_prefer_ceil": (at + 0.5).floor(),
-            "floor": at.floor(),
-            "ceil": at.ceil(),
-        }[nearest]
-        return rounded.long(), torch.ones(len(at), 1, dtype=torch.float64)
     base = at.floor()
     begin = math.floor(-(1 if mode == "linear" else 2) / scale) + 1
-    steps = torch.arange(begin, 2 - begin, dtype=torch.float64)
+    steps = torch.arange(begin, 2 - begin, dtype=at.dtype, device=at.device)
     distance = ((steps - (at - base)[:, None]) * scale).abs()
     if mode == "linear":
         weights = (1 - distance).clamp(min=0)
@@ -269,40 +275,12 @@ def _neighbours(at: Tensor, mode: str, nearest: str, cubic: float, scale: float)
 
 def _interpolate(x: Tensor, axis: int, first: Tensor, weights: Tensor, exclude_outside: bool) -> Tensor:
     size = x.shape[axis]
-    index = first[:, None] + torch.arange(weights.shape[1])
+    index = first[:, None] + torch.arange(weights.shape[1], device=x.device)
     if exclude_outside:
         weights = weights * ((index >= 0) & (index < size))
         weights = weights / weights.sum(1, keepdim=True)
-    index = index.clamp(0, size - 1).to(x.device)
-    if weights.shape[1] == 1:
-        return x.index_select(axis, index[:, 0])
-    shape = [-1 if n == axis else 1 for n in range(x.ndim)]
-    wide = x if x.is_floating_point() else x.float()
-    total = torch.zeros(())
-    for k in range(weights.shape[1]):
-        part = wide.index_select(axis, index[:, k]) * weights[:, k].to(wide).reshape(shape)
-        total = part if k == 0 else total + part
-    return total if x.is_floating_point() else total.round().to(x.dtype)
-
-
-@operator("GridSample", since=16)
-def grid_sample(op: Operator) -> fx.Node:
-    """Convert GridSample."""
-    modes = {"linear": "bilinear", "cubic": "bicubic"}
-    mode = op.attribute("mode", "bilinear")
-    mode = modes.get(mode, mode)
-    padding, corners = op.attribute("padding_mode", "zeros"), bool(op.attribute("align_corners", 0))
-    if mode == "bicubic" and op.rank() != 4:
-        raise op.unsupported("cubic interpolation of volumes has no counterpart")
-    return op.call(F.grid_sample, op.input(0), op.input(1), mode, padding, corners)
-
-
-@operator("AffineGrid", since=20)
-def affine_grid(op: Operator) -> fx.Node:
-    """Convert AffineGrid."""
-    return op.call(affine_grid_of, op.input(0), op.ints(1), bool(op.attribute("align_corners", 0)))
-
-
-def affine_grid_of(theta: Tensor, size: Sequence[int] | Tensor, align_corners: bool) -> Tensor:
-    """Return sampling positions of an affine map."""
-    return F.affine_grid(theta, [int(n) for n in size], align_corners)
+    index = index.clamp(0, size - 1)
+    parts = [
+        x.index_select(axis, index[:, k]) * along(weights[:, k].to(x), axis, x.ndim) for k in range(weights.shape[1])
+    ]
+    return sum(parts[1:], parts[0])

@@ -1,4 +1,4 @@
-"""Vision: regions of interest, boxes, deformable convolution."""
+"""Vision: regions of interest, boxes, deformable convolution, sampling at the points of a grid."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import math
 from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from graphmod.pytorch.operator import Operator
+from graphmod.pytorch.operators.indexing import along
 from graphmod.pytorch.padding import window_of
 from graphmod.pytorch.registry import operator
 
@@ -42,14 +46,26 @@ def roi_align_of(
 ) -> Tensor:  # fmt: skip
     """Pool regions (x1, y1, x2, y2) of images into grids of one size, from samples between pixels.
 
-    He et al., Mask R-CNN, 2017. As in ONNX, the largest is that of the samples' four weighted neighbours.
+    He et al., Mask R-CNN, 2017. As in ONNX, the largest is that of the samples' four weighted neighbours. There are
+    many samples: they are taken for a few regions at a time, where their number is each region's own for one.
     """
+    at_once = 16 if n_samples > 0 else 1
+    return torch.cat([
+        _align(x, some, where, size, n_samples, scale, half_pixel, largest)
+        for some, where in zip(torch.split(regions, at_once), torch.split(images, at_once), strict=True)
+    ])  # fmt: skip
+
+
+def _align(
+    x: Tensor, regions: Tensor, images: Tensor, size: tuple[int, int], n_samples: int, scale: float, half_pixel: bool,
+    largest: bool,
+) -> Tensor:  # fmt: skip
     corners = regions * scale - (0.5 if half_pixel else 0.0)
     begin, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
     if not half_pixel:
         extent = extent.clamp(min=1)
-    along = [_samples(begin[:, k], extent[:, k], size[1 - k], n_samples, x.shape[3 - k]) for k in (1, 0)]
-    (rows, row_weights, row_there), (columns, column_weights, column_there) = along
+    sampled = [_samples(begin[:, k], extent[:, k], size[1 - k], n_samples, x.shape[3 - k]) for k in (1, 0)]
+    (rows, row_weights, row_there), (columns, column_weights, column_there) = sampled
     flat = x.permute(1, 0, 2, 3).reshape(x.shape[1], -1)
     there = row_there[:, :, :, None, None] & column_there[:, None, None]  # region, y, sample, x, sample
     made = []
@@ -95,18 +111,25 @@ def max_roi_pool(op: Operator) -> fx.Node:
 def max_roi_pool_of(x: Tensor, regions: Tensor, shape: Sequence[int], scale: float) -> Tensor:
     """Return the largest pixels of the cells of regions (image, x1, y1, x2, y2), whose corners are whole pixels."""
     corners = (regions[:, 1:] * scale + 0.5).floor()
-    pooled = x[regions[:, 0].long()]
+    spans = []  # along either axis: region, cell, beginning or end
     for axis, n_cells in enumerate(shape):
-        size = pooled.shape[2 + axis]
-        cells, pixels = (torch.arange(n, device=x.device) for n in (n_cells, size))
+        cells = torch.arange(n_cells, device=x.device)
         first, last = corners[:, 1 - axis, None], corners[:, 3 - axis, None]
         extent = (last - first + 1).clamp(min=1) / n_cells
-        begin = (first + (cells * extent).floor()).clamp(0, size)
-        end = (first + ((cells + 1) * extent).ceil()).clamp(0, size)
-        inside = (pixels >= begin[..., None]) & (pixels < end[..., None])  # region, cell, pixel
-        spread = inside[:, None, :, :, None] if axis == 0 else inside[:, None, None]
-        pooled = pooled.unsqueeze(2 + axis).masked_fill(~spread, -math.inf).amax(3 + axis)
+        ends = torch.stack([(cells * extent).floor(), ((cells + 1) * extent).ceil()], -1)
+        spans.append((first[..., None] + ends).clamp(0, x.shape[2 + axis]).long().tolist())
+    made = [x.new_zeros(0, x.shape[1], *shape)]
+    for image, rows, columns in zip(regions[:, 0].long().tolist(), *spans, strict=True):
+        made.append(_largest(_largest(x[image], rows, 1), columns, 2)[None])
+    pooled = torch.cat(made)
     return pooled.masked_fill(pooled.isneginf(), 0)
+
+
+def _largest(x: Tensor, spans: list[tuple[int, int]], axis: int) -> Tensor:
+    """Return the maxima of parts of an axis; none in a part without elements is minus infinity."""
+    nothing = x.new_full((), -math.inf).expand_as(x.select(axis, 0))
+    parts = [x.narrow(axis, begin, end - begin).amax(axis) if begin < end else nothing for begin, end in spans]
+    return torch.stack(parts, axis)
 
 
 @operator("NonMaxSuppression", since=10)
@@ -123,39 +146,41 @@ def suppress(
     centred: bool,
 ) -> Tensor:  # fmt: skip
     """Return (batch, class, box) of the boxes that no better one of their class covers by more than ``overlap``."""
-    first, second = boxes[..., :2], boxes[..., 2:]
+    first, second = boxes.detach()[..., :2], boxes.detach()[..., 2:]
     if centred:
         first, second = first - second / 2, first + second / 2
     low, high = torch.minimum(first, second), torch.maximum(first, second)
+    corners = torch.cat([low, high, (high - low).prod(-1, keepdim=True)], -1).transpose(1, 2).cpu().numpy()
+    ranked, limit, bound = scores.detach().cpu().numpy(), int(most), float(overlap)
     rows = []
-    for batch, kind in product(range(scores.shape[0]), range(scores.shape[1])):
-        values, order = scores[batch, kind].sort(descending=True, stable=True)
+    for batch, kind in product(range(ranked.shape[0]), range(ranked.shape[1])):
+        order = np.argsort(-ranked[batch, kind], kind="stable")
         if least is not None:
-            order = order[values > least]
-        kept: list[Tensor] = []
-        while len(order) and len(kept) < int(most):
-            best, order = order[0], order[1:]
-            kept.append(best)
-            order = order[_overlap(low[batch], high[batch], best, order) <= overlap]
-        rows += [torch.stack([torch.full_like(best, batch), torch.full_like(best, kind), best]) for best in kept]
-    return torch.stack(rows) if rows else torch.zeros(0, 3, dtype=torch.int64, device=scores.device)
+            order = order[ranked[batch, kind, order] > float(least)]
+        rows += [(batch, kind, box) for box in _uncovered(corners[batch], order, limit, bound)]
+    return torch.tensor(rows, dtype=torch.int64, device=scores.device).reshape(-1, 3)
 
 
-def _overlap(low: Tensor, high: Tensor, one: Tensor, others: Tensor) -> Tensor:
-    """Return the intersection of a box with others over their union."""
-    shared = (torch.minimum(high[one], high[others]) - torch.maximum(low[one], low[others])).clamp(min=0).prod(-1)
-    union = (high[one] - low[one]).prod(-1) + (high[others] - low[others]).prod(-1) - shared
-    return torch.where(shared > 0, shared / union, 0)
+def _uncovered(corners: NDArray[np.floating], order: NDArray[np.intp], limit: int, bound: float) -> list[int]:
+    """Return the boxes to keep, in order; a box's column has both its corners and its area."""
+    kept: list[int] = []
+    corners = corners[:, order]
+    while len(order) and len(kept) < limit:
+        kept.append(int(order[0]))
+        best, corners, order = corners[:, :1], corners[:, 1:], order[1:]
+        height, width = np.maximum(np.minimum(best[2:4], corners[2:4]) - np.maximum(best[:2], corners[:2]), 0)
+        shared = height * width
+        union = best[4] + corners[4] - shared
+        free = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0) <= bound
+        corners, order = corners[:, free], order[free]
+    return kept
 
 
 @operator("DeformConv", since=19)
 def deform_conv(op: Operator) -> fx.Node:
     """Convert DeformConv."""
     shape = op.shape(1)
-    kernel = op.attribute("kernel_shape", [size for size in (shape or ())[2:] if isinstance(size, int)])
-    if len(kernel) != op.rank(1) - 2:
-        raise op.unsupported("its kernel's size is unknown")
-    window = window_of(op, kernel)
+    window = window_of(op, op.attribute("kernel_shape", list(shape[2:]) if shape is not None else [None]))
     return op.call(
         deformed_convolution, op.input(0), op.input(1), op.input(2), op.optional(3), op.optional(4),
         stride=window.stride, begin=window.begin, dilation=window.dilation, groups=op.attribute("group", 1),
@@ -177,9 +202,9 @@ def deformed_convolution(
     at = []
     for axis in range(n):
         inner = torch.arange(kernel[axis], device=x.device) * dilation[axis]
-        inner = inner.reshape([-1 if k == axis else 1 for k in range(n)]).expand(kernel).reshape(-1, *[1] * n)
+        inner = along(inner, axis, n).expand(kernel).reshape(-1, *[1] * n)
         outer = torch.arange(out[axis], device=x.device) * stride[axis] - begin[axis]
-        at.append(moved[axis] + (inner + outer.reshape([-1 if k == axis else 1 for k in range(n)])))
+        at.append(moved[axis] + (inner + along(outer, axis, n)))
     values = x.reshape(x.shape[0], offset_groups, -1, math.prod(sizes))
     columns = values.new_zeros(())
     for corner in product(range(2), repeat=n):
@@ -197,3 +222,26 @@ def deformed_convolution(
     columns = columns.reshape(x.shape[0], groups, -1, math.prod(out))
     made = (weight.reshape(groups, weight.shape[0] // groups, -1) @ columns).reshape(x.shape[0], -1, *out)
     return made if bias is None else made + bias.reshape(-1, *[1] * n)
+
+
+@operator("GridSample", since=16)
+def grid_sample(op: Operator) -> fx.Node:
+    """Convert GridSample."""
+    modes = {"linear": "bilinear", "cubic": "bicubic"}
+    mode = op.attribute("mode", "bilinear")
+    mode = modes.get(mode, mode)
+    padding, corners = op.attribute("padding_mode", "zeros"), bool(op.attribute("align_corners", 0))
+    if mode == "bicubic" and op.rank() != 4:
+        raise op.unsupported("cubic interpolation of volumes has no counterpart")
+    return op.call(F.grid_sample, op.input(0), op.input(1), mode, padding, corners)
+
+
+@operator("AffineGrid", since=20)
+def affine_grid(op: Operator) -> fx.Node:
+    """Convert AffineGrid."""
+    return op.call(affine_grid_of, op.input(0), op.ints(1), bool(op.attribute("align_corners", 0)))
+
+
+def affine_grid_of(theta: Tensor, size: Sequence[int] | Tensor, align_corners: bool) -> Tensor:
+    """Return sampling positions of an affine map."""
+    return F.affine_grid(theta, [int(n) for n in size], align_corners)
