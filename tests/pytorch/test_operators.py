@@ -1,4 +1,4 @@
-"""A table of operators, each at several operator sets, against ONNX Runtime."""
+"""Operators against ONNX Runtime: the modules that they become, and attributes that no table of revisions has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import pytest
-import test_native_operators
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -15,7 +14,7 @@ from torch import nn
 
 from graphmod.errors import InvalidModelError, UnsupportedOperatorError
 from graphmod.model import load
-from graphmod.pytorch import supported_operators, to_torch
+from graphmod.pytorch import to_torch
 from graphmod.pytorch.dtypes import to_tensor
 
 rng = np.random.default_rng(0)
@@ -83,7 +82,6 @@ CASES = [
     c("RMSNormalization", BATCH, f(4), opsets=(23,), module=nn.RMSNorm),
     c("LRN", IMAGE, opsets=(7, 13), module=nn.LocalResponseNorm, size=3, alpha=0.1, beta=0.6, bias=1.5),
     c("LpNormalization", MATRIX, axis=1, p=2), c("LpNormalization", MATRIX, axis=0, p=1),
-    c("MeanVarianceNormalization", IMAGE, opsets=(9, 13)),
     *(c(name, MATRIX, opsets=(7, 13, 17), module=kind) for name, kind in
       {"Relu": nn.ReLU, "Sigmoid": nn.Sigmoid, "Tanh": nn.Tanh, "Softplus": nn.Softplus, "Softsign": nn.Softsign,
        "Elu": nn.ELU, "Selu": nn.SELU, "LeakyRelu": nn.LeakyReLU}.items()),
@@ -92,20 +90,16 @@ CASES = [
     c("HardSigmoid", MATRIX, alpha=0.3, beta=0.4), c("HardSigmoid", MATRIX, module=nn.Hardsigmoid, alpha=1 / 6),
     c("HardSwish", MATRIX, module=nn.Hardswish), c("Mish", MATRIX, opsets=(18,), module=nn.Mish),
     c("Gelu", MATRIX, opsets=(20,), module=nn.GELU), c("Gelu", MATRIX, opsets=(20,), approximate="tanh"),
-    c("PRelu", IMAGE, f(4, 1, 1), opsets=(7, 9, 16)), c("PRelu", IMAGE, f(1), opsets=(9,)), c("PRelu", MATRIX, f(3, 4)),
-    c("Shrink", MATRIX, lambd=0.4, bias=0.1),
+    c("PRelu", IMAGE, f(1), opsets=(9,)), c("PRelu", MATRIX, f(3, 4)), c("Shrink", MATRIX, lambd=0.4, bias=0.1),
     c("Clip", MATRIX, opsets=(6, 7), module=nn.ReLU6, min=0.0, max=6.0), c("Clip", MATRIX, opsets=(7,), min=-0.5),
     c("Clip", MATRIX, np.float32(0), np.float32(6), opsets=(11, 12, 13), module=nn.ReLU6),
-    c("Clip", MATRIX, None, np.float32(0.5), opsets=(11, 13)), c("Clip", MATRIX),
-    *(c(name, BATCH, opsets=(7, 11, 13), axis=axis) for name in ("Softmax", "LogSoftmax", "Hardmax")
-      for axis in (1, 2)),
     c("Softmax", BATCH, opsets=(7, 11, 13, 17), module=nn.Softmax),
     c("Gemm", MATRIX, f(4, 5), f(5), opsets=(7, 9, 11, 13), module=nn.Linear),
     c("Gemm", MATRIX, f(5, 4), f(5), module=nn.Linear, transB=1), c("Gemm", MATRIX, f(4, 5), module=nn.Linear),
     c("Gemm", MATRIX, f(5, 4), f(3, 5), transB=1, alpha=0.5, beta=2.0), c("Gemm", MATRIX, f(3, 5), transA=1),
     c("Gemm", MATRIX, f(4, 5), np.float32(2)), c("Gemm", MATRIX, f(4, 5), alpha=0.5),
     c("MatMul", BATCH, f(4, 5), module=nn.Linear), c("MatMul", BATCH, f(2, 4, 5)), c("MatMul", BATCH, f(4)),
-    c("MatMul", f(4), f(4, 5), module=nn.Linear), c("Einsum", MATRIX, f(4, 5), equation="ij, jk -> ik"),
+    c("MatMul", f(4), f(4, 5), module=nn.Linear),
     c("MaxPool", IMAGE, opsets=(7, 8, 10, 12), module=nn.MaxPool2d, kernel_shape=[3, 3], strides=[2, 2],
       pads=[1, 1, 1, 1]),
     c("MaxPool", IMAGE, module=nn.MaxPool2d, kernel_shape=[3, 2], pads=[0, 1, 2, 0]),
@@ -116,71 +110,32 @@ CASES = [
     c("AveragePool", IMAGE, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1, strides=[2, 2]),
     c("AveragePool", IMAGE, opsets=(7, 10, 17), kernel_shape=[3, 3], pads=[0, 0, 1, 1], strides=[2, 2]),
     c("AveragePool", IMAGE, kernel_shape=[3, 3], pads=[0, 0, 1, 1], strides=[2, 2], count_include_pad=1),
-    c("AveragePool", IMAGE, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
     c("AveragePool", WIDE, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_LOWER"),
     c("LpPool", IMAGE, kernel_shape=[2, 2], p=3), c("GlobalLpPool", IMAGE, p=2),
     c("GlobalAveragePool", IMAGE, module=nn.AdaptiveAvgPool2d), c("GlobalMaxPool", IMAGE, module=nn.AdaptiveMaxPool2d),
     c("Flatten", IMAGE, opsets=(7, 9, 13), module=nn.Flatten), c("Flatten", IMAGE, axis=2), c("Flatten", IMAGE, axis=0),
-    *(c(name, MATRIX) for name in ["Abs", "Atan", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Identity", "Neg",
-        "Round", "Sign", "Sin", "Sinh", "Tan", "Asinh", "IsNaN"]),
-    *(c(name, POSITIVE) for name in ["Log", "Sqrt", "Reciprocal"]),
-    *(c(n, np.tanh(MATRIX)) for n in ("Acos", "Asin", "Atanh")),
-    c("Acosh", POSITIVE + 1), c("IsInf", MATRIX / np.float32([1, 0, 1, 1]), detect_negative=0), c("Not", MATRIX > 0),
-    *(c(name, MATRIX, f(4), opsets=(7, 13, 14)) for name in ("Add", "Sub", "Mul", "Div")),
+    *(c(name, POSITIVE) for name in ["Log", "Sqrt", "Reciprocal"]), c("Acosh", POSITIVE + 1),
+    c("IsInf", MATRIX / np.float32([1, 0, 1, 1]), detect_negative=0),
     *(c(name, MATRIX, np.float32(0.3)) for name in ("Add", "Sub", "Mul", "Div", "Equal", "Less", "Greater")),
-    c("Sub", MATRIX, np.float32([[0.5]]), at=0), c("Div", i(-7, 7, 5), i(2, -2, 3), opsets=(14,)),
-    *(c("Mod", i(-7, 7, 5), i(2, -2, 3), fmod=k) for k in (0, 1)), c("Mod", MATRIX, f(4), fmod=1),
+    c("Sub", MATRIX, np.float32([[0.5]]), at=0), *(c("Mod", i(-7, 7, 5), i(2, -2, 3), fmod=k) for k in (0, 1)),
     c("Pow", POSITIVE, np.float32(2.5), opsets=(7, 12, 15)), c("Pow", MATRIX, i(2), opsets=(12, 15)),
     *(c(name, MATRIX, f(4), f(3, 1), opsets=(8, 13)) for name in ("Max", "Min", "Sum", "Mean")),
-    *(c(name, MATRIX, f(4), opsets=(12, 16)) for name in ("GreaterOrEqual", "LessOrEqual")),
-    *(c(name, MATRIX > 0, f(4) > 0) for name in ("And", "Or", "Xor")),
     c("Where", MATRIX > 0, f(3, 4), np.float32(-1)), c("Where", MATRIX > 0, np.float32(1), np.float32(-1)),
     *(c("CumSum", MATRIX, np.int64(1), exclusive=e, reverse=r) for e in (0, 1) for r in (0, 1)),
-    c("Cast", MATRIX, to=TensorProto.INT64), c("Cast", i(0, 1, 2), to=TensorProto.BOOL),
-    c("CastLike", MATRIX, i(0), opsets=(19,)),
+    c("Cast", i(0, 1, 2), to=TensorProto.BOOL),
     *(c(name, np.abs(BATCH), opsets=(7, 11, 13), axes=[0, 2]) for name in
       ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
        "ReduceSumSquare")),
-    c("ReduceSum", BATCH, opsets=(7, 11), axes=[1], keepdims=0),
     c("ReduceSum", BATCH, i(-1), opsets=(13, 17), keepdims=0),
-    *(c(name, BATCH, i(0, -1), opsets=(18,), keepdims=0) for name in ("ReduceMean", "ReduceMax", "ReduceL2")),
-    c("ReduceSum", BATCH), c("ReduceSum", BATCH, noop_with_empty_axes=1), c("ReduceSum", i(1, 2, 3)),
     *(c(name, BATCH, opsets=(7, 11, 13), axis=1, keepdims=k) for name in ("ArgMax", "ArgMin") for k in (0, 1)),
-    c("ArgMax", np.round(BATCH), axis=-1, select_last_index=1),
-    c("TopK", BATCH, opsets=(7,), n=2, k=2), c("TopK", BATCH, i(2), opsets=(10, 11), n=2, axis=1),
-    c("TopK", BATCH, i(2), n=2, largest=0),
-    c("Reshape", BATCH, i(0, -1), opsets=(7, 13, 14)), c("Reshape", BATCH, i(-1, 2, 2)), c("Transpose", BATCH),
-    c("Transpose", BATCH, perm=[1, 0, 2]), c("Squeeze", f(1, 3, 1), opsets=(7, 11), axes=[0]), c("Squeeze", f(1, 3, 1)),
-    c("Squeeze", f(1, 3, 1), i(0, -1), opsets=(13,)), c("Unsqueeze", MATRIX, opsets=(7, 11), axes=[0, 3]),
-    c("Unsqueeze", MATRIX, i(-1), opsets=(13,)), c("Expand", f(3, 1), i(2, 1, 4), opsets=(8, 13)), c("Shape", BATCH),
-    c("Shape", BATCH, opsets=(15,), start=1), c("Size", BATCH), c("Concat", MATRIX, f(3, 2), opsets=(7, 13), axis=1),
-    c("Split", f(2, 6), opsets=(7, 11), n=2, axis=1, split=[2, 4]),
-    c("Split", f(2, 6), i(2, 4), opsets=(13,), n=2, axis=1),
-    c("Split", f(2, 6), opsets=(7, 13), n=3, axis=1), c("Split", f(2, 7), opsets=(18,), n=3, axis=1, num_outputs=3),
+    c("TopK", BATCH, i(2), n=2, largest=0), c("Transpose", BATCH, perm=[1, 0, 2]),
+    c("Shape", BATCH, opsets=(15,), start=1),
     c("Slice", BATCH, opsets=(7, 9), starts=[0, 1], ends=[1, 1000], axes=[0, 2]),
-    c("Slice", BATCH, i(-1), i(-1000), i(2), i(-1), opsets=(10, 13)), c("Slice", BATCH, i(1), i(2**62), i(-1)),
-    c("Slice", BATCH, i(0, 0), i(1, 3)), c("Slice", BATCH, i(0), i(4), i(2), i(2)),
-    c("Pad", BATCH, opsets=(7, 10), pads=[0, 1, 2, 1, 0, 0], value=1.5),
     *(c("Pad", BATCH, i(0, 1, 2, 1, 0, 1), opsets=(11, 13, 18), mode=mode) for mode in ("constant", "edge")),
-    c("Pad", BATCH, i(0, 1, 2, 0, 0, 1), mode="reflect"), c("Pad", BATCH, i(0, -1, 0, 0, 0, 1), np.float32(2)),
-    c("Pad", BATCH, i(1, 1), np.float32(0), i(1), opsets=(18,)), c("Tile", MATRIX, i(2, 1)),
-    *(c("DepthToSpace", f(1, 8, 2, 3), opsets=(11, 13), blocksize=2, mode=mode) for mode in ("DCR", "CRD")),
-    c("SpaceToDepth", f(1, 2, 4, 6), blocksize=2), c("Trilu", MATRIX), c("Trilu", MATRIX, np.int64(-1), upper=0),
-    c("ReverseSequence", f(4, 3), i(2, 4, 1)), c("Compress", MATRIX, np.array([True, False, True]), axis=0),
     c("Gather", MATRIX, i(2, 0, -1), opsets=(7, 11, 13), axis=1), c("Gather", MATRIX, np.int64(1)),
     c("Gather", i(0, 2, 1), f(5, 3), at=0, module=nn.Embedding),
-    c("GatherElements", MATRIX, np.array([[0, 1, -1, 2]]), axis=0), c("GatherND", MATRIX, np.array([[0, 1], [2, 3]])),
-    c("GatherND", BATCH, np.array([[1], [2]]), batch_dims=1),
-    c("ScatterElements", MATRIX, np.array([[0, 2]]), f(1, 2), opsets=(11, 13), axis=1),
-    c("ScatterElements", MATRIX, np.array([[0, 0]]), f(1, 2), opsets=(16,), axis=1, reduction="add"),
-    c("ScatterND", MATRIX, np.array([[0], [2]]), f(2, 4), opsets=(11, 16)),
-    c("ScatterND", MATRIX, np.array([[0], [0]]), f(2, 4), opsets=(16,), reduction="mul"),
-    c("OneHot", i(0, 2, -1), np.int64(4), f(2), opsets=(9, 11)), c("OneHot", i(0, 2, 5), np.int64(4), f(2), axis=0),
-    c("NonZero", np.float32([[0, 1], [2, 0]])), c("EyeLike", MATRIX, k=1),
-    c("Range", np.int64(1), np.int64(9), np.int64(3)),
-    c("Range", np.float32(0), np.float32(2), np.float32(0.25)), c("Det", f(3, 3)),
-    c("Dropout", MATRIX, opsets=(7, 10, 13)),
-    c("ConstantOfShape", i(2, 3), value=helper.make_tensor("v", TensorProto.INT64, [1], [7])),
+    c("GatherElements", MATRIX, np.array([[0, 1, -1, 2]]), axis=0), c("NonZero", np.float32([[0, 1], [2, 0]])),
+    c("Det", f(3, 3)), c("ConstantOfShape", i(2, 3), value=helper.make_tensor("v", TensorProto.INT64, [1], [7])),
     *(c("Resize", f(1, 2, 4, 5), EMPTY, np.float32([1, 1, 2, 1.5]), opsets=(11, 13, 19), mode=mode,
         coordinate_transformation_mode=place)
       for mode in ("nearest", "linear", "cubic") for place in ("half_pixel", "asymmetric", "align_corners")
@@ -192,11 +147,7 @@ CASES = [
     c("Upsample", f(1, 2, 4, 5), opsets=(7,), mode="nearest", scales=[1.0, 1.0, 2.0, 2.0]),
     c("Upsample", f(1, 2, 4, 5), np.float32([1, 1, 2, 2]), opsets=(9,), mode="linear"),
     c("GridSample", f(1, 2, 4, 5), np.tanh(f(1, 3, 3, 2)), opsets=(16,), padding_mode="border"),
-    c("QuantizeLinear", MATRIX, np.float32(0.1), np.uint8(128), opsets=(10, 13)),
-    c("QuantizeLinear", MATRIX, np.abs(f(4)) + 0.1, np.zeros(4, np.int8), opsets=(13,), axis=1),
-    c("DequantizeLinear", np.uint8([1, 200, 30]), np.float32(0.1), np.uint8(128), opsets=(10, 13)),
     c("DynamicQuantizeLinear", MATRIX, opsets=(11,), n=3),
-    c("BitShift", np.uint8([1, 2, 200]), np.uint8([1, 2, 3]), direction="LEFT"),
     *(c(name, np.int32([1, 6, 12]), np.int32([3, 5, 10]), opsets=(18,))
       for name in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
     c("BitwiseNot", np.int32([1, 6]), opsets=(18,)), c("HannWindow", np.int64(8)), c("HammingWindow", np.int64(8)),
@@ -339,14 +290,3 @@ def test_attributes_that_the_operator_set_does_not_know_are_refused(node, opset,
     model.graph.initializer.append(numpy_helper.from_array(np.float32([1, 1, 2, 2]), "s"))
     with pytest.raises(InvalidModelError, match=attribute):
         to_torch(model)
-
-
-def test_there_are_many_operators():
-    assert len(supported_operators()) >= 150
-    assert list(supported_operators()) == sorted(set(supported_operators()))
-
-
-def test_the_tables_cover_most_of_the_default_domain():
-    covered = {case.op_type for case in (*CASES, *test_native_operators.CASES)}
-    missing = {name for name in supported_operators() if "::" not in name} - covered
-    assert len(missing) < 40, sorted(missing)
