@@ -17,15 +17,15 @@ from graphmod.pytorch.values import to_value
 rng = np.random.default_rng(0)
 
 
-def f(*shape):
+def normal(*shape):
     return rng.normal(size=shape).astype(np.float32)
 
 
 def floats(*shape):
-    return f(*shape).reshape(-1).tolist()
+    return normal(*shape).reshape(-1).tolist()
 
 
-def s(*names):
+def strings(*names):
     return np.array(names, object)
 
 
@@ -58,7 +58,7 @@ def compare(model, *xs):
     return net
 
 
-X = f(5, 3)
+X = normal(5, 3)
 GAPS = np.where(X < 0, np.float32(np.nan), X)
 WHOLE = np.array([[0, 5, 7], [5, 1, 0]])
 TENSOR = numpy_helper.from_array
@@ -79,7 +79,7 @@ TENSOR = numpy_helper.from_array
         ("Imputer", [WHOLE], {"imputed_value_int64s": [7, 8, 9], "replaced_value_int64": 5}),
         *(
             ("ArrayFeatureExtractor", [x, np.array(at)], {})
-            for x in (X, X[0], np.stack([X, X]), np.stack([s("a", "b", "c")] * 2))
+            for x in (X, X[0], np.stack([X, X]), np.stack([strings("a", "b", "c")] * 2))
             for at in ([2, 0], [[2, 0]])
         ),
         ("FeatureVectorizer", [X, X[:, :1]], {"inputdimensions": [2, 3]}),
@@ -87,9 +87,9 @@ TENSOR = numpy_helper.from_array
         ("OneHotEncoder", [WHOLE], {"cats_int64s": [5, 0, 9]}),
         ("OneHotEncoder", [X], {"cats_int64s": [0, -1]}),
         ("OneHotEncoder", [np.array([["a", "z"], ["b", "a"]], object)], {"cats_strings": ["a", "b"]}),
-        ("CategoryMapper", [s("a", "b", "z")], {"cats_strings": ["a", "b"], "cats_int64s": [3, 4]}),
+        ("CategoryMapper", [strings("a", "b", "z")], {"cats_strings": ["a", "b"], "cats_int64s": [3, 4]}),
         ("CategoryMapper", [np.array([4, 5])], {"cats_strings": ["a", "b"], "cats_int64s": [3, 4]}),
-        ("LabelEncoder", [s("b", "z")], {"classes_strings": ["a", "b"], "default_int64": -5}),
+        ("LabelEncoder", [strings("b", "z")], {"classes_strings": ["a", "b"], "default_int64": -5}),
         ("LabelEncoder", [np.array([0, 1, 9])], {"classes_strings": ["a", "b"], "default_string": "D"}),
         *(
             ("LabelEncoder", [x], {"opset": opset, **attributes})
@@ -101,9 +101,9 @@ TENSOR = numpy_helper.from_array
                 (GAPS, {"keys_floats": [float(GAPS.flat[0]), math.nan, 9.0], "values_floats": [1.0, 2.0, 3.0]}),
                 (GAPS, {"keys_floats": [9.0, math.nan], "values_strings": ["nine", "none"]}),
                 (GAPS, {"keys_floats": [math.nan], "values_floats": [3.0]}),
-                (s("a", "z"), {"keys_strings": ["a", "b"], "values_strings": ["A", "B"]}),
-                (s("a", "z"), {"keys_strings": ["a", "b"], "values_int64s": [1, 2], "default_int64": 9}),
-                (s("a", "z"), {"keys_strings": ["a", "b"], "values_floats": [0.1, 0.2]}),
+                (strings("a", "z"), {"keys_strings": ["a", "b"], "values_strings": ["A", "B"]}),
+                (strings("a", "z"), {"keys_strings": ["a", "b"], "values_int64s": [1, 2], "default_int64": 9}),
+                (strings("a", "z"), {"keys_strings": ["a", "b"], "values_floats": [0.1, 0.2]}),
             ]
         ),
         (
@@ -142,14 +142,14 @@ def test_of_equal_keys_the_last_counts():
     ],
 )
 def test_strings_become_numbers_where_the_network_is(op_type, attributes):
-    net = to_torch(model_of(op_type, s("a", "z"), **attributes)).to("meta")
-    assert net(s("a", "z")).device.type == "meta"
+    net = to_torch(model_of(op_type, strings("a", "z"), **attributes)).to("meta")
+    assert net(strings("a", "z")).device.type == "meta"
 
 
 def test_values_keep_their_type():
-    tensors = {"keys_tensor": TENSOR(s("a", "b")), "values_tensor": TENSOR(np.int16([4, 5]))}
+    tensors = {"keys_tensor": TENSOR(strings("a", "b")), "values_tensor": TENSOR(np.int16([4, 5]))}
     tensors["default_tensor"] = TENSOR(np.int16([-1]))
-    made = to_torch(model_of("LabelEncoder", s("b", "z"), opset=4, **tensors))(s("b", "z"))
+    made = to_torch(model_of("LabelEncoder", strings("b", "z"), opset=4, **tensors))(strings("b", "z"))
     assert (made.dtype, made.tolist()) == (torch.int16, [5, -1])
 
 
@@ -169,7 +169,7 @@ LABELS = {"ints": [7, 9, 4], "strings": ["a", "b", "c"]}
 
 def small(n):
     """Coefficients and intercepts for which scores are probabilities, away from a half, where the runtime rounds."""
-    return {"coefficients": (f(n, 3) * 0.03).reshape(-1).tolist(), "intercepts": [0.25] * n}
+    return {"coefficients": (normal(n, 3) * 0.03).reshape(-1).tolist(), "intercepts": [0.25] * n}
 
 
 def test_probit_is_near_the_quantile_of_the_normal_distribution():
@@ -241,7 +241,7 @@ def test_svm_classifier(kernel, gamma, kind, sizes, probabilities, post):
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_linear_svm_classifier(n, sign):
-    coefficients = (sign * np.abs(f(n, 3))).reshape(-1).tolist()
+    coefficients = (sign * np.abs(normal(n, 3))).reshape(-1).tolist()
     model = model_of(
         "SVMClassifier", X, n=2, coefficients=coefficients, rho=floats(n), classlabels_ints=LABELS["ints"][:n],
         kernel_params=[0.0, 0.0, 0.0],
@@ -277,7 +277,7 @@ def grow(depth, n_features, modes):
     """Return a random tree: (feature, threshold, mode, missing, if true, if false), or None for a leaf."""
     if depth == 0 or rng.random() < 0.2:
         return None
-    node = int(rng.integers(n_features)), float(f()), str(rng.choice(modes)), int(rng.integers(2))
+    node = int(rng.integers(n_features)), float(normal()), str(rng.choice(modes)), int(rng.integers(2))
     return (*node, grow(depth - 1, n_features, modes), grow(depth - 1, n_features, modes))
 
 
@@ -308,7 +308,7 @@ def forest(n_trees, depth, modes=MODES, n_features=3):
 
 def samples(nodes, n=40, n_features=3):
     """Return samples of which every one has a feature that equals a threshold, and some have gaps."""
-    x = f(n, n_features)
+    x = normal(n, n_features)
     for row in x:
         node = rng.integers(len(nodes["nodes_values"]))
         row[nodes["nodes_featureids"][node]] = nodes["nodes_values"][node]
@@ -357,7 +357,7 @@ def test_tree_regressor(n_trees, depth, modes, aggregate, base, n, double):
 def test_tree_classifier(post, positive, kind, ids, n_labels, n_base):
     nodes, leaves = forest(4, 4)
     x = samples(nodes)
-    weights = f(len(leaves) * len(ids)) / 4
+    weights = normal(len(leaves) * len(ids)) / 4
     weights = leaf_weights("class", leaves, ids, (np.abs(weights) if positive else weights).tolist())
     weights |= {"base_values": floats(n_base)} if n_base else {}
     labels = {f"classlabels_{kind}": LABELS[kind.removesuffix("64s").removesuffix("s") + "s"][:n_labels]}
@@ -367,7 +367,7 @@ def test_tree_classifier(post, positive, kind, ids, n_labels, n_base):
 def test_a_tree_of_scikit_learn():
     from sklearn.tree import DecisionTreeClassifier
 
-    x, y = f(200, 3), rng.integers(0, 3, 200)
+    x, y = normal(200, 3), rng.integers(0, 3, 200)
     fitted = DecisionTreeClassifier(max_depth=5, random_state=0).fit(x, y)
     tree = fitted.tree_
     leaf, n = tree.children_left < 0, tree.node_count

@@ -29,7 +29,7 @@ from graphmod.pytorch.steps import backward, forward
 rng = np.random.default_rng(0)
 
 
-def f(*shape):
+def normal(*shape):
     return rng.normal(size=shape).astype(np.float32)
 
 
@@ -64,7 +64,7 @@ class Case:
         return "-".join([self.op_type, given, *(f"{key}={value}" for key, value in self.attributes.items())])
 
 
-def c(
+def case_of(
     op_type, *inputs, fed=(0,), outputs=(0,), module=None, domain="com.microsoft", version=17, loose=1e-5, **attributes
 ):
     return Case(op_type, inputs, fed, outputs, module, domain, version, loose, attributes)
@@ -203,43 +203,52 @@ def step_of(case: Case) -> float:
     return 0.02001 if case.op_type.startswith("Q") or case.op_type in INTEGER else 1e-12
 
 
-IMAGE, BATCH, HEADS = f(2, 4, 7, 7), f(2, 3, 8), f(2, 2, 3, 4)
-W, B = f(6, 4, 3, 3), f(6)
+IMAGE, BATCH, HEADS = normal(2, 4, 7, 7), normal(2, 3, 8), normal(2, 2, 3, 4)
+W, B = normal(6, 4, 3, 3), normal(6)
 
 FUSED = [
-    *(c("FusedConv", IMAGE, W, B, module=nn.Conv2d, activation=name, activation_params=params, strides=[2, 2],
+    *(case_of("FusedConv", IMAGE, W, B, module=nn.Conv2d, activation=name, activation_params=params, strides=[2, 2],
         pads=[1, 1, 1, 1])
       for name, params in {"Relu": [], "Tanh": [], "Sigmoid": [], "LeakyRelu": [0.2], "Clip": [-0.5, 1.5],
                            "HardSigmoid": [0.3, 0.4]}.items()),
-    c("FusedConv", IMAGE, W, module=nn.Conv2d, activation="Relu", dilations=[2, 2]),
-    c("FusedConv", IMAGE, W, B, f(2, 6, 7, 7), module=nn.Conv2d, fed=(0, 3), activation="Relu", auto_pad="SAME_UPPER"),
-    c("FusedConv", IMAGE, f(8, 1, 3, 3), None, f(2, 8, 5, 5), fed=(0, 3), module=nn.Conv2d, group=4),
-    *(c("FusedGemm", f(3, 8), f(8, 5), f(5), module=nn.Linear, activation=name,
+    case_of("FusedConv", IMAGE, W, module=nn.Conv2d, activation="Relu", dilations=[2, 2]),
+    case_of("FusedConv", IMAGE, W, B, normal(2, 6, 7, 7), module=nn.Conv2d, fed=(0, 3), activation="Relu",
+        auto_pad="SAME_UPPER"),
+    case_of("FusedConv", IMAGE, normal(8, 1, 3, 3), None, normal(2, 8, 5, 5), fed=(0, 3), module=nn.Conv2d, group=4),
+    *(case_of("FusedGemm", normal(3, 8), normal(8, 5), normal(5), module=nn.Linear, activation=name,
         **{f"activation_{key}": value for key, value in numbers.items()})
       for name, numbers in {"Relu": {}, "Tanh": {}, "Sigmoid": {}, "Softplus": {}, "Softsign": {},
                             "LeakyRelu": {"alpha": 0.3}, "Elu": {"alpha": 0.7}, "Selu": {"alpha": 1.5, "gamma": 0.9},
                             "HardSigmoid": {"alpha": 0.3, "beta": 0.4}}.items()),
-    c("FusedGemm", f(3, 8), f(5, 8), f(3, 5), transB=1, alpha=0.5, beta=2.0, activation="Relu"),
-    *(c(name, BATCH, f(8, 5), module=nn.Linear, alpha=0.5) for name in ("FusedMatMul", "TransposeMatMul")),
-    c("FusedMatMul", BATCH, f(5, 8), module=nn.Linear, transB=1),
-    c("FusedMatMul", f(2, 8, 3), f(8, 5), module=nn.Linear, transA=1),
-    *(c("FusedMatMul", f(*((2, 3, 5, 4) if a else (2, 3, 4, 5))), f(*((2, 3, 6, 5) if b else (2, 3, 5, 6))), fed=(0, 1),
+    case_of("FusedGemm", normal(3, 8), normal(5, 8), normal(3, 5), transB=1, alpha=0.5, beta=2.0, activation="Relu"),
+    *(case_of(name, BATCH, normal(8, 5), module=nn.Linear, alpha=0.5) for name in ("FusedMatMul", "TransposeMatMul")),
+    case_of("FusedMatMul", BATCH, normal(5, 8), module=nn.Linear, transB=1),
+    case_of("FusedMatMul", normal(2, 8, 3), normal(8, 5), module=nn.Linear, transA=1),
+    *(case_of("FusedMatMul", normal(*((2, 3, 5, 4) if a else (2, 3, 4, 5))),
+        normal(*((2, 3, 6, 5) if b else (2, 3, 5, 6))), fed=(0, 1),
         transA=a, transB=b, alpha=0.3) for a in (0, 1) for b in (0, 1)),
-    c("FusedMatMul", f(4, 2, 3, 5), f(2, 3, 5, 6), fed=(0, 1), transBatchA=1),
-    c("FusedMatMul", f(2, 3, 4, 5), f(5, 2, 3, 6), fed=(0, 1), transBatchB=1),
-    c("FusedMatMul", f(5, 2, 3, 4), f(6, 2, 3, 5), fed=(0, 1), transA=1, transB=1, transBatchA=1, transBatchB=1),
-    c("Gelu", BATCH, module=None), c("BiasGelu", BATCH, f(8)), c("FastGelu", BATCH), c("FastGelu", BATCH, f(8)),
-    c("QuickGelu", BATCH), c("QuickGelu", BATCH, alpha=1.0), c("Inverse", f(2, 3, 3) + 3 * np.eye(3, dtype=np.float32)),
-    *(c("LayerNormalization", BATCH, f(8), f(8), domain="", version=version, module=nn.LayerNorm, epsilon=1e-3)
+    case_of("FusedMatMul", normal(4, 2, 3, 5), normal(2, 3, 5, 6), fed=(0, 1), transBatchA=1),
+    case_of("FusedMatMul", normal(2, 3, 4, 5), normal(5, 2, 3, 6), fed=(0, 1), transBatchB=1),
+    case_of("FusedMatMul", normal(5, 2, 3, 4), normal(6, 2, 3, 5), fed=(0, 1), transA=1, transB=1, transBatchA=1,
+        transBatchB=1),
+    case_of("Gelu", BATCH, module=None), case_of("BiasGelu", BATCH, normal(8)), case_of("FastGelu", BATCH),
+    case_of("FastGelu", BATCH, normal(8)),
+    case_of("QuickGelu", BATCH), case_of("QuickGelu", BATCH, alpha=1.0),
+    case_of("Inverse", normal(2, 3, 3) + 3 * np.eye(3, dtype=np.float32)),
+    *(case_of("LayerNormalization", BATCH, normal(8), normal(8), domain="", version=version, module=nn.LayerNorm,
+        epsilon=1e-3)
       for version in (11, 15, 17)),
-    *(c("SimplifiedLayerNormalization", BATCH, f(8), domain="", version=version, module=nn.RMSNorm, epsilon=1e-3)
+    *(case_of("SimplifiedLayerNormalization", BATCH, normal(8), domain="", version=version, module=nn.RMSNorm,
+        epsilon=1e-3)
       for version in (13, 17)),
-    c("SkipLayerNormalization", BATCH, f(2, 3, 8), f(8), f(8), f(8), fed=(0, 1), outputs=(0, 3), epsilon=1e-5),
-    c("SkipLayerNormalization", BATCH, f(2, 3, 8), f(8), f(8), fed=(0, 1), module=nn.LayerNorm),
-    c("SkipLayerNormalization", BATCH, f(3, 8), f(8), f(8), fed=(0, 1), module=nn.LayerNorm),
-    c("SkipLayerNormalization", BATCH, f(2, 3, 8), f(8), fed=(0, 1), module=nn.LayerNorm, epsilon=1e-3),
-    c("SkipSimplifiedLayerNormalization", BATCH, f(2, 3, 8), f(8), fed=(0, 1), outputs=(0, 3), module=nn.RMSNorm),
-    c("SkipSimplifiedLayerNormalization", BATCH, f(2, 3, 8), f(8), f(8), fed=(0, 1), epsilon=1e-3),
+    case_of("SkipLayerNormalization", BATCH, normal(2, 3, 8), normal(8), normal(8), normal(8), fed=(0, 1),
+        outputs=(0, 3), epsilon=1e-5),
+    case_of("SkipLayerNormalization", BATCH, normal(2, 3, 8), normal(8), normal(8), fed=(0, 1), module=nn.LayerNorm),
+    case_of("SkipLayerNormalization", BATCH, normal(3, 8), normal(8), normal(8), fed=(0, 1), module=nn.LayerNorm),
+    case_of("SkipLayerNormalization", BATCH, normal(2, 3, 8), normal(8), fed=(0, 1), module=nn.LayerNorm, epsilon=1e-3),
+    case_of("SkipSimplifiedLayerNormalization", BATCH, normal(2, 3, 8), normal(8), fed=(0, 1), outputs=(0, 3),
+        module=nn.RMSNorm),
+    case_of("SkipSimplifiedLayerNormalization", BATCH, normal(2, 3, 8), normal(8), normal(8), fed=(0, 1), epsilon=1e-3),
 ]  # fmt: skip
 
 
@@ -251,14 +260,14 @@ def test_fused_layers(case):
 IDS = rng.integers(0, 9, (2, 5)).astype(np.int32)
 SEGMENTS = rng.integers(0, 2, (2, 5)).astype(np.int32)
 PADDED = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 1, 0]], np.int32)
-TABLES = (f(9, 8), f(6, 8), f(2, 8), f(8), f(8))
+TABLES = (normal(9, 8), normal(6, 8), normal(2, 8), normal(8), normal(8))
 
 EMBEDDINGS = [
-    c("EmbedLayerNormalization", IDS, SEGMENTS, *TABLES, fed=(0, 1), mask_index_type=0),
-    c("EmbedLayerNormalization", IDS, SEGMENTS, *TABLES, PADDED, fed=(0, 1, 7), outputs=(0, 1), epsilon=1e-5),
-    c("EmbedLayerNormalization", IDS, SEGMENTS, *TABLES, PADDED, fed=(0, 1, 7), outputs=(0, 1, 2)),
-    c("EmbedLayerNormalization", IDS, None, *TABLES[:2], None, *TABLES[3:], outputs=(0, 1)),
-    c(
+    case_of("EmbedLayerNormalization", IDS, SEGMENTS, *TABLES, fed=(0, 1), mask_index_type=0),
+    case_of("EmbedLayerNormalization", IDS, SEGMENTS, *TABLES, PADDED, fed=(0, 1, 7), outputs=(0, 1), epsilon=1e-5),
+    case_of("EmbedLayerNormalization", IDS, SEGMENTS, *TABLES, PADDED, fed=(0, 1, 7), outputs=(0, 1, 2)),
+    case_of("EmbedLayerNormalization", IDS, None, *TABLES[:2], None, *TABLES[3:], outputs=(0, 1)),
+    case_of(
         "EmbedLayerNormalization",
         IDS,
         None,
@@ -278,7 +287,7 @@ def test_embeddings(case):
     check(case)
 
 
-X, QKV, BIAS = f(2, 5, 8), f(8, 24), f(24)
+X, QKV, BIAS = normal(2, 5, 8), normal(8, 24), normal(24)
 MASKS = {
     "lengths": i32(5, 3),
     "ends and starts": i32(5, 4, 1, 2),
@@ -291,19 +300,20 @@ MASKS = {
 FURTHER = rng.integers(0, 2, (2, 5, 8)).astype(np.int32)
 
 ATTENTION = [
-    c("Attention", X, QKV, BIAS, module=nn.Linear, num_heads=2),
-    c("Attention", X, QKV, BIAS, module=nn.Linear, num_heads=4, scale=0.3),
-    *(c("Attention", X, QKV, BIAS, mask, fed=(0, 3), module=nn.Linear, num_heads=2, unidirectional=causal)
+    case_of("Attention", X, QKV, BIAS, module=nn.Linear, num_heads=2),
+    case_of("Attention", X, QKV, BIAS, module=nn.Linear, num_heads=4, scale=0.3),
+    *(case_of("Attention", X, QKV, BIAS, mask, fed=(0, 3), module=nn.Linear, num_heads=2, unidirectional=causal)
       for mask in MASKS.values() for causal in (0, 1)),
-    c("Attention", X, QKV, BIAS, PADDED, fed=(0, 3), module=nn.Linear, num_heads=2, mask_filter_value=-3.0),
-    c("Attention", X, QKV, BIAS, None, None, f(2, 2, 5, 5), fed=(0, 5), module=nn.Linear, num_heads=2),
-    c("Attention", X, QKV, BIAS, PADDED, None, f(1, 1, 5, 5), fed=(0, 3, 5), module=nn.Linear, num_heads=2),
-    c("Attention", X, f(8, 20), f(20), module=nn.Linear, num_heads=2, qkv_hidden_sizes=[8, 8, 4]),
-    *(c("Attention", X, QKV, BIAS, mask, f(2, 2, 2, 3, 4), fed=(0, 3, 4), outputs=(0, 1), module=nn.Linear, num_heads=2,
+    case_of("Attention", X, QKV, BIAS, PADDED, fed=(0, 3), module=nn.Linear, num_heads=2, mask_filter_value=-3.0),
+    case_of("Attention", X, QKV, BIAS, None, None, normal(2, 2, 5, 5), fed=(0, 5), module=nn.Linear, num_heads=2),
+    case_of("Attention", X, QKV, BIAS, PADDED, None, normal(1, 1, 5, 5), fed=(0, 3, 5), module=nn.Linear, num_heads=2),
+    case_of("Attention", X, normal(8, 20), normal(20), module=nn.Linear, num_heads=2, qkv_hidden_sizes=[8, 8, 4]),
+    *(case_of("Attention", X, QKV, BIAS, mask, normal(2, 2, 2, 3, 4), fed=(0, 3, 4), outputs=(0, 1), module=nn.Linear,
+        num_heads=2,
         unidirectional=causal)
       for mask in (None, np.ones((2, 8), np.int32), FURTHER) for causal in (0, 1)),
-    c("Attention", X, QKV, BIAS, outputs=(0, 1), module=nn.Linear, num_heads=2, unidirectional=1),
-    c("Attention", X, QKV, BIAS, fed=(0, 1, 2), num_heads=2),
+    case_of("Attention", X, QKV, BIAS, outputs=(0, 1), module=nn.Linear, num_heads=2, unidirectional=1),
+    case_of("Attention", X, QKV, BIAS, fed=(0, 1, 2), num_heads=2),
 ]  # fmt: skip
 
 
@@ -312,23 +322,25 @@ def test_attention(case):
     check(case)
 
 
-Q, K, V = f(2, 5, 8), f(2, 4, 8), f(2, 4, 6)
+Q, K, V = normal(2, 5, 8), normal(2, 4, 8), normal(2, 4, 6)
 CROSS = rng.integers(0, 2, (2, 5, 4)).astype(np.int32)
 
 HEADS_CASES = [
-    c("MultiHeadAttention", Q, K, V, fed=(0, 1, 2), num_heads=2),
-    c("MultiHeadAttention", Q, K, V, f(22), fed=(0, 1, 2), num_heads=2, scale=0.3),
-    *(c("MultiHeadAttention", Q, K, V, f(22), mask, fed=(0, 1, 2, 4), num_heads=2)
+    case_of("MultiHeadAttention", Q, K, V, fed=(0, 1, 2), num_heads=2),
+    case_of("MultiHeadAttention", Q, K, V, normal(22), fed=(0, 1, 2), num_heads=2, scale=0.3),
+    *(case_of("MultiHeadAttention", Q, K, V, normal(22), mask, fed=(0, 1, 2, 4), num_heads=2)
       for mask in (i32(4, 3), i32([1, 1, 1, 0], [1, 0, 0, 0]), CROSS)),
-    *(c("MultiHeadAttention", Q, K, V, None, None, f(*shape), fed=(0, 1, 2, 5), num_heads=2)
+    *(case_of("MultiHeadAttention", Q, K, V, None, None, normal(*shape), fed=(0, 1, 2, 5), num_heads=2)
       for shape in ((2, 2, 5, 4), (1, 2, 5, 4), (1, 1, 5, 4))),
-    c("MultiHeadAttention", Q, f(2, 5, 8), f(2, 5, 8), fed=(0, 1, 2), num_heads=2, unidirectional=1),
-    c("MultiHeadAttention", Q, f(2, 5, 8), f(2, 5, 8), None, None, None, f(2, 2, 3, 4), f(2, 2, 3, 4),
+    case_of("MultiHeadAttention", Q, normal(2, 5, 8), normal(2, 5, 8), fed=(0, 1, 2), num_heads=2, unidirectional=1),
+    case_of("MultiHeadAttention", Q, normal(2, 5, 8), normal(2, 5, 8), None, None, None, normal(2, 2, 3, 4),
+        normal(2, 2, 3, 4),
       fed=(0, 1, 2, 6, 7), outputs=(0, 1, 2), num_heads=2, unidirectional=1),
-    c("MultiHeadAttention", Q, f(2, 5, 8), f(2, 5, 8), f(24), None, f(2, 2, 5, 8), f(2, 2, 3, 4), f(2, 2, 3, 4),
+    case_of("MultiHeadAttention", Q, normal(2, 5, 8), normal(2, 5, 8), normal(24), None, normal(2, 2, 5, 8),
+        normal(2, 2, 3, 4), normal(2, 2, 3, 4),
       fed=(0, 1, 2, 5, 6, 7), outputs=(0, 1, 2), num_heads=2),
-    c("MultiHeadAttention", Q, f(2, 2, 4, 4), f(2, 2, 4, 4), fed=(0, 1, 2), num_heads=2),
-    c("MultiHeadAttention", Q, f(2, 2, 4, 4), f(2, 2, 4, 4), f(24), fed=(0, 1, 2), num_heads=2),
+    case_of("MultiHeadAttention", Q, normal(2, 2, 4, 4), normal(2, 2, 4, 4), fed=(0, 1, 2), num_heads=2),
+    case_of("MultiHeadAttention", Q, normal(2, 2, 4, 4), normal(2, 2, 4, 4), normal(24), fed=(0, 1, 2), num_heads=2),
 ]  # fmt: skip
 
 
@@ -337,14 +349,14 @@ def test_multi_head_attention(case):
     check(case)
 
 
-ANGLES = f(16, 4)
+ANGLES = normal(16, 4)
 COS, SIN = np.cos(ANGLES), np.sin(ANGLES)
 PLACES = np.array([[0, 1, 2, 3, 4], [3, 4, 5, 6, 7]])
 
 ROTARY = [
-    *(c("RotaryEmbedding", x, places, COS, SIN, fed=(0, 1), interleaved=interleaved)
-      for x in (f(2, 5, 16), f(2, 2, 5, 8)) for places in (PLACES, np.array([3])) for interleaved in (0, 1)),
-    c("RotaryEmbedding", f(2, 5, 32), PLACES, COS, SIN, fed=(0, 1), num_heads=2, rotary_embedding_dim=8),
+    *(case_of("RotaryEmbedding", x, places, COS, SIN, fed=(0, 1), interleaved=interleaved)
+      for x in (normal(2, 5, 16), normal(2, 2, 5, 8)) for places in (PLACES, np.array([3])) for interleaved in (0, 1)),
+    case_of("RotaryEmbedding", normal(2, 5, 32), PLACES, COS, SIN, fed=(0, 1), num_heads=2, rotary_embedding_dim=8),
 ]  # fmt: skip
 
 
@@ -360,21 +372,21 @@ def gqa(n_rows, n_past, lengths, *, packed=False, capacity=None, rotary=False, b
     batch, total = len(lengths), n_rows + n_past
     size = capacity or n_past
     given = (
-        [f(batch, n_rows, 128), None, None]
+        [normal(batch, n_rows, 128), None, None]
         if packed
-        else [f(batch, n_rows, 64), f(batch, n_rows, 32), f(batch, n_rows, 32)]
+        else [normal(batch, n_rows, 64), normal(batch, n_rows, 32), normal(batch, n_rows, 32)]
     )
-    past = [f(batch, 2, size, 16), f(batch, 2, size, 16)] if size else [None, None]
-    angles = f(32, 8)
+    past = [normal(batch, 2, size, 16), normal(batch, 2, size, 16)] if size else [None, None]
+    angles = normal(32, 8)
     tables = [np.cos(angles), np.sin(angles)] if rotary else [None, None]
     inputs = [
         *given, *past, np.array(lengths, np.int32) - 1, np.array(total, np.int32), *tables, None,
-        f(1, 4, n_rows, total) if bias else None, f(4) if sink else None,
+        normal(1, 4, n_rows, total) if bias else None, normal(4) if sink else None,
     ]  # fmt: skip
     while inputs[-1] is None:
         inputs.pop()
     fed = tuple(index for index in (0, 1, 2, 3, 4, 5, 10) if index < len(inputs) and inputs[index] is not None)
-    return c("GroupQueryAttention", *inputs, fed=fed, outputs=(0, 1, 2), num_heads=4, kv_num_heads=2,
+    return case_of("GroupQueryAttention", *inputs, fed=fed, outputs=(0, 1, 2), num_heads=4, kv_num_heads=2,
              do_rotary=int(rotary), **attributes)  # fmt: skip
 
 
@@ -409,11 +421,11 @@ def test_group_query_attention(case):
             np.testing.assert_allclose(parts[0][:n], parts[1][:n], atol=1e-5)
 
 
-S, Z, Z8 = np.float32(0.02), np.uint8(120), np.int8(-5)
+SCALE, ZERO_U8, ZERO_I8 = np.float32(0.02), np.uint8(120), np.int8(-5)
 """A scale and two zero points."""
 
 
-def q(value):
+def scale_and_zero(value):
     """Return a scale and a zero point of the value's type."""
     return np.float32(rng.uniform(0.01, 0.03)), value.dtype.type(
         rng.integers(*((100, 150) if value.dtype == np.uint8 else (-20, 20)))
@@ -422,10 +434,10 @@ def q(value):
 
 def ternary(op_type, *values, out=np.uint8, scale=0.02, fed=None, **attributes):
     """Return a case whose inputs come with scale and zero point each, and then those of the output."""
-    inputs = [part for value in values for part in (value, *q(value))]
+    inputs = [part for value in values for part in (value, *scale_and_zero(value))]
     fed = range(len(values)) if fed is None else fed
-    zero = [] if out is None else [np.float32(scale), out(Z if out is np.uint8 else Z8)]
-    return c(op_type, *inputs, *zero, fed=tuple(3 * index for index in fed), **attributes)
+    zero = [] if out is None else [np.float32(scale), out(ZERO_U8 if out is np.uint8 else ZERO_I8)]
+    return case_of(op_type, *inputs, *zero, fed=tuple(3 * index for index in fed), **attributes)
 
 
 BYTES, SIGNED, PICTURE = u8(2, 3, 8), i8(2, 3, 8), u8(2, 4, 7, 7)
@@ -438,23 +450,28 @@ ELEMENTS = [
     *(ternary("QLinearLeakyRelu", x, out=x.dtype.type, alpha=0.2) for x in (BYTES, SIGNED)),
     *(ternary("QLinearSoftmax", x, out=x.dtype.type, scale=1 / 256, axis=axis, opset=13)
       for x in (BYTES, SIGNED) for axis in (1, -1)),
-    c("QLinearConcat", S, Z, BYTES, *q(BYTES), u8(2, 2, 8), *q(BYTES), fed=(2, 5), axis=1),
-    c("QLinearWhere", BYTES > 128, BYTES, *q(BYTES), u8(8), *q(BYTES), S, Z, fed=(0, 1, 4)),
+    case_of("QLinearConcat", SCALE, ZERO_U8, BYTES, *scale_and_zero(BYTES), u8(2, 2, 8), *scale_and_zero(BYTES),
+        fed=(2, 5), axis=1),
+    case_of("QLinearWhere", BYTES > 128, BYTES, *scale_and_zero(BYTES), u8(8), *scale_and_zero(BYTES), SCALE, ZERO_U8,
+        fed=(0, 1, 4)),
     *(ternary("QLinearGlobalAveragePool", x, out=x.dtype.type, channels_last=last)
       for x in (PICTURE, i8(2, 4, 5, 5)) for last in (0, 1)),
     *(ternary("QLinearAveragePool", PICTURE, channels_last=last, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1],
               count_include_pad=count) for last in (0, 1) for count in (0, 1)),
     ternary("QLinearAveragePool", PICTURE, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
-    *(c("NhwcMaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]) for x in (PICTURE, i8(2, 7, 7, 4))),
-    c("NhwcMaxPool", PICTURE, kernel_shape=[2, 2], strides=[1, 2], pads=[0, 1, 0, 0], dilations=[2, 1]),
-    c("NhwcMaxPool", u8(1, 8, 7, 3), kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1], ceil_mode=1),
-    *(c("NhwcMaxPool", i8(2, 7, 6, 3), kernel_shape=[3, 2], strides=[2, 1], auto_pad=pad)
+    *(case_of("NhwcMaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+      for x in (PICTURE, i8(2, 7, 7, 4))),
+    case_of("NhwcMaxPool", PICTURE, kernel_shape=[2, 2], strides=[1, 2], pads=[0, 1, 0, 0], dilations=[2, 1]),
+    case_of("NhwcMaxPool", u8(1, 8, 7, 3), kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1], ceil_mode=1),
+    *(case_of("NhwcMaxPool", i8(2, 7, 6, 3), kernel_shape=[3, 2], strides=[2, 1], auto_pad=pad)
       for pad in ("SAME_UPPER", "SAME_LOWER", "VALID")),
-    *(c("QuantizeLinear", BATCH, S, np.array(z), domain="com.microsoft") for z in (Z, Z8, np.int16(7), np.uint16(9))),
-    c("QuantizeLinear", BATCH, S), c("DequantizeLinear", SIGNED, S, Z8), c("DequantizeLinear", i8(2, 3, 8), S),
-    c("DequantizeLinear", BYTES, np.abs(f(3)), u8(3), axis=1),
-    c("QuantizeLinear", BATCH, np.abs(f(8)) + 0.1, u8(8), axis=2),
-    c("DequantizeLinear", rng.integers(-999, 999, (2, 3)).astype(np.int16), S, np.int16(3)),
+    *(case_of("QuantizeLinear", BATCH, SCALE, np.array(z), domain="com.microsoft")
+      for z in (ZERO_U8, ZERO_I8, np.int16(7), np.uint16(9))),
+    case_of("QuantizeLinear", BATCH, SCALE), case_of("DequantizeLinear", SIGNED, SCALE, ZERO_I8),
+    case_of("DequantizeLinear", i8(2, 3, 8), SCALE),
+    case_of("DequantizeLinear", BYTES, np.abs(normal(3)), u8(3), axis=1),
+    case_of("QuantizeLinear", BATCH, np.abs(normal(8)) + 0.1, u8(8), axis=2),
+    case_of("DequantizeLinear", rng.integers(-999, 999, (2, 3)).astype(np.int16), SCALE, np.int16(3)),
 ]  # fmt: skip
 
 
@@ -465,7 +482,7 @@ def test_quantized_elements(case):
 
 def test_a_window_that_begins_in_the_padding_does_not_count():
     """Though onnx's shape inference says so."""
-    check(c("NhwcMaxPool", u8(1, 4, 4, 3), kernel_shape=[2, 2], strides=[4, 4], pads=[0, 0, 1, 1], ceil_mode=1))
+    check(case_of("NhwcMaxPool", u8(1, 4, 4, 3), kernel_shape=[2, 2], strides=[4, 4], pads=[0, 0, 1, 1], ceil_mode=1))
 
 
 def weight_of(*shape):
@@ -481,40 +498,51 @@ INTS = rng.integers(-500, 500, 6).astype(np.int32)
 KERNEL = weight_of(6, 4, 3, 3)
 
 LAYERS = [
-    *(c("QLinearConv", x, *q(x), KERNEL, scale, zero, np.float32(0.1), x.dtype.type(3), INTS,
+    *(case_of("QLinearConv", x, *scale_and_zero(x), KERNEL, scale, zero, np.float32(0.1), x.dtype.type(3), INTS,
         channels_last=last, pads=[1, 1, 1, 1], strides=[2, 2], kernel_shape=[3, 3], module=nn.Conv2d)
-      for scale, zero in ((S, np.int8(3)), (some(6), np.zeros(6, np.int8)))
+      for scale, zero in ((SCALE, np.int8(3)), (some(6), np.zeros(6, np.int8)))
       for x, last in ((PICTURE, 0), (u8(2, 7, 7, 4), 1), (i8(2, 7, 7, 4), 1))),
-    c("QLinearConv", u8(2, 7, 7, 4), *q(BYTES), weight_of(4, 1, 3, 3), S, np.int8(0), np.float32(0.1), Z, group=4,
+    case_of("QLinearConv", u8(2, 7, 7, 4), *scale_and_zero(BYTES), weight_of(4, 1, 3, 3), SCALE, np.int8(0),
+        np.float32(0.1), ZERO_U8, group=4,
       channels_last=1, module=nn.Conv2d),
-    c("QLinearConv", u8(2, 7, 7, 4), *q(BYTES), KERNEL, S, np.int8(0), np.float32(0.1), Z, channels_last=1,
+    case_of("QLinearConv", u8(2, 7, 7, 4), *scale_and_zero(BYTES), KERNEL, SCALE, np.int8(0), np.float32(0.1), ZERO_U8,
+        channels_last=1,
       pads=[0, 1, 2, 0], module=nn.Conv2d),
-    c("QGemm", u8(3, 8), *q(BYTES), COLUMNS, S, np.int8(2), INTS, np.float32(0.1), Z, module=nn.Linear),
-    c("QGemm", u8(3, 8), *q(BYTES), ROWS, some(6), np.zeros(6, np.int8), INTS, np.float32(0.1), Z, transB=1,
+    case_of("QGemm", u8(3, 8), *scale_and_zero(BYTES), COLUMNS, SCALE, np.int8(2), INTS, np.float32(0.1), ZERO_U8,
+        module=nn.Linear),
+    case_of("QGemm", u8(3, 8), *scale_and_zero(BYTES), ROWS, some(6), np.zeros(6, np.int8), INTS, np.float32(0.1),
+        ZERO_U8, transB=1,
       module=nn.Linear),
-    c("QGemm", u8(3, 8), *q(BYTES), COLUMNS, some(6), np.zeros(6, np.int8), INTS, module=nn.Linear),
-    c("QGemm", u8(8, 3), *q(BYTES), COLUMNS, S, np.int8(2), None, np.float32(0.1), Z, transA=1, module=nn.Linear),
-    c("QGemm", u8(3, 8), *q(BYTES), COLUMNS, S, np.int8(2), INTS, module=nn.Linear, alpha=0.5),
-    c("QGemm", u8(3, 8), *q(BYTES), COLUMNS, S, np.int8(2), np.stack([INTS] * 3), module=nn.Linear),
-    c("DynamicQuantizeMatMul", BATCH, COLUMNS, S, np.int8(0), module=nn.Linear, loose=1e-4),
-    c("DynamicQuantizeMatMul", BATCH, COLUMNS, some(6), np.zeros(6, np.int8), f(6), module=nn.Linear, loose=1e-4),
-    c("DynamicQuantizeMatMul", BATCH, u8(8, 6) // 2, S, np.uint8(60), f(6), module=nn.Linear, loose=1e-4),
-    c("DynamicQuantizeMatMul", BATCH, COLUMNS, S, module=nn.Linear, loose=1e-4),
-    c("DynamicQuantizeMatMul", BATCH, weight_of(2, 8, 6), S, np.int8(0), loose=1e-4),
-    c("MatMulIntegerToFloat", BYTES, COLUMNS, S, some(6), Z, np.zeros(6, np.int8), f(6), module=nn.Linear),
-    c("MatMulIntegerToFloat", SIGNED, COLUMNS, S, S, Z8, np.int8(3), module=nn.Linear),
-    c("MatMulIntegerToFloat", BYTES, COLUMNS, np.array(S), S, fed=(0, 2), module=nn.Linear),
-    c("MatMulIntegerToFloat", BYTES, weight_of(2, 8, 6), S, S, Z, np.int8(0), fed=(0, 1)),
-    *(c("QAttention", u8(2, 5, 8), weight_of(8, 24), BIAS, S, scale, mask, Z, zero,
+    case_of("QGemm", u8(3, 8), *scale_and_zero(BYTES), COLUMNS, some(6), np.zeros(6, np.int8), INTS, module=nn.Linear),
+    case_of("QGemm", u8(8, 3), *scale_and_zero(BYTES), COLUMNS, SCALE, np.int8(2), None, np.float32(0.1), ZERO_U8,
+        transA=1, module=nn.Linear),
+    case_of("QGemm", u8(3, 8), *scale_and_zero(BYTES), COLUMNS, SCALE, np.int8(2), INTS, module=nn.Linear, alpha=0.5),
+    case_of("QGemm", u8(3, 8), *scale_and_zero(BYTES), COLUMNS, SCALE, np.int8(2), np.stack([INTS] * 3),
+        module=nn.Linear),
+    case_of("DynamicQuantizeMatMul", BATCH, COLUMNS, SCALE, np.int8(0), module=nn.Linear, loose=1e-4),
+    case_of("DynamicQuantizeMatMul", BATCH, COLUMNS, some(6), np.zeros(6, np.int8), normal(6), module=nn.Linear,
+        loose=1e-4),
+    case_of("DynamicQuantizeMatMul", BATCH, u8(8, 6) // 2, SCALE, np.uint8(60), normal(6), module=nn.Linear,
+        loose=1e-4),
+    case_of("DynamicQuantizeMatMul", BATCH, COLUMNS, SCALE, module=nn.Linear, loose=1e-4),
+    case_of("DynamicQuantizeMatMul", BATCH, weight_of(2, 8, 6), SCALE, np.int8(0), loose=1e-4),
+    case_of("MatMulIntegerToFloat", BYTES, COLUMNS, SCALE, some(6), ZERO_U8, np.zeros(6, np.int8), normal(6),
+        module=nn.Linear),
+    case_of("MatMulIntegerToFloat", SIGNED, COLUMNS, SCALE, SCALE, ZERO_I8, np.int8(3), module=nn.Linear),
+    case_of("MatMulIntegerToFloat", BYTES, COLUMNS, np.array(SCALE), SCALE, fed=(0, 2), module=nn.Linear),
+    case_of("MatMulIntegerToFloat", BYTES, weight_of(2, 8, 6), SCALE, SCALE, ZERO_U8, np.int8(0), fed=(0, 1)),
+    *(case_of("QAttention", u8(2, 5, 8), weight_of(8, 24), BIAS, SCALE, scale, mask, ZERO_U8, zero,
         fed=(0,) if mask is None else (0, 5), num_heads=2, unidirectional=causal, module=nn.Linear)
-      for scale, zero in ((S, np.int8(2)), (some(24), np.zeros(24, np.int8)))
+      for scale, zero in ((SCALE, np.int8(2)), (some(24), np.zeros(24, np.int8)))
       for mask, causal in ((None, 1), (PADDED, 0), (i32(5, 3), 0))),
-    c("QAttention", u8(2, 5, 8), weight_of(8, 24), BIAS, S, S, None, Z, np.int8(2), f(2, 2, 2, 3, 4), fed=(0, 8),
+    case_of("QAttention", u8(2, 5, 8), weight_of(8, 24), BIAS, SCALE, SCALE, None, ZERO_U8, np.int8(2),
+        normal(2, 2, 2, 3, 4), fed=(0, 8),
       outputs=(0, 1), num_heads=2, unidirectional=1, module=nn.Linear),
-    c("QEmbedLayerNormalization", IDS, SEGMENTS, u8(9, 8), u8(6, 8), u8(2, 8), u8(8), u8(8), PADDED, *some(5),
+    case_of("QEmbedLayerNormalization", IDS, SEGMENTS, u8(9, 8), u8(6, 8), u8(2, 8), u8(8), u8(8), PADDED, *some(5),
       *rng.integers(110, 140, 5).astype(np.uint8), fed=(0, 1, 7), outputs=(0, 1)),
-    c("QEmbedLayerNormalization", IDS, None, u8(9, 8), u8(6, 8), None, u8(8), u8(8), None, some(1)[0], some(1)[0], None,
-      some(1)[0], some(1)[0], Z, Z, None, Z, Z, outputs=(0, 1)),
+    case_of("QEmbedLayerNormalization", IDS, None, u8(9, 8), u8(6, 8), None, u8(8), u8(8), None, some(1)[0],
+        some(1)[0], None,
+      some(1)[0], some(1)[0], ZERO_U8, ZERO_U8, None, ZERO_U8, ZERO_U8, outputs=(0, 1)),
 ]  # fmt: skip
 
 
@@ -532,10 +560,17 @@ def packed(n, k, block, bits, zeros="", bias=False, dtype=np.float32, **attribut
         "packed": u8(n, -(-blocks * bits // 8)),
         "float": rng.uniform(0, 2**bits, (n, blocks)).astype(dtype),
     }[zeros]
-    inputs = [f(2, 3, k).astype(dtype), u8(n, blocks, block * bits // 8), scales, given, None, f(n) if bias else None]
+    inputs = [
+        normal(2, 3, k).astype(dtype),
+        u8(n, blocks, block * bits // 8),
+        scales,
+        given,
+        None,
+        normal(n) if bias else None,
+    ]
     while inputs[-1] is None:
         inputs.pop()
-    return c(
+    return case_of(
         "MatMulNBits",
         *inputs,
         K=k,
@@ -645,7 +680,14 @@ def test_gradients_pass_through_quantized_operators():
         helper.make_node("DequantizeLinear", ["d", "v", "o8"], ["y"]),
     ]
     matrix = rng.integers(-60, 60, (4, 4)).astype(np.int8)
-    values = {"s": S, "t": np.float32(0.05), "v": np.float32(1 / 256), "z": Z, "o": np.int8(0), "o8": np.uint8(0)}
+    values = {
+        "s": SCALE,
+        "t": np.float32(0.05),
+        "v": np.float32(1 / 256),
+        "z": ZERO_U8,
+        "o": np.int8(0),
+        "o8": np.uint8(0),
+    }
     graph = helper.make_graph(
         steps, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
@@ -654,12 +696,12 @@ def test_gradients_pass_through_quantized_operators():
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = load(helper.make_model(graph, opset_imports=imports, ir_version=10))
     net = to_torch(model)
-    x = torch.from_numpy(0.5 * np.tanh(f(3, 4))).requires_grad_()
+    x = torch.from_numpy(0.5 * np.tanh(normal(3, 4))).requires_grad_()
     made = net(x)
     agree(model, net, {"x": x.detach().numpy()})
     (weight,) = net.parameters()
     plain = torch.sigmoid(x + x @ weight.t())
-    upstream = torch.from_numpy(f(3, 4))
+    upstream = torch.from_numpy(normal(3, 4))
     for actual, wanted in zip(*(torch.autograd.grad(y, (x, weight), upstream) for y in (made, plain)), strict=True):
         torch.testing.assert_close(actual, wanted, atol=0.03, rtol=0.05)
 
@@ -670,7 +712,7 @@ def test_shared_integers_are_one_parameter():
         helper.make_node("DynamicQuantizeMatMul", ["x", "w", "s", "z"], ["h"], domain="com.microsoft"),
         helper.make_node("DynamicQuantizeMatMul", ["h", "w", "s", "z"], ["y"], domain="com.microsoft"),
     ]
-    values = {"w": weight_of(4, 4), "s": S, "z": np.int8(0)}
+    values = {"w": weight_of(4, 4), "s": SCALE, "z": np.int8(0)}
     graph = helper.make_graph(
         steps, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
@@ -680,7 +722,7 @@ def test_shared_integers_are_one_parameter():
     model = load(helper.make_model(graph, opset_imports=imports, ir_version=10))
     net = to_torch(model)
     assert len(list(net.parameters())) == 1
-    agree(model, net, {"x": f(3, 4)}, loose=1e-3)
+    agree(model, net, {"x": normal(3, 4)}, loose=1e-3)
     changed = write_back(model, perturb(net))
     assert set(changed.initializers) == set(values)
     assert write_back(changed, to_torch(changed)) is changed
@@ -729,10 +771,10 @@ def test_half_precision_widens():
 @pytest.mark.parametrize(("form", "bias"), [((2, 5, 2, 3, 4), None), ((2, 4, 2, 2, 4), None), ((2, 5, 2, 3, 4), 24)])
 def test_packed_heads_are_the_unpacked_ones(form, bias):
     """ONNX Runtime has these on other processors only."""
-    whole = torch.from_numpy(f(*form))
-    b = None if bias is None else torch.from_numpy(f(bias))
+    whole = torch.from_numpy(normal(*form))
+    b = None if bias is None else torch.from_numpy(normal(bias))
     parts = [part.flatten(2) for part in whole.unbind(3)]
-    query = torch.from_numpy(f(2, 5, 8))
+    query = torch.from_numpy(normal(2, 5, 8))
     settings = {"n_heads": 2, "causal": False, "scale": None, "masked": -1e4}
     nothing = (None,) * 4
     given = (whole, None, None) if form[3] == 3 else (query, whole, None)
@@ -759,8 +801,8 @@ def test_gradients_of_grouped_attention():
 
 def test_bias_softmax_adds_before():
     """ONNX Runtime has it on other processors only."""
-    x, bias = f(2, 2, 3, 5), f(2, 1, 1, 5)
-    case = c("BiasSoftmax", x, bias, fed=(0, 1), axis=3, is_inner_broadcast=1)
+    x, bias = normal(2, 2, 3, 5), normal(2, 1, 1, 5)
+    case = case_of("BiasSoftmax", x, bias, fed=(0, 1), axis=3, is_inner_broadcast=1)
     proto, feeds = model_of(case)
     proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y0", TensorProto.FLOAT, [None] * 4))
     made = run(to_torch(proto), feeds)[0]
@@ -768,16 +810,18 @@ def test_bias_softmax_adds_before():
 
 
 REFUSED = [
-    (c("Attention", X, QKV, BIAS, num_heads=2, do_rotary=1), "do_rotary"),
-    (c("Attention", X, QKV, BIAS, num_heads=2, past_present_share_buffer=1), "share_buffer"),
-    (c("MultiHeadAttention", Q, K, V, fed=(0, 1, 2), outputs=(0, 3), num_heads=2), "products"),
-    (c("GroupQueryAttention", f(2, 3, 32), f(2, 3, 16), f(2, 3, 16), None, None, i32(2, 2), i32(3), num_heads=4,
+    (case_of("Attention", X, QKV, BIAS, num_heads=2, do_rotary=1), "do_rotary"),
+    (case_of("Attention", X, QKV, BIAS, num_heads=2, past_present_share_buffer=1), "share_buffer"),
+    (case_of("MultiHeadAttention", Q, K, V, fed=(0, 1, 2), outputs=(0, 3), num_heads=2), "products"),
+    (case_of("GroupQueryAttention", normal(2, 3, 32), normal(2, 3, 16), normal(2, 3, 16), None, None, i32(2, 2),
+    i32(3), num_heads=4,
        kv_num_heads=2, sliding_window_cache=1, local_window_size=2), "sliding_window_cache"),
-    (c("RotaryEmbedding", f(2, 5, 16), PLACES, COS, SIN, scale=2.0), "scale"),
-    (c("FusedConv", IMAGE, W, B, activation="Erf"), "activation Erf"),
-    (c("MatMulNBits", f(3, 32), u8(6, 2, 8), f(6, 2), None, i32(*range(32)), K=32, N=6, block_size=16), "order"),
-    (c("SkipLayerNormalization", BATCH, BATCH, f(8), outputs=(0, 1)), "statistics"),
-    (c("BiasSoftmax", BATCH, f(3, 8), axis=1, is_inner_broadcast=0), "several axes"),
+    (case_of("RotaryEmbedding", normal(2, 5, 16), PLACES, COS, SIN, scale=2.0), "scale"),
+    (case_of("FusedConv", IMAGE, W, B, activation="Erf"), "activation Erf"),
+    (case_of("MatMulNBits", normal(3, 32), u8(6, 2, 8), normal(6, 2), None, i32(*range(32)), K=32, N=6, block_size=16),
+    "order"),
+    (case_of("SkipLayerNormalization", BATCH, BATCH, normal(8), outputs=(0, 1)), "statistics"),
+    (case_of("BiasSoftmax", BATCH, normal(3, 8), axis=1, is_inner_broadcast=0), "several axes"),
 ]  # fmt: skip
 
 
@@ -818,7 +862,7 @@ def table(dtype, bits=4, zeros=False):
     data = rng.integers(low, high, (9, 32 // packs)).astype(dtype)
     zero = rng.integers(max(low, 0), min(high, 8), (9, max(2 // packs, 1))).astype(dtype) if zeros else None
     inputs = [data, IDS, some((9, 2)), *([zero] if zeros else [])]
-    return c("GatherBlockQuantized", *inputs, fed=(1,), version=21, module=nn.Embedding, block_size=16, bits=bits,
+    return case_of("GatherBlockQuantized", *inputs, fed=(1,), version=21, module=nn.Embedding, block_size=16, bits=bits,
              gather_axis=0, quantize_axis=1)  # fmt: skip
 
 
@@ -849,10 +893,10 @@ def test_a_dequantized_weight_is_folded(levels):
     model = load(helper.make_model(graph, opset_imports=imports, ir_version=10))
     net = to_torch(model)
     assert [type(module) for module in net.children()] == [nn.Linear]
-    agree(model, net, {"x": f(3, 8)})
+    agree(model, net, {"x": normal(3, 8)})
     assert write_back(model, net) is model
     changed = write_back(model, perturb(net))
-    agree(changed, to_torch(changed), {"x": f(3, 8)})
+    agree(changed, to_torch(changed), {"x": normal(3, 8)})
 
 
 class Layer(nn.Module):

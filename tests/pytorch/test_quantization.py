@@ -29,7 +29,7 @@ rng = np.random.default_rng(0)
 F32, I8, U8, I32 = np.float32, np.int8, np.uint8, np.int32
 
 
-def f(*shape):
+def normal(*shape):
     return rng.normal(size=shape).astype(F32)
 
 
@@ -98,7 +98,7 @@ def test_quantizing_there_and_back_is_exact(opset, kind, granularity):
     scale, attributes = SCALES[granularity]
     zero = rng.integers(np.iinfo(kind).min, np.iinfo(kind).max, scale.shape).astype(kind)
     nodes = [node("QuantizeLinear", "x s z", "q", **attributes), node("DequantizeLinear", "q s z", "y", **attributes)]
-    x = f(3, 10) * 3
+    x = normal(3, 10) * 3
     x[0, :4] = [np.inf, -np.inf, 0.5 * float(scale.flat[0]), 1e30]
     proto = proto_of(
         nodes, {"x": x}, {"q": helper.np_dtype_to_tensor_dtype(zero.dtype), "y": 1}, opset, s=scale, z=zero
@@ -122,7 +122,7 @@ def test_small_types_pass_between_quantizing_and_dequantizing(kind):
         node("Transpose", "q", "t", perm=[1, 0]),
         node("DequantizeLinear", "t s", "y"),
     ]
-    x = f(3, 10)
+    x = normal(3, 10)
     proto = proto_of(nodes, {"x": x}, {"y": 1, "q": code}, 25, s=F32(0.3))
     net = to_torch(proto)
     expected = ReferenceEvaluator(proto).run(None, {"x": x})
@@ -140,7 +140,7 @@ def test_precisions_and_types_of_the_result():
         node("QuantizeLinear", "x s", "q", output_dtype=TensorProto.INT8, precision=TensorProto.FLOAT),
         node("DequantizeLinear", "q s", "y", output_dtype=TensorProto.FLOAT),
     ]
-    x = f(5, 7).astype(np.float16)
+    x = normal(5, 7).astype(np.float16)
     proto = proto_of(nodes, {"x": x}, {"y": 1, "q": TensorProto.INT8}, 23, s=np.float16(0.07))
     y, q = outputs_of(to_torch(proto), {"x": x})
     np.testing.assert_array_equal(q, np.rint(x.astype(F32) / F32(np.float16(0.07))).astype(I8))
@@ -195,7 +195,7 @@ def test_gradients_pass_operators_on_integers(case):
         "pads": np.array([0, 0, 1, 2, 0, 0, 0, 1]), "starts": np.array([0, 1]), "ends": np.array([9, 3]),
         "picks": np.array([3, 0, 0]), "c": whole(I8, 1, 4, 2, 7),
     }  # fmt: skip
-    x = f(1, 4, 7, 7)
+    x = normal(1, 4, 7, 7)
     read = {name for op in nodes for name in op.input}
     proto = proto_of(nodes, {"x": x}, {"y": 1}, 21, **{k: v for k, v in constants.items() if k in read})
     net = to_torch(proto)
@@ -234,7 +234,7 @@ def weight_behind(kind, granularity, case):
                                                                                        *shape[2:])  # fmt: skip
     scale = rng.uniform(0.01, 0.02, sizes).astype(F32)
     is_float = "float" in kind.name
-    levels = f(*shape) * 3 if is_float else rng.integers(*(lambda i: (i.min, i.max))(ml_dtypes.iinfo(kind)), shape)
+    levels = normal(*shape) * 3 if is_float else rng.integers(*(lambda i: (i.min, i.max))(ml_dtypes.iinfo(kind)), shape)
     constants = {"q": levels.astype(kind), "s": scale}
     if kind.name.startswith("uint"):
         constants["z"] = np.full(sizes, 5).astype(kind)
@@ -242,7 +242,7 @@ def weight_behind(kind, granularity, case):
         constants["to"] = np.array([4, 6])
     attributes = {"axis": axis, **({"block_size": block} if block else {})}
     first = node("DequantizeLinear", "q s z" if "z" in constants else "q s", "w", **attributes)
-    x = rng.integers(0, 8, x_shape) if case == "gather" else f(*x_shape)
+    x = rng.integers(0, 8, x_shape) if case == "gather" else normal(*x_shape)
     return proto_of([first, *nodes], {"x": x}, {"y": 1}, 21, **constants), x, module
 
 
@@ -298,7 +298,7 @@ def test_one_weight_dequantized_twice_is_one_parameter():
         node("DequantizeLinear", "q s", "v"),
         node("MatMul", "h v", "y"),
     ]
-    model = load(proto_of(nodes, {"x": f(3, 4)}, {"y": 1}, q=whole(I8, 4, 4), s=F32(0.01)))
+    model = load(proto_of(nodes, {"x": normal(3, 4)}, {"y": 1}, q=whole(I8, 4, 4), s=F32(0.01)))
     net = to_torch(model)
     (parameter,) = net.parameters()
     with torch.no_grad():
@@ -315,7 +315,7 @@ def test_one_weight_dequantized_in_two_ways_is_refused_once_it_is_trained():
         node("DequantizeLinear", "q t", "v"),
         node("MatMul", "h v", "y"),
     ]
-    model = load(proto_of(nodes, {"x": f(3, 4)}, {"y": 1}, q=whole(I8, 4, 4), s=F32(0.01), t=F32(0.02)))
+    model = load(proto_of(nodes, {"x": normal(3, 4)}, {"y": 1}, q=whole(I8, 4, 4), s=F32(0.01), t=F32(0.02)))
     net = to_torch(model)
     assert write_back(model, net) is model
     with torch.no_grad():
@@ -330,9 +330,9 @@ def test_float_weights_that_are_quantized_in_the_graph_stay_floats():
         node("DequantizeLinear", "q s z", "v", axis=0),
         node("Conv", "x v", "y"),
     ]
-    x = f(2, 4, 6, 6)
+    x = normal(2, 4, 6, 6)
     model = load(
-        proto_of(nodes, {"x": x}, {"y": 1}, w=f(3, 4, 3, 3), s=np.full(3, 0.02, F32), z=np.zeros(3, I8))
+        proto_of(nodes, {"x": x}, {"y": 1}, w=normal(3, 4, 3, 3), s=np.full(3, 0.02, F32), z=np.zeros(3, I8))
     )  # fmt: skip
     net = to_torch(model)
     assert [name for name, _ in net.named_parameters()] == ["w"]
@@ -437,7 +437,7 @@ def test_integer_products_are_exact(case, extreme):
     np.testing.assert_array_equal(actual, load(proto).run({"x": x})["y"])
 
 
-@pytest.mark.parametrize("x", [f(3, 40), np.abs(f(3, 40)), -np.abs(f(3, 40)), np.zeros((3, 4), F32)],
+@pytest.mark.parametrize("x", [normal(3, 40), np.abs(normal(3, 40)), -np.abs(normal(3, 40)), np.zeros((3, 4), F32)],
                          ids=["mixed", "positive", "negative", "zero"])  # fmt: skip
 def test_dynamic_quantization_is_exact(x):
     proto = proto_of(
