@@ -243,7 +243,7 @@ class Weights:
             address = (*place, "attribute", name, "t") if of_tensor else (*place, "attribute", name)
         steps = without_identities((Reshape(made.shape),), value.shape)
         tensor = f"{operator.output[0]}.{name}"
-        source = Source(tensor, address, steps, value.shape, value.dtype.name, place, digest_of(value))
+        source = Source(tensor, address, steps, value.shape, value.dtype.name, None, digest_of(value))
         return Weight(source, made.shape, lambda: made)
 
     def _weight(self, tensor: str, steps: Sequence[Step]) -> Weight:
