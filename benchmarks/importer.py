@@ -127,6 +127,7 @@ def _network(model: gm.Model, batches: Sequence[tuple[torch.Tensor, ...]]) -> di
         expected = model.run({key: value.numpy() for key, value in zip(model.inputs, inputs, strict=True)})
         for actual, wanted in zip(made, expected.values(), strict=True):
             assert actual.shape == wanted.shape
+            assert np.isfinite(wanted).all()
             scale = max(float(np.abs(wanted).max()), 1e-12)
             error = max(error, float(np.abs(actual.numpy() - wanted).max()) / scale)
     return {
@@ -240,8 +241,14 @@ def _with_values(model: gm.Model) -> gm.Model:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
-            fan_in = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 4
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5)
+            values = torch.randn(parameter.shape, generator=generator)
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
+            parameter.copy_(values / fan_in**0.5 if fan_in > 1 else 0.6 + 0.1 * values)
+        for name, buffer in net.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+            elif name.endswith("running_mean"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     return gm.write_back(model, net)
 
 
