@@ -317,7 +317,7 @@ def test_quantized_weights_are_cut_off_on_request():
     net = to_torch(model)
     with torch.no_grad():
         next(net.parameters()).mul_(2)
-    with pytest.raises(RefusedError, match="cannot write weight 'w' back: .*saturate=True"):
+    with pytest.raises(RefusedError, match=r"cannot write weight 'w' back: .*saturate=True"):
         write_back(model, net)
     changed = write_back(model, net, saturate=True)
     assert changed.initializer("q").tolist() == [[127, -128], [100, 14], [2, 0], [0, 6]]
