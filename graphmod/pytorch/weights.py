@@ -267,16 +267,18 @@ class Weights:
         container, name = self._container(path)
         container.add_module(name, module)
         for slot, weight in weights.items():
+            inner, _, leaf = slot.rpartition(".")
+            owner = module.get_submodule(inner)
             if weight is None:
-                module.register_parameter(slot, None)
-            elif slot in module._buffers:
-                module.register_buffer(slot, to_tensor(weight.value()))
+                owner.register_parameter(leaf, None)
+            elif leaf in owner._buffers:
+                owner.register_buffer(leaf, to_tensor(weight.value()))
                 place = marked(operator)
                 reader = None if place is None else (place, weight.index)
                 self.bindings.append(Binding(weight.source, f"{path}.{slot}", reader))
             else:
                 held = self._find_held(weight.source) or self._hold(weight)
-                self._set_parameter(module, f"{path}.{slot}", slot, held)
+                self._set_parameter(owner, f"{path}.{slot}", leaf, held)
         return path
 
     def _container(self, path: str) -> tuple[nn.Module, str]:
