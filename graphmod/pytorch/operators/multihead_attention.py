@@ -33,7 +33,7 @@ def _is_exact(op: Operator, found: Found) -> bool:
         kind = op.importer.scope.types.get(found["mask"])
         if kind is None or kind.shape is None or len(kind.shape) != 2:
             return False
-    names = [name for name in ("in", "in bias", "out", "out bias") if name in found.tensors]
+    names = ("in", "in bias", "out", "out bias")
     if not all(found[name] in constants for name in names):
         return False
     width = constants.value(found["out"]).shape[0]
@@ -43,18 +43,8 @@ def _is_exact(op: Operator, found: Found) -> bool:
 
 
 @pattern(*(Op("Add", tree, X("out bias")) for tree in PROJECTED), check=_is_exact)
-def with_bias(op: Operator, found: Found) -> fx.Node:
-    """Convert attention whose last projection has a bias."""
-    return _module(op, found)
-
-
-@pattern(*PROJECTED, check=_is_exact)
-def without_bias(op: Operator, found: Found) -> fx.Node:
-    """Convert attention whose last projection has no bias, or one that a later operator adds."""
-    return _module(op, found)
-
-
-def _module(op: Operator, found: Found) -> fx.Node:
+def multihead_attention(op: Operator, found: Found) -> fx.Node:
+    """Convert attention and its last projection, bias included: torch's module has both biases or none."""
     weights, attention = op.importer.weights, found.operators["attention"]
     width, turned = op.importer.constants.value(found["out"]).shape[0], (Permute((1, 0)),)
     module = nn.MultiheadAttention(width, attention.attribute("num_heads", 1), batch_first=True, device="meta")
@@ -62,7 +52,7 @@ def _module(op: Operator, found: Found) -> fx.Node:
         "in_proj_weight": weights.weight(found["in"], turned),
         "in_proj_bias": weights.weight(found["in bias"], ()),
         "out_proj.weight": weights.weight(found["out"], turned),
-        "out_proj.bias": weights.weight(found["out bias"], ()) if "out bias" in found.tensors else None,
+        "out_proj.bias": weights.weight(found["out bias"], ()),
     }
     x = op.importer.node(found["x"])
     hidden = op.call(is_hidden, op.importer.node(found["mask"])) if "mask" in found.tensors else None
