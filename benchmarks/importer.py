@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-import itertools
 import json
 import statistics
 import subprocess
@@ -48,6 +47,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import architectures  # noqa: E402  # the folders hold scripts and tests, not packages
 import backend_suite  # noqa: E402  # the same
+from gradients import gradients, matched, outputs, widened  # noqa: E402  # the same
 from machine import machine  # noqa: E402  # the same
 
 RESULTS = ROOT / "benchmarks" / "results" / "importer.json"
@@ -123,7 +123,7 @@ def _network(model: gm.Model, batches: Sequence[tuple[torch.Tensor, ...]]) -> di
     error = 0.0
     for inputs in batches:
         with torch.no_grad():
-            made = _tensors(net(*inputs))
+            made = outputs(net(*inputs))
         expected = model.run({key: value.numpy() for key, value in zip(model.inputs, inputs, strict=True)})
         for actual, wanted in zip(made, expected.values(), strict=True):
             assert actual.shape == wanted.shape
@@ -141,7 +141,7 @@ def _network(model: gm.Model, batches: Sequence[tuple[torch.Tensor, ...]]) -> di
 
 def _trainable(model: gm.Model, net: torch.fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> float:
     """Return the share of the float constants, but for running statistics and masks, that have a finite gradient."""
-    _gradients(net, inputs)
+    gradients(net, inputs)
     found = sum(p.numel() for p in net.parameters() if p.grad is not None and bool(p.grad.isfinite().all()))
     fixed = sum(
         value.numel()
@@ -156,65 +156,24 @@ def _is_mask(value: torch.Tensor) -> bool:
 
 
 def _original(model: gm.Model, original: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-    """Compare gradients with the original module's, weight by weight, in float64 where the graph allows it.
-
-    Weights are matched by their values, so those are left out that an exporter folded into others, and so are rows of
-    an embedding that is told to have no gradient: the graph does not say so.
-    """
+    """Compare gradients with the original module's, weight by weight, in float64 where the graph allows it."""
     net, twin = gm.to_torch(model), copy.deepcopy(original)
     try:
-        wide = tuple(value.double() if value.is_floating_point() else value for value in inputs)
-        found, wanted = _gradients(copy.deepcopy(net).double(), wide), _gradients(copy.deepcopy(twin).double(), wide)
+        wide = widened(inputs)
+        found, wanted = gradients(copy.deepcopy(net).double(), wide), gradients(copy.deepcopy(twin).double(), wide)
         precision = "float64"
     except RuntimeError:  # a Cast in the graph says float32
-        found, wanted, precision = _gradients(net, inputs), _gradients(twin, inputs), "float32"
-    held, originals = dict(net.named_parameters()), dict(twin.named_parameters())
+        found, wanted, precision = gradients(net, inputs), gradients(twin, inputs), "float32"
     floor = 1e-4 * max(float(grad.abs().max()) for grad in wanted.values())  # some are zero but for rounding
-    silent = {
-        f"{name}.weight": layer.padding_idx
-        for name, layer in twin.named_modules()
-        if isinstance(layer, torch.nn.Embedding) and layer.padding_idx is not None
-    }
     errors, compared = {}, 0
-    for name, grad in wanted.items():
-        turns = [(key, turn) for key, value in held.items() if (turn := _turn(value, originals[name])) is not None]
-        parts = [turn(found[key]) for key, turn in turns if key in found]
-        if parts:  # an exporter may have split a tied weight in two: its gradient is their sum
-            total = torch.stack(parts).sum(0)
-            if name in silent:
-                total[silent[name]] = 0
-            errors[name] = float((total - grad).abs().max()) / (float(grad.abs().max()) + floor)
-            compared += grad.numel()
+    for name, actual, grad in matched(net, twin, found, wanted):
+        errors[name] = float((actual - grad).abs().max()) / (float(grad.abs().max()) + floor)
+        compared += grad.numel()
     return {
         "gradient error": max(errors.values(), default=0.0),
         "gradients compared": compared / max(sum(grad.numel() for grad in wanted.values()), 1),
         "precision": precision,
     }
-
-
-def _turn(held: torch.Tensor, original: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return what turns a parameter into the original's, if they hold the same values."""
-    if held.numel() != original.numel():
-        return None
-    if held.ndim == original.ndim and sorted(held.shape) == sorted(original.shape):
-        for order in itertools.permutations(range(held.ndim)):
-            turned = held.permute(order)
-            if turned.shape == original.shape and torch.equal(turned, original):
-                return lambda grad: grad.permute(order)
-    if torch.equal(held.reshape(-1), original.reshape(-1)):
-        return lambda grad: grad.reshape(original.shape)
-    return None
-
-
-def _gradients(net: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    net.zero_grad()
-    outputs = [value for value in _tensors(net(*inputs)) if value.is_floating_point()]
-    sum(value.square().mean() for value in outputs).backward()
-    return {name: parameter.grad for name, parameter in net.named_parameters() if parameter.grad is not None}
-
-
-def _tensors(made: Any) -> list[torch.Tensor]:
-    return list(made) if isinstance(made, tuple) else [made]
 
 
 # -- models as they are shipped

@@ -8,7 +8,7 @@ branch. Operators go by their first output, so that an address outlives edits el
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,14 @@ def marked(message: NodeProto | TensorProto) -> Address | None:
 
 def operators_of(proto: ModelProto) -> Iterator[NodeProto]:
     """Yield all operators of a model, those of bodies and functions included."""
-    pending = [*proto.graph.node, *(operator for function in proto.functions for operator in function.node)]
+    yield from with_bodies(proto.graph.node)
+    for function in proto.functions:
+        yield from with_bodies(function.node)
+
+
+def with_bodies(operators: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Yield operators and all that their bodies hold."""
+    pending = list(operators)
     while pending:
         operator = pending.pop()
         yield operator

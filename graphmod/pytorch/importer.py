@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from graphmod.errors import RefusedError, UnsupportedOperatorError
 from graphmod.model import Model, consumed, load
-from graphmod.pytorch.address import operators_of
+from graphmod.pytorch.address import with_bodies
 from graphmod.pytorch.binding import Weight
 from graphmod.pytorch.constants import Constants
 from graphmod.pytorch.dtypes import HALF, has_tensor, numpy_dtype, torch_dtype
@@ -129,7 +129,7 @@ def _refuse_missing(program: Program) -> None:
         raise UnsupportedOperatorError(f"initializer '{name}' is sparse, which is not supported; make it dense")
     missing = []
     known: dict[tuple[str, str], bool] = {}
-    for operator in operators_of(ModelProto(graph=GraphProto(node=program.main.operators))):
+    for operator in with_bodies(program.main.operators):
         kind = (domain_of(operator.domain), operator.op_type)
         if kind not in known:
             opset = program.opset_of(operator)
@@ -187,8 +187,8 @@ class Importer:
         self.scope = scope
         self.parent = parent
         self.options: Options = options or (parent.options if parent is not None else Options())
-        self.constants: Constants = Constants(scope, parent.constants if parent is not None else None)
-        self.sizes = Sizes(scope, self.constants)
+        self.constants: Constants = program.constants if parent is None else Constants(scope, parent.constants)
+        self.sizes = program.sizes if parent is None else Sizes(scope, self.constants)
         self.graph = fx.Graph()
         self.captured: dict[str, fx.Node] = {}
         self._paths = Paths(scope.operators, blocks_of(program.model) if parent is None else None)

@@ -6,6 +6,7 @@ All of this happens on a working copy without large values; every constant in it
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.external_data_helper import uses_external_data
 
 from graphmod.errors import InvalidModelError, UnsupportedOperatorError
-from graphmod.model import Model, consumed
+from graphmod.model import Model, TensorType, consumed
 from graphmod.model import initializers as stored
 from graphmod.pytorch.address import Address, Lookup, mark, marked, operators_of
 from graphmod.pytorch.constants import Constants
@@ -41,6 +42,8 @@ class Program:
     ----------
     main : Scope
         The main graph.
+    constants, sizes : Constants, Sizes
+        What is constant in it, and what is computed from sizes.
     opsets : dict of str to int
         The operator sets that it imports, by domain.
 
@@ -70,7 +73,7 @@ class Program:
         mark(proto)
         _drop_large_constants(proto)
         self._proto = expand_functions(proto, self.opsets)
-        self.main = self._main()
+        self.main, self.constants, self.sizes = self._main()
 
     def opset_of(self, operator: NodeProto) -> int:
         """Return the version of an operator's domain that the model imports."""
@@ -96,8 +99,8 @@ class Program:
                     f"{expected.type.name}"
                 )
 
-    def _main(self) -> Scope:
-        """Return the main graph's scope; what is known of sizes is fixed, Ifs are decided."""
+    def _main(self) -> tuple[Scope, Constants, Sizes]:
+        """Return the main graph's scope, constants and sizes; what is known of sizes is fixed, Ifs are decided."""
         while True:
             graph = infer_types(self._proto, self.opsets)
             scope = self._scope(graph, tuple(self.model.inputs), {})
@@ -110,15 +113,15 @@ class Program:
                 if operator.op_type == "If" and operator.input[0] in constants
             }
             if not known and not taken:
-                return scope
+                return scope, constants, sizes
             _fix(self._proto.graph, known)
             _take_branches(self._proto.graph, taken)
 
     def body(self, graph: GraphProto, around: Scope) -> Scope:
         """Return the scope of an operator's body."""
-        return self._scope(graph, tuple(value.name for value in graph.input), dict(around.types))
+        return self._scope(graph, tuple(value.name for value in graph.input), around.types)
 
-    def _scope(self, graph: GraphProto, inputs: tuple[str, ...], around: dict[str, object]) -> Scope:
+    def _scope(self, graph: GraphProto, inputs: tuple[str, ...], around: Mapping[str, TensorType]) -> Scope:
         tensors: dict[str, TensorProto] = {}
         addresses: dict[str, Address] = {}
         if not around:
@@ -139,7 +142,7 @@ class Program:
             operators=tuple(operator for operator in graph.node if not is_initializer(operator)),
             inputs=inputs,
             outputs=tuple(value.name for value in graph.output),
-            types={**around, **types_of(graph)},  # type: ignore[dict-item]  # both map names to types
+            types={**around, **types_of(graph)},
             initializers=tensors,
             addresses=addresses,
             folder=self.model.folder,

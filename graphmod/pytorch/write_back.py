@@ -206,7 +206,7 @@ class _Edit:
 
     @cached_property
     def _constants(self) -> Constants:
-        return Constants(Program(self._model).main)
+        return Program(self._model).constants
 
     def set_own(self, binding: Binding, value: Array) -> None:
         """Let the reader of a running statistic have one of its own, if it differs from what the others have."""

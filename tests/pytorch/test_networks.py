@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import pickle
 import warnings
 
@@ -11,6 +10,7 @@ import architectures
 import numpy as np
 import pytest
 import torch
+from gradients import gradients, matched, outputs, widened
 from torch import nn
 
 from graphmod.model import load
@@ -20,28 +20,6 @@ NO_GRADIENT_IN_THE_GRAPH = {"vqvae": "its straight-through estimator detaches, w
 """Networks whose gradients an export changes."""
 IN_SINGLE_PRECISION = {"diffusion_unet", "graph_network", "mixture_of_experts", "vanilla_rnn"}
 """Networks that make float32 tensors inside, themselves or in their graph, and so cannot be computed in float64."""
-
-
-def outputs(made):
-    return list(made) if isinstance(made, tuple) else [made]
-
-
-def gradients(net, inputs):
-    net.zero_grad()
-    sum(y.square().mean() for y in outputs(net(*inputs)) if y.is_floating_point()).backward()
-    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-
-
-def turns(held, original):
-    """Return how a parameter is turned into the original's, if it holds the same values."""
-    if held.ndim == original.ndim and sorted(held.shape) == sorted(original.shape):
-        for order in itertools.permutations(range(held.ndim)):
-            turned = held.permute(order)
-            if turned.shape == original.shape and torch.equal(turned, original):
-                return lambda grad: grad.permute(order)
-    if held.numel() == original.numel() and torch.equal(held.reshape(-1), original.reshape(-1)):
-        return lambda grad: grad.reshape(original.shape)
-    return None
 
 
 def check(name, exporter):
@@ -65,33 +43,16 @@ def check(name, exporter):
 def check_gradients(net, original, inputs, *, wide):
     """Compare with the original's weight by weight, in float64 (``wide``) or in float32."""
     original = copy.deepcopy(original)
+    nets = net, original
     if wide:
-        inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-        nets = copy.deepcopy(net).double(), copy.deepcopy(original).double()
-    else:
-        nets = net, original
+        inputs, nets = widened(inputs), tuple(copy.deepcopy(one).double() for one in nets)
     found, wanted = (gradients(one, inputs) for one in nets)
     assert all(grad.isfinite().all() for grad in found.values())
-    held, originals = dict(net.named_parameters()), dict(original.named_parameters())
-    padding = {
-        f"{path}.weight": layer.padding_idx
-        for path, layer in original.named_modules()
-        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None
-    }
     largest = max(float(grad.abs().max()) for grad in wanted.values())
     compared = 0
-    for name, grad in wanted.items():
-        parts = [
-            turn(found[key])
-            for key, value in held.items()
-            if key in found and (turn := turns(value, originals[name])) is not None
-        ]
-        if parts:  # an exporter may have split a tied weight in two
-            total = torch.stack(parts).sum(0)
-            if name in padding:
-                total[padding[name]] = 0
-            assert float((total - grad).abs().max()) <= 1e-4 * (float(grad.abs().max()) + 1e-2 * largest), name
-            compared += 1
+    for name, actual, grad in matched(net, original, found, wanted):
+        assert float((actual - grad).abs().max()) <= 1e-4 * (float(grad.abs().max()) + 1e-2 * largest), name
+        compared += 1
     assert compared
 
 
