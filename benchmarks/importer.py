@@ -34,10 +34,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from onnx.reference.ops import load_op
 
 import graphmod as gm
+from graphmod.pytorch import META
 from graphmod.pytorch.functions import is_function
 from graphmod.pytorch.registry import find, supported_operators
 from graphmod.pytorch.values import to_numpy, to_value
@@ -141,17 +142,30 @@ def _network(model: gm.Model, batches: Sequence[tuple[torch.Tensor, ...]]) -> di
 
 def _trainable(model: gm.Model, net: torch.fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> float:
     """Return the share of the float constants, but for running statistics and masks, that have a finite gradient."""
-    gradients(net, inputs)
-    found = sum(p.numel() for p in net.parameters() if p.grad is not None and bool(p.grad.isfinite().all()))
-    fixed = sum(
-        value.numel()
-        for name, value in net.named_buffers()
-        if value.is_floating_point() and value.numel() > 1 and ("running_" in name or _is_mask(value))
-    )
-    return found / max(model.n_weights - fixed, 1)
+    _ = gradients(net, inputs)
+    places = {binding.path: binding.tensor for binding in net.meta[META]}
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    held = {places[path] for path in parameters if path in places}
+    trained = {
+        places[path]
+        for path, parameter in parameters.items()
+        if path in places and parameter.grad is not None and bool(parameter.grad.isfinite().all())
+    }
+    running = {tensor for path, tensor in places.items() if path.endswith(("running_mean", "running_var"))}
+    constants = {op.output[0]: op.attribute[0].t for op in model.operators if op.op_type == "Constant"}
+    constants |= dict(model.initializers)
+    weights = {
+        name: kind.size
+        for name, kind in model.constants.items()
+        if kind.is_float
+        and name not in running
+        and (name in held or name not in constants or not _is_mask(constants[name]))
+    }
+    return sum(size for name, size in weights.items() if name in trained) / max(sum(weights.values()), 1)
 
 
-def _is_mask(value: torch.Tensor) -> bool:
+def _is_mask(tensor: onnx.TensorProto) -> bool:
+    value = numpy_helper.to_array(tensor)
     return bool(((value == 0) | (value == 1) | (value <= -1e4)).all())
 
 
