@@ -89,7 +89,7 @@ class Model:
 
     # -- what it is made of
 
-    @property
+    @cached_property
     def operators(self) -> tuple[NodeProto, ...]:
         """The operators of the main graph, in the file's (topological) order. Not to be changed."""
         return tuple(self._proto.graph.node)
@@ -98,6 +98,25 @@ class Model:
     def operator_names(self) -> tuple[str, ...]:
         """One unique name an operator: its own, or its type and position where it has none."""
         return operator_names(self._proto.graph)
+
+    @cached_property
+    def position(self) -> dict[str, int]:
+        """The place of every operator in :attr:`operators`, by the name that it has in :attr:`operator_names`."""
+        return {name: i for i, name in enumerate(self.operator_names)}
+
+    @cached_property
+    def producer(self) -> dict[str, int]:
+        """For every tensor that an operator of the main graph makes, the place of that operator."""
+        return {tensor: i for i, operator in enumerate(self.operators) for tensor in operator.output if tensor}
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[int, ...]]:
+        """For every tensor that operators read, the places of these operators, subgraphs that capture it included."""
+        found: dict[str, list[int]] = {}
+        for i, names in enumerate(self.reads):
+            for name in dict.fromkeys(names):
+                found.setdefault(name, []).append(i)
+        return {name: tuple(places) for name, places in found.items()}
 
     @cached_property
     def graph(self) -> nx.MultiDiGraph:
