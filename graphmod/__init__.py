@@ -22,7 +22,7 @@ from graphmod.model import Model, load
 if TYPE_CHECKING:
     from graphmod import data, demo, graph, methods, model, modules, probe, pytorch, report, rewrite, train
     from graphmod.data import Data, Splits
-    from graphmod.graph import Block, blocks, boundaries
+    from graphmod.graph import Block, Match, blocks, boundaries, find
     from graphmod.methods import Result, compress
     from graphmod.modules import Module, ModuleMap, modularize
     from graphmod.probe import Similarity, accuracy, latency, similarity
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Block": "graph",
     "Data": "data",
+    "Match": "graph",
     "Module": "modules",
     "ModuleMap": "modules",
     "Result": "methods",
@@ -43,6 +44,7 @@ _HOME = {
     "boundaries": "graph",
     "compress": "methods",
     "extract": "rewrite",
+    "find": "graph",
     "latency": "probe",
     "modularize": "modules",
     "propose": "rewrite",
@@ -76,6 +78,7 @@ __all__ = [
     "GraphmodError",
     "InvalidDataError",
     "InvalidModelError",
+    "Match",
     "Model",
     "Module",
     "ModuleMap",
@@ -92,6 +95,7 @@ __all__ = [
     "data",
     "demo",
     "extract",
+    "find",
     "graph",
     "latency",
     "load",

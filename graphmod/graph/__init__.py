@@ -3,18 +3,22 @@
 from graphmod.graph.blocks import Block, blocks
 from graphmod.graph.boundaries import boundaries
 from graphmod.graph.costs import Cost, cost
-from graphmod.graph.flow import carries_activations, data_flow, primary_input, primary_output
+from graphmod.graph.flow import activations, carries_activations, data_flow, primary_input, primary_output
 from graphmod.graph.scope import scope
+from graphmod.graph.select import Match, find
 from graphmod.graph.subgraph import subgraph
 
 __all__ = [
     "Block",
     "Cost",
+    "Match",
+    "activations",
     "blocks",
     "boundaries",
     "carries_activations",
     "cost",
     "data_flow",
+    "find",
     "primary_input",
     "primary_output",
     "scope",

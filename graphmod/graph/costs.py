@@ -48,8 +48,8 @@ def cost(model: Model, operators: Iterable[str] | None = None) -> Cost:
     >>> gm.graph.cost(gm.load(gm.demo.model_path())).weights > 250_000
     True
     """
-    wanted = None if operators is None else set(operators)
-    chosen = [position for position, name in enumerate(model.operator_names) if wanted is None or name in wanted]
+    named = model.position if operators is None else dict.fromkeys(operators)
+    chosen = [model.position[name] for name in named if name in model.position]
     read = dict.fromkeys(name for position in chosen for name in model.reads[position])
     weights = size = 0
     for name in read:
