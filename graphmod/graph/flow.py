@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import networkx as nx
 import numpy as np
@@ -91,6 +91,11 @@ def data_flow(model: Model, source: str | None = None, sink: str | None = None) 
                 seen.add(origin)
                 pending.append(origin)
     return flow
+
+
+def activations(model: Model, source: str) -> Container[str]:
+    """Return the tensors that carry activations of ``source``, itself included."""
+    return _reached(model, source)
 
 
 def carries_activations(model: Model, source: str, tensor: str) -> bool:

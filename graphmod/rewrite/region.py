@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import NodeProto, TensorProto
 
 from graphmod.errors import InvalidModelError, RefusedError
-from graphmod.graph import Block, blocks, data_flow, primary_input
+from graphmod.graph import Block, activations, blocks, data_flow, find, primary_input
 from graphmod.graph.boundaries import dominators
-from graphmod.graph.scope import GRAPHMOD_SCOPE, common_scope, scope_parts
-from graphmod.model import Model, consumed
+from graphmod.model import Model
+from graphmod.rewrite.draft import Draft, shared_scope
 
 Place = str | tuple[str, str] | Block
-"""What names a region: a block, its path, an operator's name, or a pair of tensors."""
+"""What names a region: a block, its path, an operator's name, a pair of tensors, or a selector."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,19 @@ class Region:
 
 
 def find_region(model: Model, place: Place) -> Region:
-    """Return the region that a user named.
+    """Return the one region that a user named.
 
     Parameters
     ----------
     model : Model
     place : Block, str or (str, str)
-        A block, a block's path, an operator's name, or the tensors before and after the region.
+        A block, a block's path, an operator's name, the tensors before and after the region (``"before..after"``
+        too), or a selector that one place of the graph matches.
 
     Raises
     ------
     RefusedError
-        There is no such block, operator or tensor; or activations reach the exit past the entry.
+        There is no such block, operator or tensor, or several; or activations reach the exit past the entry.
 
     Examples
     --------
@@ -52,12 +53,71 @@ def find_region(model: Model, place: Place) -> Region:
     >>> find_region(m, "layer1.3") == find_region(m, gm.blocks(m)["layer1.3"])
     True
     """
+    found = find_regions(model, place)
+    if len(found) > 1:
+        raise RefusedError(f"'{place}' matches {len(found)} places, and one is needed; 'graphmod find' lists them")
+    return found[0]
+
+
+def find_regions(model: Model, place: Place) -> list[Region]:
+    """Return all the regions that a user named: one, unless a selector matches several places.
+
+    Parameters
+    ----------
+    model : Model
+    place : Block, str or (str, str)
+        As in :func:`find_region`.
+
+    Raises
+    ------
+    RefusedError
+        There is no such block, operator or tensor; or activations reach an exit past its entry.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> len(find_regions(gm.load(gm.demo.model_path()), "Conv > Relu"))
+    22
+    """
     if isinstance(place, Block):
-        entry, exit_ = place.entry, place.exit
-    elif isinstance(place, tuple):
-        entry, exit_ = place
-    else:
-        entry, exit_ = _named(model, place)
+        return [_between(model, place.entry, place.exit)]
+    if not isinstance(place, str):
+        return [_between(model, *place)]
+    block = next((block for block in _blocks(model) if block.path == place and block.path), None)
+    if block is not None:
+        return [_between(model, block.entry, block.exit)]
+    if place in model.position:
+        return [_around(model, [place], _activations(model))]
+    entry, dots, exit_ = place.partition("..")
+    if dots and {entry, exit_} <= model.tensors.keys():
+        return [_between(model, entry, exit_)]
+    return _selected(model, place)
+
+
+def _selected(model: Model, selector: str) -> list[Region]:
+    tops = ", ".join(block.path for block in _blocks(model) if block.path and "." not in block.path) or "none"
+    nothing = f"there is no block or operator '{selector}'; blocks at the top are {tops}"
+    try:
+        matches = find(model, selector)
+    except RefusedError as error:
+        raise RefusedError(f"{nothing}; and as a selector: {error}") from error
+    if not matches:
+        raise RefusedError(
+            f"{nothing}; no operator matches it as a selector either ('graphmod find --explain' says why)"
+        )
+    carrying = _activations(model)
+    return [_around(model, match.operators, carrying) for match in matches]
+
+
+def _blocks(model: Model) -> Iterator[Block]:
+    """Yield the blocks of a model, none where it has no trunk."""
+    try:
+        yield from blocks(model).walk()
+    except InvalidModelError:
+        return
+
+
+def _between(model: Model, entry: str, exit_: str) -> Region:
     source = primary_input(model)
     if entry == exit_:
         raise RefusedError(f"the region from '{entry}' to itself is empty")
@@ -73,24 +133,43 @@ def find_region(model: Model, place: Place) -> Region:
     return Region(entry, exit_)
 
 
-def _named(model: Model, name: str) -> tuple[str, str]:
-    operators = dict(zip(model.operator_names, model.operators, strict=True))
-    tree = blocks(model)
-    found = next((block for block in tree.walk() if block.path == name and block.path), None)
-    if found is not None:
-        return found.entry, found.exit
-    if name not in operators:
-        tops = ", ".join(child.path for child in tree.children)
-        raise RefusedError(f"there is no block or operator '{name}'; blocks at the top are {tops}")
-    operator = operators[name]
-    read = [tensor for tensor in operator.input if tensor and tensor not in model.constants]
-    carried = [tensor for tensor in read if tensor in data_flow(model, sink=operator.output[0])]
-    if len(carried) != 1:
-        raise RefusedError(
-            f"operator '{name}' ({operator.op_type}) joins {len(carried)} tensors of activations "
-            f"({', '.join(carried) or 'none'}); name the two tensors to connect instead"
+def _activations(model: Model) -> Container[str]:
+    """Return the tensors that carry data: activations, or all that is no constant where there is no trunk."""
+    try:
+        return activations(model, primary_input(model))
+    except InvalidModelError:
+        return (model.producer.keys() | model.inputs.keys()) - model.constants.keys()
+
+
+def _around(model: Model, names: Sequence[str], carrying: Container[str]) -> Region:
+    """Return the region of operators that follow each other."""
+    places = [model.position[name] for name in names]
+    made = {tensor for place in places for tensor in model.operators[place].output}
+    read = dict.fromkeys(tensor for place in places for tensor in model.reads[place])
+    entries = [tensor for tensor in read if tensor in carrying and tensor not in made]
+    if len(entries) != 1:
+        told = " > ".join(
+            f"{model.operators[place].op_type} '{name}'" for place, name in zip(places, names, strict=True)
         )
-    return carried[0], operator.output[0]
+        raise RefusedError(
+            f"{told} joins {len(entries)} tensors of activations ({', '.join(entries) or 'none'}); name the two "
+            "tensors to connect instead"
+        )
+    return Region(entries[0], model.operators[places[-1]].output[0])
+
+
+def bridge(draft: Draft, region: Region) -> None:
+    """Connect a region's exit to its entry; what only the region needed goes when the draft is finished.
+
+    Raises
+    ------
+    RefusedError
+        The exit is a graph output, and its operator makes other tensors that are needed elsewhere.
+    """
+    if region.exit in draft.outputs:
+        _make_instead(draft, region, [NodeProto(op_type="Identity", input=[region.entry], output=[region.exit])])
+    else:
+        draft.redirect(region.exit, region.entry)
 
 
 def put_in_place(
@@ -109,92 +188,32 @@ def put_in_place(
     RefusedError
         The operator at the exit makes other tensors that are needed elsewhere.
     """
-    proto = model.editable()
-    graph = proto.graph
-    roots = _roots(graph)
-    before = _live(graph, roots)
-    if not operators and region.exit not in model.outputs:
-        for operator in graph.node:
-            _rename_reads(operator, region.exit, region.entry)
-        _drop(graph, before, _live(graph, roots))
+    draft = Draft(model)
+    if operators:
+        scope = shared_scope(_operators_between(model, region))
+        _make_instead(draft, region, [NodeProto(op_type="Identity", input=[region.entry], output=[region.exit])])
+        draft.prune()  # so that names of an earlier replacement are free again
+        for tensor in initializers:
+            draft.add_initializer(tensor)
+        _make_instead(draft, region, operators, scope)
     else:
-        bridge = NodeProto(op_type="Identity", input=[region.entry], output=[region.exit])
-        _swap_producer(model, graph, region, [bridge])
-        _drop(graph, before, _live(graph, roots))  # first, so that names of an earlier replacement are free again
-        if operators:
-            _swap_producer(model, graph, region, operators)
-            graph.initializer.extend(initializers)
-    return model.derive(proto)
+        bridge(draft, region)
+    return draft.finish()
 
 
-def _swap_producer(model: Model, graph: GraphProto, region: Region, new: Sequence[NodeProto]) -> None:
-    place = next(i for i, operator in enumerate(graph.node) if region.exit in operator.output)
-    old = graph.node[place]
-    others = {name for name in old.output if name and name != region.exit}
-    read = {name for reads in model.reads for name in reads} | set(model.outputs)
-    if others & read:
-        raise RefusedError(
-            f"operator '{old.name}' also makes '{min(others & read)}', which is needed outside of the region"
-        )
-    origin = ".".join(common_scope(scope_parts(op) for op in _between(model, region)))
-    copies = [NodeProto.FromString(op.SerializeToString()) for op in new]
-    for operator in copies:
-        entry = operator.metadata_props.add()
-        entry.key, entry.value = GRAPHMOD_SCOPE, origin
-    rest = [NodeProto.FromString(op.SerializeToString()) for op in graph.node]
-    del graph.node[:]
-    graph.node.extend([*rest[:place], *copies, *rest[place + 1 :]])
+def _make_instead(draft: Draft, region: Region, operators: Sequence[NodeProto], scope: str | None = None) -> None:
+    """Let other operators make the exit."""
+    old = draft.producer(region.exit)
+    if old is None:
+        raise RefusedError(f"no operator makes tensor '{region.exit}'")
+    others = [name for name in old.output if name != region.exit and (draft.readers(name) or name in draft.outputs)]
+    if others:
+        raise RefusedError(f"operator '{old.name}' also makes '{min(others)}', which is needed outside of the region")
+    draft.add(operators, old, scope)
+    draft.discard(old)
 
 
-def _between(model: Model, region: Region) -> list[NodeProto]:
+def _operators_between(model: Model, region: Region) -> list[NodeProto]:
     flow = data_flow(model, region.entry, region.exit)
-    inside = {name for _, _, name in flow.edges(data="operator")}
-    return [op for name, op in zip(model.operator_names, model.operators, strict=True) if name in inside]
-
-
-def _roots(graph: GraphProto) -> set[str]:
-    """Return the outputs, and the tensors of operators on which no output depends: the file has them, so they stay."""
-    outputs = {value.name for value in graph.output}
-    live = _live(graph, outputs)
-    return outputs.union(*(operator.output for operator in graph.node if live.isdisjoint(operator.output)))
-
-
-def _live(graph: GraphProto, roots: set[str]) -> set[str]:
-    """Return the tensors on which the roots depend, initializers included, and what else their operators make."""
-    live = set(roots)
-    for operator in reversed(graph.node):
-        if any(name in live for name in operator.output):
-            live.update(consumed(operator), filter(None, operator.output))
-    return live
-
-
-def _drop(graph: GraphProto, before: set[str], after: set[str]) -> None:
-    """Drop operators, weights and annotations of tensors on which the roots depended before and no longer do."""
-    dead = before - after
-    for i in reversed(range(len(graph.node))):
-        made = set(graph.node[i].output)
-        if made & before and not made & after:
-            del graph.node[i]
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs_too = dead & weights  # files of IR version 3 list their initializers among the inputs
-    for entries, names in ((graph.initializer, dead), (graph.value_info, dead), (graph.input, inputs_too)):
-        for i in reversed(range(len(entries))):
-            if entries[i].name in names:
-                del entries[i]
-
-
-def _rename_reads(operator: NodeProto, old: str, new: str) -> None:
-    for inner in _with_subgraphs(operator):
-        for i, name in enumerate(inner.input):
-            if name == old:
-                inner.input[i] = new
-
-
-def _with_subgraphs(operator: NodeProto) -> Iterator[NodeProto]:
-    pending = [operator]
-    while pending:
-        current = pending.pop()
-        yield current
-        for attribute in current.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                pending.extend(body.node)
+    inside = {model.position[name] for _, _, name in flow.edges(data="operator")}
+    return [model.operators[place] for place in sorted(inside)]

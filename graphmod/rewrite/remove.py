@@ -1,20 +1,24 @@
-"""Removing a region: its exit becomes its entry."""
+"""Removing regions: the exit of each becomes its entry."""
 
 from __future__ import annotations
 
 from graphmod.errors import RefusedError
 from graphmod.model import Model
-from graphmod.rewrite.region import Place, find_region, put_in_place
+from graphmod.rewrite.draft import Draft
+from graphmod.rewrite.region import Place, Region, bridge, find_regions
+from graphmod.rewrite.verb import verb
 
 
+@verb(exact=False, example="graphmod remove resnet.onnx layer3.2 --out smaller.onnx")
 def remove(model: Model, place: Place) -> Model:
-    """Remove a block or an operator and connect what comes before it to what comes after.
+    """Remove blocks or operators and connect what comes before them to what comes after.
 
     Parameters
     ----------
     model : Model
     place : Block, str or (str, str)
-        A block, a block's path, an operator's name, or the tensors before and after the region.
+        A block, a block's path, an operator's name, the tensors before and after a region (``"before..after"``), or a
+        selector, all of whose matches go.
 
     Returns
     -------
@@ -33,14 +37,18 @@ def remove(model: Model, place: Place) -> Model:
     >>> gm.remove(m, "layer1.3").n_weights < m.n_weights
     True
     """
-    region = find_region(model, place)
-    entry = model.tensors.get(region.entry)
-    exit_ = model.tensors.get(region.exit)
-    if entry is None or exit_ is None or entry.shape is None or exit_.shape is None:
-        raise RefusedError(f"the shapes of '{region.entry}' and '{region.exit}' are not both known")
-    if entry != exit_ or None in entry.shape:
-        raise RefusedError(
-            f"'{region.entry}' is {entry} and '{region.exit}' is {exit_}, so neither can stand for the other; "
-            "graphmod.replace fits a layer in between"
-        )
-    return put_in_place(model, region, [])
+    draft = Draft(model)
+    instead: dict[str, str] = {}
+    for region in find_regions(model, place):
+        entry = model.tensors.get(region.entry)
+        exit_ = model.tensors.get(region.exit)
+        if entry is None or exit_ is None or entry.shape is None or exit_.shape is None:
+            raise RefusedError(f"the shapes of '{region.entry}' and '{region.exit}' are not both known")
+        if entry != exit_ or None in entry.shape:
+            raise RefusedError(
+                f"'{region.entry}' is {entry} and '{region.exit}' is {exit_}, so neither can stand for the other; "
+                "graphmod.replace fits a layer in between"
+            )
+        instead[region.exit] = instead.get(region.entry, region.entry)  # it may have gone with an earlier region
+        bridge(draft, Region(instead[region.exit], region.exit))
+    return draft.finish()
