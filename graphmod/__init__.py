@@ -22,7 +22,7 @@ from graphmod.model import Model, load
 if TYPE_CHECKING:
     from graphmod import data, demo, graph, methods, model, modules, probe, pytorch, report, rewrite, train
     from graphmod.data import Data, Splits
-    from graphmod.graph import Block, Match, blocks, boundaries, find
+    from graphmod.graph import Block, Match, NearMiss, blocks, boundaries, explain, find
     from graphmod.methods import Result, compress
     from graphmod.modules import Module, ModuleMap, modularize
     from graphmod.probe import Similarity, accuracy, latency, similarity
@@ -36,6 +36,7 @@ _HOME = {
     "Match": "graph",
     "Module": "modules",
     "ModuleMap": "modules",
+    "NearMiss": "graph",
     "Result": "methods",
     "Similarity": "probe",
     "Splits": "data",
@@ -43,6 +44,7 @@ _HOME = {
     "blocks": "graph",
     "boundaries": "graph",
     "compress": "methods",
+    "explain": "graph",
     "extract": "rewrite",
     "find": "graph",
     "latency": "probe",
@@ -82,6 +84,7 @@ __all__ = [
     "Model",
     "Module",
     "ModuleMap",
+    "NearMiss",
     "NotWritableError",
     "RefusedError",
     "Result",
@@ -94,6 +97,7 @@ __all__ = [
     "compress",
     "data",
     "demo",
+    "explain",
     "extract",
     "find",
     "graph",

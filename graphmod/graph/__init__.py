@@ -3,6 +3,7 @@
 from graphmod.graph.blocks import Block, blocks
 from graphmod.graph.boundaries import boundaries
 from graphmod.graph.costs import Cost, cost
+from graphmod.graph.explain import NearMiss, explain
 from graphmod.graph.flow import activations, carries_activations, data_flow, primary_input, primary_output
 from graphmod.graph.scope import scope
 from graphmod.graph.select import Match, find
@@ -12,12 +13,14 @@ __all__ = [
     "Block",
     "Cost",
     "Match",
+    "NearMiss",
     "activations",
     "blocks",
     "boundaries",
     "carries_activations",
     "cost",
     "data_flow",
+    "explain",
     "find",
     "primary_input",
     "primary_output",

@@ -56,9 +56,13 @@ class Check:
 
     def told(self, position: int) -> str:
         """Say what the operator at a position answers, for a message."""
+        if self.predicate.key == "between":
+            return "it is between them" if self.predicate.relation == "!=" else "it is not between them"
         answers = [_shown(found) for found in self.answer(position)]
         if not answers:
             return "there is none, or it is not known"
+        if self.predicate.key in ("scope", "block"):
+            return f"it is {answers[0]}"
         return f"it is {answers[0]}" if len(answers) == 1 else f"they are {', '.join(answers)}"
 
 
@@ -155,7 +159,9 @@ def _number(text: str) -> float:
 def _shown(found: object) -> str:
     if isinstance(found, tuple):
         return f"[{', '.join('?' if item is None else str(item) for item in found)}]"
-    return f"'{found}'" if isinstance(found, str) else f"{found:g}" if isinstance(found, float) else str(found)
+    if isinstance(found, str):
+        return f"'{found}'" if found else "none"
+    return f"{found:g}" if isinstance(found, float) else str(found)
 
 
 def _check_sort(predicate: Predicate, sort: str) -> None:

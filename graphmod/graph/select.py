@@ -184,7 +184,7 @@ def bind_patterns(model: Model, selector: str) -> list[BoundPattern]:
 def _bind_step(model: Model, step: Step, by_type: Iterable[Type]) -> BoundStep:
     checks: defaultdict[Type, list[tuple[Check, ...]]] = defaultdict(list)
     for kind in step.kinds:
-        types = [known for known in by_type if _admits(kind, known)]
+        types = [known for known in by_type if admits(kind, known)]
         declared = types or _standard(kind)
         if not declared and kind.domain in (None, *{domain for domain, _ in _STANDARD}):
             words = {op_type for _, op_type in (*by_type, *_STANDARD)}
@@ -201,7 +201,8 @@ _STANDARD = {(schema.domain or "ai.onnx", schema.name) for schema in onnx.defs.g
 """The types of operator that ONNX itself has."""
 
 
-def _admits(kind: Kind, known: Type) -> bool:
+def admits(kind: Kind, known: Type) -> bool:
+    """Whether a kind is of a type, predicates apart."""
     domain, op_type = known
     return glob(kind.op_type).fullmatch(op_type) is not None and (
         kind.domain is None or glob(kind.domain).fullmatch(domain) is not None
@@ -209,4 +210,4 @@ def _admits(kind: Kind, known: Type) -> bool:
 
 
 def _standard(kind: Kind) -> list[Type]:
-    return [known for known in _STANDARD if _admits(kind, known)]
+    return [known for known in _STANDARD if admits(kind, known)]

@@ -10,7 +10,7 @@ from graphmod.errors import RefusedError
 _SPACE = re.compile(r"\s*")
 _TYPE = re.compile(r"(?:([\w.*-]+)::)?([\w.*-]+)")
 _KEY = re.compile(r"@?[\w.]+")
-_RELATION = re.compile(r"!=|<=|>=|=|<|>")
+_RELATION = re.compile(r"!=|<=|>=|==?|<|>")
 _WORD = re.compile(r'[^\s,\[\]"]+')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
@@ -106,12 +106,11 @@ class _Reader:
             self._skip()
         return found
 
-    def match(self, expression: re.Pattern[str], skip: bool = True) -> re.Match[str] | None:
+    def match(self, expression: re.Pattern[str]) -> re.Match[str] | None:
         found = expression.match(self.text, self.at)
         if found:
             self.at = found.end()
-            if skip:
-                self._skip()
+            self._skip()
         return found
 
     def expect(self, mark: str, what: str) -> None:
@@ -190,7 +189,7 @@ def _predicate(reader: _Reader) -> Predicate:
     if not relation:
         raise reader.error("expected '=', '!=', '<', '<=', '>' or '>='")
     value = _between(reader) if key[0] == "between" else _value(reader)
-    return Predicate(reader.since(start), key[0], relation[0], value)
+    return Predicate(reader.since(start), key[0], "=" if relation[0] == "==" else relation[0], value)
 
 
 def _value(reader: _Reader) -> str | tuple[str, ...]:
@@ -220,15 +219,12 @@ def _between(reader: _Reader) -> tuple[str, str]:
     if reader.text.startswith('"', reader.at):
         first = _word(reader)
         reader.expect("..", "'..' and the tensor where the paths end")
+        rest = ""
     else:
-        word = reader.match(_WORD, skip=False)
+        word = reader.match(_WORD)
         first, dots, rest = (word[0] if word else "").partition("..")
         if not dots or ".." in rest:
             raise reader.error("expected two tensors as in between=A..B; names with '..' go in double quotes")
-        if rest:
-            reader.match(_SPACE, skip=False)
-            return first, rest
-    closed = reader.at_end or reader.text[reader.at] in ",] \t\n"
-    last = "" if closed else _word(reader)
-    reader.match(_SPACE, skip=False)
-    return first, last
+    if rest or reader.at_end or reader.text[reader.at] in ",]":
+        return first, rest
+    return first, _word(reader)

@@ -1,0 +1,220 @@
+"""Why operators nearly match a selector and do not: which operator, which step, which predicate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from onnx import GraphProto, NodeProto
+
+from graphmod.graph.predicates import Check, Type, closest, readers_of, type_of_operator
+from graphmod.graph.select import BoundPattern, BoundStep, admits, bind_patterns
+from graphmod.model import Model
+
+_SHOWN = 4
+"""Names that a message lists before it only counts."""
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A match that fails.
+
+    Parameters
+    ----------
+    operators : tuple of str
+        The operators that fit one step after the other, and last the one whose predicates fail, if that is the reason.
+    step : int
+        The step that nothing fits, from 1.
+    reason : str
+        What is in the way, as a sentence.
+    """
+
+    operators: tuple[str, ...]
+    step: int
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """A near miss, by places, with its rank: steps that fit, whether a type fits the next, predicates that fail."""
+
+    fitting: int
+    failing: int
+    places: tuple[int, ...]
+    step: int
+    reason: str
+
+    @property
+    def rank(self) -> tuple[int, bool, int, tuple[int, ...], int]:
+        return -self.fitting, not self.failing, self.failing, self.places, self.step
+
+
+def explain(model: Model, selector: str) -> list[NearMiss]:
+    """Return what nearly matches a selector, and why it does not; what came furthest is first.
+
+    Parameters
+    ----------
+    model : Model
+    selector : str
+        As for :func:`find`.
+
+    Raises
+    ------
+    RefusedError
+        The selector is malformed, or names a type, attribute, block or tensor that does not exist.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> print(gm.explain(m, "Gemm[transB=0]")[0])
+    step 1 of 'Gemm[transB=0]': Gemm 'node_linear' fails transB=0: it is 1
+    """
+    hidden = list(_hidden(model))
+    misses = [miss for pattern in bind_patterns(model, selector) for miss in _misses(pattern, hidden)]
+    names = model.operator_names
+    found = (
+        NearMiss(tuple(names[place] for place in miss.places), miss.step + 1, miss.reason)
+        for miss in sorted(misses, key=lambda miss: miss.rank)
+    )
+    return list(dict.fromkeys(found))
+
+
+def _misses(pattern: BoundPattern, hidden: Sequence[tuple[Type, str]]) -> Iterator[_Miss]:
+    model = pattern.model
+    paths: dict[tuple[int, int], tuple[int, ...]] = {}
+    for step in pattern.following(-1):
+        for place in pattern.of_type(step):
+            failing = pattern.steps[step].failing(model, place)
+            if failing:
+                yield _failed_checks(pattern, step, (), place, failing)
+            else:
+                paths[step, place] = (place,)
+    pending = list(paths)
+    while pending:
+        step, place = pending.pop()
+        reached = [
+            (later, reader)
+            for later in pattern.following(step)
+            for reader in readers_of(model, place)
+            if pattern.steps[later].fits(model, reader)
+        ]
+        if not reached and not pattern.can_end(step):
+            yield from _dead_end(pattern, step, paths[step, place])
+        for state in reached:
+            if state not in paths:
+                paths[state] = (*paths[step, place], state[1])
+                pending.append(state)
+    for step in range(len(pattern.steps)):
+        yield from _absent(pattern, step)
+        yield from _in_bodies(pattern, step, hidden)
+
+
+def _reason(pattern: BoundPattern, step: int, message: str) -> str:
+    return f"step {step + 1} of '{pattern.pattern.text}': {message}"
+
+
+def _failed_checks(
+    pattern: BoundPattern, step: int, before: tuple[int, ...], place: int, failing: Sequence[Check]
+) -> _Miss:
+    told = " and ".join(f"{check.predicate.text}: {check.told(place)}" for check in failing)
+    message = f"{_operator(pattern.model, place)} fails {told}"
+    return _Miss(len(before), len(failing), (*before, place), step, _reason(pattern, step, message))
+
+
+def _dead_end(pattern: BoundPattern, step: int, places: tuple[int, ...]) -> Iterator[_Miss]:
+    """Say why none of an operator's readers fits a next step."""
+    model = pattern.model
+    following = pattern.following(step)
+    readers = readers_of(model, places[-1])
+    wrong = [
+        _failed_checks(pattern, later, places, reader, failing)
+        for later in following
+        for reader in readers
+        if (failing := pattern.steps[later].failing(model, reader))
+    ]
+    if wrong:
+        yield from wrong
+        return
+    wanted = " or ".join(dict.fromkeys(_types(pattern.steps[later]) for later in following))
+    read = _what_reads(model, places[-1], readers, wanted)
+    message = f"{_operator(model, places[-1])} matches, but {read}{_past(pattern, following, readers)}"
+    yield _Miss(len(places), 0, places, following[-1], _reason(pattern, following[-1], message))
+
+
+def _what_reads(model: Model, place: int, readers: Sequence[int], wanted: str) -> str:
+    made = [name for name in model.operators[place].output if name]
+    told = _several([f"'{name}'" for name in made])
+    outputs = f"its output {told} is" if len(made) == 1 else f"its outputs {told} are"
+    if readers:
+        return f"{outputs} read by {_several([_operator(model, reader) for reader in readers])}, not by {wanted}"
+    ends = " but put out by the model" if any(name in model.outputs for name in made) else ""
+    return f"{outputs} read by no operator{ends}"
+
+
+def _past(pattern: BoundPattern, following: Iterable[int], readers: Sequence[int]) -> str:
+    """Say which operator is in between, where one that fits comes after it."""
+    model = pattern.model
+    for reader in readers:
+        for behind in readers_of(model, reader):
+            if any(pattern.steps[later].fits(model, behind) for later in following):
+                return f"; {_operator(model, behind)} comes after {_operator(model, reader)} in between"
+    return ""
+
+
+def _absent(pattern: BoundPattern, step: int) -> Iterator[_Miss]:
+    """Say that the model has no operator of a step's types."""
+    if pattern.steps[step].checks or pattern.steps[step].step.optional:
+        return
+    kinds = pattern.steps[step].step.kinds
+    near = closest(kinds[0].op_type, {op_type for _, op_type in pattern.by_type})
+    message = f"the model's main graph has no operator of type {_types(pattern.steps[step])}{near}"
+    yield _Miss(0, 0, (), step, _reason(pattern, step, message))
+
+
+def _in_bodies(pattern: BoundPattern, step: int, hidden: Sequence[tuple[Type, str]]) -> Iterator[_Miss]:
+    """Say how many operators of a step's types are where :func:`find` does not look."""
+    kinds = pattern.steps[step].step.kinds
+    where = Counter(place for known, place in hidden if any(admits(kind, known) for kind in kinds))
+    if where:
+        told = _several([f"{place} ({count})" for place, count in where.items()])
+        message = f"operators of type {_types(pattern.steps[step])} are also in {told}, where find does not look"
+        yield _Miss(0, 0, (), step, _reason(pattern, step, message))
+
+
+def _hidden(model: Model) -> Iterator[tuple[Type, str]]:
+    """Yield the types of the operators in bodies and in model-local functions, and where each is."""
+    for place, operator in enumerate(model.operators):
+        for inner in _inside(body for attribute in operator.attribute for body in (attribute.g, *attribute.graphs)):
+            yield type_of_operator(inner), f"a body of {_operator(model, place)}"
+    for function in model.functions:
+        for operator in function.node:
+            yield type_of_operator(operator), f"function '{function.domain}::{function.name}'"
+            for inner in _inside(body for attribute in operator.attribute for body in (attribute.g, *attribute.graphs)):
+                yield type_of_operator(inner), f"function '{function.domain}::{function.name}'"
+
+
+def _inside(bodies: Iterable[GraphProto]) -> Iterator[NodeProto]:
+    pending = list(bodies)
+    while pending:
+        for operator in pending.pop().node:
+            yield operator
+            pending += (body for attribute in operator.attribute for body in (attribute.g, *attribute.graphs))
+
+
+def _types(bound: BoundStep) -> str:
+    return " or ".join(dict.fromkeys(kind.type_text for kind in bound.step.kinds))
+
+
+def _operator(model: Model, place: int) -> str:
+    return f"{model.operators[place].op_type} '{model.operator_names[place]}'"
+
+
+def _several(names: Sequence[str]) -> str:
+    if len(names) > _SHOWN:
+        return f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
