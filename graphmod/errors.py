@@ -19,6 +19,10 @@ class RefusedError(GraphmodError):
     """A verb cannot do here what was asked; the model is untouched."""
 
 
+class InvalidRecipeError(GraphmodError):
+    """A recipe names verbs, parameters or files that there are not; nothing was run."""
+
+
 class UnsupportedOperatorError(GraphmodError):
     """The importer has no PyTorch counterpart for one or more operators."""
 

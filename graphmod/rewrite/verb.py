@@ -12,7 +12,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cached_property, wraps
 from os import PathLike, fspath
 from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_type_hints
 
@@ -99,12 +99,12 @@ class Verb:
     exact: bool
     example: str
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The parameters of a recipe step: all but the model."""
         return dict(list(inspect.signature(self.function).parameters.items())[1:])
 
-    @property
+    @cached_property
     def types(self) -> dict[str, Any]:
         """The types of the parameters, marks included."""
         hints = get_type_hints(self.function, include_extras=True)
@@ -136,19 +136,35 @@ def verb(*, exact: bool, example: str) -> Callable[[Callable[P, R]], Callable[P,
             bound = signature.bind(*args, **kwargs)
             model, *_ = bound.arguments.values()
             told = _read_references(known, model, bound)
-            result: Any = function(*bound.args, **bound.kwargs)
-            history = edits_of(model)
-            if isinstance(result, list):
-                for part, one in enumerate(result):
-                    _record(one, [*history, {known.name: {**told, "part": part}}])
-            elif result is not model:
-                _record(result, [*history, {known.name: told}])
-            return cast(R, result)
+            del bound.arguments[next(iter(bound.arguments))]
+            return cast(R, perform(known, model, bound.arguments, told))
 
         VERBS[known.name] = known
         return edit
 
     return register
+
+
+def perform(known: Verb, model: Model, arguments: Mapping[str, Any], told: Mapping[str, Any]) -> Any:
+    """Call a verb's function, and record the edit in what it returns.
+
+    Parameters
+    ----------
+    known : Verb
+    model : Model
+    arguments : mapping
+        The parameters, data and other models already read.
+    told : mapping
+        The same as a recipe holds them.
+    """
+    result = known.function(model, **arguments)
+    history = edits_of(model)
+    if isinstance(result, list):
+        for part, one in enumerate(result):
+            _record(one, [*history, {known.name: {**told, "part": part}}])
+    elif result is not model:
+        _record(result, [*history, {known.name: dict(told)}])
+    return result
 
 
 def _read_references(known: Verb, model: Model, bound: inspect.BoundArguments) -> dict[str, Any]:
