@@ -1,0 +1,130 @@
+"""What a constant holds, read a chunk at a time wherever it lies, so that weights of any size take little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from graphmod.errors import InvalidModelError
+from graphmod.model.initializers import external_place, tensor_type
+
+CHUNK = 2**20
+"""Bytes read at a time: two chunks fit a processor's cache."""
+
+_PIECE = 1024
+"""Bytes of each of the four pieces of a sample."""
+
+Numbers = NDArray[np.float64 | np.complex128]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file or in the graph, and what it holds.
+
+    Parameters
+    ----------
+    tensor : onnx.TensorProto
+    folder : pathlib.Path, optional
+        Where the files of external values lie.
+    """
+
+    tensor: TensorProto
+    folder: Path | None = None
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The type of a scalar."""
+        return tensor_type(self.tensor)[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return tuple(self.tensor.dims)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds strings."""
+        return bool(self.tensor.data_type == TensorProto.STRING)
+
+    @cached_property
+    def _place(self) -> tuple[Path, int, int] | None:
+        return external_place(self.tensor, self.folder) if uses_external_data(self.tensor) else None
+
+    @property
+    def place(self) -> tuple[int, int, int, int] | None:
+        """Device, file, offset and length of external values: equal places hold equal values. None where inside."""
+        if self._place is None:
+            return None
+        path, offset, length = self._place
+        found = path.stat()
+        return found.st_dev, found.st_ino, offset, length
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
+        """Yield the raw bytes, ``size`` at a time."""
+        if self._place is None:
+            inside = self._inside()
+            yield from (inside[start : start + size] for start in range(0, len(inside), size))
+            return
+        path, offset, length = self._place
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            while length:
+                chunk = stream.read(min(size, length))
+                if not chunk:
+                    raise InvalidModelError(f"'{path}' became shorter while '{self.tensor.name}' was read from it")
+                length -= len(chunk)
+                yield chunk
+
+    def sample(self) -> bytes:
+        """Return all bytes of a small tensor, pieces of a large one: samples of equal tensors are equal."""
+        if self._place is None:
+            inside = self._inside()
+            return b"".join(inside[start : start + n] for start, n in _pieces(len(inside)))
+        path, offset, length = self._place
+        found = []
+        with path.open("rb", buffering=0) as stream:
+            for start, n in _pieces(length):
+                stream.seek(offset + start)
+                found.append(stream.read(n))
+        return b"".join(found)
+
+    def numbers(self, count: int = CHUNK // 8) -> Iterator[Numbers]:
+        """Yield the scalars in the order of rows, ``count`` at a time, as float64 (complex ones as complex128)."""
+        kind = np.dtype(np.complex128 if self.dtype.kind == "c" else np.float64)
+        if self._is_packed:
+            whole = TensorProto(
+                data_type=self.tensor.data_type, dims=self.tensor.dims, raw_data=b"".join(self.chunks())
+            )
+            flat = numpy_helper.to_array(whole).ravel()
+            for start in range(0, flat.size, count):
+                yield flat[start : start + count].astype(kind)
+            return
+        for chunk in self.chunks(count * self.dtype.itemsize):
+            yield np.frombuffer(chunk, self.dtype).astype(kind)
+
+    @property
+    def _is_packed(self) -> bool:
+        return self.dtype.name in ("int4", "uint4", "int2", "uint2", "float4_e2m1fn")
+
+    def _inside(self) -> bytes:
+        if self.tensor.HasField("raw_data"):
+            return self.tensor.raw_data
+        if self.is_text:
+            return b"".join(len(text).to_bytes(8, "little") + text for text in self.tensor.string_data)
+        if not prod(self.shape):
+            return b""
+        return numpy_helper.from_array(numpy_helper.to_array(self.tensor)).raw_data
+
+
+def _pieces(length: int) -> list[tuple[int, int]]:
+    if length <= 4 * _PIECE:
+        return [(0, length)]
+    return [(part * (length - _PIECE) // 3, _PIECE) for part in range(4)]

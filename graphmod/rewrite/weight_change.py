@@ -1,0 +1,104 @@
+"""What changed in the values of a constant: found by its bytes, measured in float64, a chunk at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain, repeat
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphmod.graph.wiring import Constant
+from graphmod.model.stored import Numbers, Stored
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """A constant that is another one in the second model.
+
+    Parameters
+    ----------
+    name, name_after : str
+    before, after : str
+        Dtype and shape.
+    l2, relative, largest : float or None
+        The L2 norm of the change, that norm over the L2 norm of the constant before (infinite where that was 0), and
+        the largest absolute change of a scalar. None where shapes differ or the constant holds strings.
+    operators : tuple of str
+        The operators of the first model that read it.
+    """
+
+    name: str
+    name_after: str
+    before: str
+    after: str
+    l2: float | None
+    relative: float | None
+    largest: float | None
+    operators: tuple[str, ...]
+
+
+def equal(a: Constant, b: Constant) -> bool:
+    """Whether two constants are the same to the bit. Values at one place of one file are not read."""
+    return (
+        a.shape == b.shape
+        and len(a.parts) == len(b.parts)
+        and all(_same_bytes(one, other) for one, other in zip(a.parts, b.parts, strict=True))
+    )
+
+
+def _same_bytes(a: Stored, b: Stored) -> bool:
+    if a.tensor.data_type != b.tensor.data_type or a.shape != b.shape:
+        return False
+    if a.place is not None and a.place == b.place:
+        return True
+    ended = repeat(b"")  # after the shorter one, so that it differs from the longer
+    both = zip(chain(a.chunks(), [b""]), chain(b.chunks(), [b""], ended), strict=False)
+    return all(left == right for left, right in both)
+
+
+def norms(a: Constant, b: Constant) -> tuple[float, float, float] | None:
+    """Return the L2 norm of a change, its share of the first constant's norm, and the largest change of a scalar.
+
+    Scalars that are NaN in both, or the same infinity, have not changed. None where the two cannot be subtracted.
+    """
+    if a.shape != b.shape or a.values.is_text or b.values.is_text:
+        return None
+    if a.indices is None and b.indices is None:
+        pairs = zip(a.values.numbers(), b.values.numbers(), strict=True)
+    else:
+        pairs = zip(*([side] for side in _aligned(a, b)), strict=True)
+    squares = before = largest = 0.0
+    for left, right in pairs:
+        same = (left == right) | (np.isnan(left) & np.isnan(right))
+        change = np.abs(np.subtract(right, left, where=~same, out=np.zeros_like(left + right)))
+        squares += float(change @ change)
+        before += float(np.vdot(left, left).real)
+        largest = float(np.maximum(largest, change.max(initial=0.0)))
+    l2 = sqrt(squares) if squares == squares else squares
+    relative = l2 / sqrt(before) if before else (float("inf") if l2 else 0.0)
+    return l2, relative, largest
+
+
+def _aligned(a: Constant, b: Constant) -> tuple[Numbers, Numbers]:
+    """Return the scalars of two constants, of which one is sparse at least, at all places where either has one."""
+    places = [_places(side) for side in (a, b)]
+    every = np.union1d(*places)
+    found = []
+    for side, own in zip((a, b), places, strict=True):
+        numbers = np.concatenate([np.zeros(0), *side.values.numbers()])
+        spread = np.zeros(every.size, numbers.dtype)
+        spread[np.searchsorted(every, own)] = numbers
+        found.append(spread)
+    return found[0], found[1]
+
+
+def _places(constant: Constant) -> NDArray[np.int64]:
+    """Return the flat positions of a constant's stored scalars."""
+    if constant.indices is None:
+        return np.arange(int(np.prod(constant.shape)))
+    flat = np.concatenate([np.zeros(0, np.int64), *(chunk.astype(np.int64) for chunk in constant.indices.numbers())])
+    if len(constant.indices.shape) == 1:
+        return flat
+    return np.asarray(np.ravel_multi_index(tuple(flat.reshape(constant.indices.shape).T), constant.shape), np.int64)
