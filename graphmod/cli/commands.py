@@ -265,4 +265,4 @@ def _show(result: Any, out: Path, title: str, as_json: bool) -> None:
     console.print(f"written: {', '.join(escape(str(path)) for path in written.values())}")
 
 
-ALL = (info, blocks, similarity, modules, compress, demo)
+COMMANDS = (info, blocks, similarity, modules, compress, demo)

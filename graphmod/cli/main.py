@@ -1,15 +1,20 @@
-"""The command ``graphmod``: errors become one clear line and exit code 2."""
+"""The command ``graphmod``: errors become one clear line and exit code 2.
+
+The commands are those that the files of this package list in ``COMMANDS``; ``PANEL`` is their heading in the help.
+"""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from importlib import import_module
+from pkgutil import iter_modules
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from graphmod.cli import commands
+from graphmod import cli
 from graphmod.errors import GraphmodError
 
 app = typer.Typer(
@@ -19,8 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in commands.ALL:
-    app.command()(command)
+for found in sorted(iter_modules(cli.__path__), key=lambda found: found.name):
+    part = import_module(f"{cli.__name__}.{found.name}") if found.name != "main" else None
+    for command in getattr(part, "COMMANDS", ()):
+        app.command(rich_help_panel=getattr(part, "PANEL", None))(command)
 
 
 def main() -> None:

@@ -183,11 +183,27 @@ def apply(recipe: Recipe | str | PathLike[str] | Sequence[Any], model: Model, *,
     ['remove', 'remove']
     """
     steps = _as_recipe(recipe)
-    steps.check()
+    made = replay_parts(steps, model, given=given)
+    if len(made) > 1:
+        raise InvalidRecipeError(
+            f"the last step ({steps[-1].verb}) makes {len(made)} models; say with 'part' which one is wanted"
+        )
+    return made[0]
+
+
+def replay_parts(recipe: Recipe, model: Model, *, given: Iterable[object] = ()) -> list[Model]:
+    """Replay a recipe whose last step may make several models; see :func:`apply`."""
+    recipe.check()
     offered = list(given)
-    for number, edit in enumerate(steps, 1):
-        model = _apply_one(steps, number, edit, model, offered)
-    return model
+    made = [model]
+    for number, edit in enumerate(recipe, 1):
+        if len(made) > 1:
+            raise InvalidRecipeError(
+                f"step {number - 1} ({recipe[number - 2].verb}) makes {len(made)} models; say with 'part' which one "
+                "goes on"
+            )
+        made = _apply_one(recipe, number, edit, made[0], offered)
+    return made
 
 
 def _as_recipe(recipe: Recipe | str | PathLike[str] | Sequence[Any]) -> Recipe:
@@ -198,7 +214,7 @@ def _as_recipe(recipe: Recipe | str | PathLike[str] | Sequence[Any]) -> Recipe:
     return Recipe.read(list(recipe))
 
 
-def _apply_one(steps: Recipe, number: int, edit: Edit, model: Model, offered: list[object]) -> Model:
+def _apply_one(steps: Recipe, number: int, edit: Edit, model: Model, offered: list[object]) -> list[Model]:
     verb = VERBS[edit.verb]
     arguments: dict[str, Any] = {}
     told: dict[str, Any] = {}
@@ -215,11 +231,7 @@ def _apply_one(steps: Recipe, number: int, edit: Edit, model: Model, offered: li
         result = perform(verb, model, arguments, told)
     except GraphmodError as error:
         raise type(error)(f"step {number} ({edit.verb}): {error}" if len(steps) > 1 else str(error)) from error
-    if not isinstance(result, Model):
-        raise InvalidRecipeError(
-            f"step {number} ({edit.verb}) makes {len(result)} models; say with 'part' which of them goes on"
-        )
-    return result
+    return result if isinstance(result, list) else [result]
 
 
 def _resolve(

@@ -1,0 +1,82 @@
+"""What every editing command ends in: a file, or with ``--dry-run`` what would change, and figures before and after."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from graphmod.cli.commands import console
+from graphmod.data import noise
+from graphmod.errors import NotWritableError, RefusedError
+from graphmod.model import Model, check_writable
+from graphmod.rewrite import diff, verify
+
+OutFile = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The ONNX file to write; several models get numbers.", show_default=False),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")]
+Verify = Annotated[
+    str | None,
+    typer.Option(help="Compare the outputs on this data, or on 'random' samples.", metavar="DATA", show_default=False),
+]
+
+
+def check_outcome(out: Path | None, dry_run: bool) -> None:
+    """Raise NotWritableError, before anything is computed, unless the result can be written or need not be."""
+    if out is not None:
+        check_writable(out)
+    elif not dry_run:
+        raise NotWritableError("nowhere to write the result; say --out FILE, or --dry-run to see what would change")
+
+
+def show(before: Model, after: list[Model], out: Path | None, dry_run: bool, data: str | None, as_json: bool) -> None:
+    """Write the models, and print what they are."""
+    if data is not None and len(after) > 1:
+        raise RefusedError("several models came out, so there is no one output to verify; compose them first")
+    errors = verify(before, after[0], noise(before) if data == "random" else data) if data is not None else None
+    paths = [] if out is None or dry_run else _numbered(out, len(after))
+    for one, path in zip(after, paths, strict=False):
+        one.save(path)
+    if as_json:
+        content: dict[str, Any] = {"before": _figures(before), "after": [_figures(one) for one in after]}
+        if dry_run:
+            content["differences"] = [diff(before, one).as_dict() for one in after]
+        if errors is not None:
+            content["errors"] = {name: asdict(error) for name, error in errors.outputs.items()}
+        typer.echo(json.dumps({**content, "files": [str(path) for path in paths]}, indent=2, default=str))
+        return
+    if dry_run:
+        from graphmod.report.diff_tree import diff_tree
+
+        for one in after:
+            console.print(diff_tree(diff(before, one), "before and after"))
+    console.print(_table(before, after))
+    for name, error in (errors.outputs if errors is not None else {}).items():
+        console.print(f"{escape(name)}: largest difference {error.largest:.3g}, rms {error.rms:.3g} of the output's")
+    if paths:
+        console.print(f"written: {', '.join(escape(str(path)) for path in paths)}")
+
+
+def _numbered(out: Path, count: int) -> list[Path]:
+    return [out] if count == 1 else [out.with_name(f"{out.stem}.{i}{out.suffix}") for i in range(count)]
+
+
+def _figures(model: Model) -> dict[str, int]:
+    return {"operators": len(model.operators), "weights": model.n_weights, "bytes": model.n_bytes}
+
+
+def _table(before: Model, after: list[Model]) -> Table:
+    table = Table("", "operators", "weights", "bytes")
+    for name, model in (
+        ("before", before),
+        *((f"after{' ' + str(i) if len(after) > 1 else ''}", m) for i, m in enumerate(after)),
+    ):
+        table.add_row(name, *(f"{figure:,}" for figure in _figures(model).values()))
+    return table
