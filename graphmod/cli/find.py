@@ -30,8 +30,8 @@ def find(
 ) -> None:
     r"""Find the operators that a selector describes.
 
-    A step is a type with predicates, such as Conv\[kernel_shape=\[3,3],scope=layer1]; '>' leads to an operator that reads
-    the one before. Quote the selector for the shell.
+    A step is a type with predicates, such as Conv\[kernel_shape=\[3,3],scope=layer1]; '>' leads to an operator that
+    reads the one before. Quote the selector for the shell.
 
     [dim]Example:[/] graphmod find resnet.onnx 'Conv > Relu' --explain
     """

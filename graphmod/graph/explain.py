@@ -162,7 +162,7 @@ def _past(pattern: BoundPattern, following: Iterable[int], readers: Sequence[int
     for reader in readers:
         for behind in readers_of(model, reader):
             if any(pattern.steps[later].fits(model, behind) for later in following):
-                return f"; {_operator(model, behind)} comes after {_operator(model, reader)} in between"
+                return f"; {_operator(model, reader)} is between it and {_operator(model, behind)}"
     return ""
 
 

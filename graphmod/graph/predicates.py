@@ -289,30 +289,34 @@ def _between(model: Model, predicate: Predicate) -> Answer:
 
 
 def _check_attribute(model: Model, kind: Kind, types: Iterable[Type], predicate: Predicate) -> None:
-    """Refuse an attribute that no operator of these types has."""
+    """Refuse an attribute that no operator of these types has; of types that ONNX does not know, it may be left out."""
     wanted = set(types)
-    known = {name for domain, op_type in wanted for name in _declared(model, domain, op_type)}
+    declared = [_declared(model, *known) for known in wanted]
+    if not wanted or ("*" not in kind.op_type and None in declared):
+        return
+    known = {name for attributes in declared for name in attributes or ()}
     for operator in model.operators:
         if type_of_operator(operator) in wanted:
             known.update(attribute.name for attribute in operator.attribute)
     key = predicate.key.removeprefix("@")
-    if wanted and key not in known:
-        words = {*_FACTS, "in", "out", "between", "in0.shape", "out.shape", "out.rank", "out.dtype"}
-        candidates = known if predicate.key.startswith("@") else known | words
+    if key not in known:
+        words = (
+            set() if key != predicate.key else {*_FACTS, "in", "out", "between", "out.shape", "out.rank", "out.dtype"}
+        )
         raise RefusedError(
-            f"'{key}' is neither a predicate nor an attribute of {kind.type_text}{closest(key, candidates)}"
+            f"'{key}' is neither a predicate nor an attribute of {kind.type_text}{closest(key, known | words)}"
         )
 
 
-def _declared(model: Model, domain: str, op_type: str) -> dict[str, AttributeProto | None]:
-    """Return the attributes that a type of operator is declared to have, with their defaults."""
+def _declared(model: Model, domain: str, op_type: str) -> dict[str, AttributeProto | None] | None:
+    """Return the attributes that a type of operator is declared to have, with their defaults; None if it is unknown."""
     for function in model.functions:
         if (function.domain or "ai.onnx", function.name) == (domain, op_type):
             return {**dict.fromkeys(function.attribute), **{a.name: a for a in function.attribute_proto}}
     short = "" if domain == "ai.onnx" else domain
     version = next((o.version for o in model._proto.opset_import if (o.domain or "ai.onnx") == domain), 1)
     if not onnx.defs.has(op_type, version, short):
-        return {}
+        return None
     schema = onnx.defs.get_schema(op_type, version, short)
     defaults = {name: attribute.default_value for name, attribute in schema.attributes.items()}
     return {name: default if default.type else None for name, default in defaults.items()}
@@ -323,7 +327,7 @@ def _attribute(model: Model, name: str) -> Answer:
 
     @cache
     def default(domain: str, op_type: str) -> AttributeProto | None:
-        return _declared(model, domain, op_type).get(name)
+        return (_declared(model, domain, op_type) or {}).get(name)
 
     def answer(position: int) -> Sequence[object]:
         operator = model.operators[position]

@@ -67,9 +67,15 @@ def find(model: Model, selector: str) -> list[Match]:
 
 def _match(model: Model, places: Sequence[int]) -> Match:
     first, last = model.operators[places[0]], model.operators[places[-1]]
-    read = (name for name in first.input if name and name not in model.constants)
+    read = (name for name in first.input if _is_fed(model, name))
     names = tuple(model.operator_names[place] for place in places)
     return Match(names, next(read, ""), next((name for name in last.output if name), ""))
+
+
+def _is_fed(model: Model, name: str) -> bool:
+    """Whether a tensor is an input or what an operator other than Constant makes; shape inference is not needed."""
+    maker = model.producer.get(name)
+    return name in model.inputs if maker is None else model.operators[maker].op_type != "Constant"
 
 
 @dataclass(frozen=True, eq=False)
