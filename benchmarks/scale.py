@@ -7,8 +7,8 @@
 
 ``large`` is a transformer of 20,000 operators with 4 GB of weights in external data, ``growth`` the same shape with
 1,000 to 100,000 operators and small weights. Every figure is of a process of its own, which is refused torch: wall and
-processor time, start of Python included, and the peak of resident memory. ``saving`` sets saving beside ``cp`` of the same
-files, both down to the disk.
+processor time, start of Python included, and the peak of resident memory. ``saving`` sets saving beside ``cp`` of the
+same files, both down to the disk.
 
 Results go to ``benchmarks/results/scale.json``, one entry a section, with machine and versions.
 """
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -45,7 +45,10 @@ STEPS: dict[str, tuple[str, str]] = {
     "info": (COMMAND, "info {model}"),
     "blocks": (COMMAND, "blocks {model}"),
     "remove": (HEAD + "gm.remove(gm.load(sys.argv[1]), sys.argv[2])", "{model} {block}"),
-    "remove and save": (HEAD + "gm.remove(gm.load(sys.argv[1]), sys.argv[2]).save(sys.argv[3])", "{model} {block} {out}"),
+    "remove and save": (
+        HEAD + "gm.remove(gm.load(sys.argv[1]), sys.argv[2]).save(sys.argv[3])",
+        "{model} {block} {out}",
+    ),
     "diff": (HEAD + "a, b = map(gm.load, sys.argv[1:]); assert gm.diff(a, b)", "{model} {edited}"),
 }
 """What is measured: a program, and its arguments."""
@@ -66,7 +69,9 @@ def transformer(path: Path, n_operators: int, width: int) -> None:
     ]
     output = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", "sequence", width])
     model = helper.make_model(
-        helper.make_graph([], "transformer", inputs, [output]), opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+        helper.make_graph([], "transformer", inputs, [output]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
     )
     with Path(f"{path}.data").open("wb") as stream:
         writer = _Writer(model.graph, stream, f"{path.name}.data")
@@ -79,7 +84,9 @@ def transformer(path: Path, n_operators: int, width: int) -> None:
         writer.small("hidden_score", -1e4)
         writer.small("axes", [1, 2])
         writer.weight("embedding.weight", (1000, width))
-        kept = writer.operator("mask", "Cast", writer.operator("mask", "Unsqueeze", "mask", "axes"), to=TensorProto.FLOAT)
+        kept = writer.operator(
+            "mask", "Cast", writer.operator("mask", "Unsqueeze", "mask", "axes"), to=TensorProto.FLOAT
+        )
         hidden = writer.operator("mask", "Mul", writer.operator("mask", "Sub", "one", kept), "hidden_score")
         last = writer.operator("embedding", "Gather", "embedding.weight", "ids")
         for number in range(max(1, round(n_operators / 34))):

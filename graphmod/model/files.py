@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 from onnx import ModelProto, TensorProto
-from onnx.external_data_helper import set_external_data, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from graphmod.errors import NotWritableError
 from graphmod.model import initializers
-
-LIMIT = 2**31 - 1
-"""Bytes that one protobuf message can hold."""
 
 ALIGNMENT = 4096
 """External values start at multiples of this many bytes, so that they can be memory-mapped."""
@@ -29,19 +27,16 @@ def save(proto: ModelProto, folder: Path | None, source: bytes | None, path: Pat
     """Write a model to ``path``; see :meth:`graphmod.Model.save`."""
     if source is not None:
         return replace_file(path, lambda stream: stream.write(source))
-    external = [t for t in proto.graph.initializer if uses_external_data(t)]
-    if not external and proto.ByteSize() < LIMIT:
+    too_large = initializers.stored_bytes(initializers.tensors(proto)) > initializers.SAFE
+    if not too_large and not any(map(uses_external_data, initializers.tensors(proto))):
         return replace_file(path, lambda stream: stream.write(proto.SerializeToString()))
-    moved = ModelProto()
-    moved.CopyFrom(proto)
     _refuse_folder(path)
+    moved, outside = _taken_apart(proto, too_large)
     with _beside(path) as (stream, temporary):
-        digest = _write_values(moved, folder, stream)
+        digest = _write(stream, _laid_out(outside, folder))
         data = path.with_name(f"{path.stem}.{digest[:12]}.data")
-        for tensor in moved.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = data.name
+        for _, tensor in outside:
+            tensor.external_data[0].value = data.name
         fresh = not data.exists()
         _rename(stream, temporary, data)
     try:
@@ -52,39 +47,75 @@ def save(proto: ModelProto, folder: Path | None, source: bytes | None, path: Pat
         raise
 
 
-def _write_values(proto: ModelProto, folder: Path | None, stream: IO[bytes]) -> str:
-    """Stream every large initializer into one file, point the graph at it, and return the content's SHA-256."""
-    sha = hashlib.sha256()
-    offset = 0
+def _taken_apart(proto: ModelProto, too_large: bool) -> tuple[ModelProto, list[tuple[TensorProto, TensorProto]]]:
+    """Return a copy of a model, and which of its tensors go to the data file, each with the one that it is a copy of.
+
+    Those are all that lie outside already and large initializers; large constants of attributes and bodies only where
+    the message would be too large with them.
+    """
+    moved = initializers.copy_without(proto, "initializer")
+    inner = zip(initializers.inner_tensors(proto), initializers.inner_tensors(moved), strict=True)
+    outside = [pair for pair in inner if uses_external_data(pair[0]) or (too_large and _is_large(pair[0]))]
     for tensor in proto.graph.initializer:
-        if not uses_external_data(tensor) and int(np.prod(tensor.dims)) <= initializers.LARGE:
-            continue
-        if tensor.data_type == TensorProto.STRING:
-            continue
-        data = _bytes_of(tensor, folder)
-        padding = bytes(-offset % ALIGNMENT)
-        stream.write(padding)
-        stream.write(data)
-        sha.update(padding)
-        sha.update(data)
-        offset += len(padding)
-        initializers.clear(tensor)
-        tensor.raw_data = b""
-        set_external_data(tensor, "", offset, len(data))
-        tensor.ClearField("raw_data")
-        offset += len(data)
+        copy = moved.graph.initializer.add()
+        if uses_external_data(tensor) or _is_large(tensor):
+            copy.MergeFrom(initializers.without_value(tensor))
+            outside.append((tensor, copy))
+        else:
+            copy.CopyFrom(tensor)
+    return moved, outside
+
+
+def _is_large(tensor: TensorProto) -> bool:
+    return tensor.data_type != TensorProto.STRING and prod(tensor.dims) > initializers.LARGE
+
+
+def _laid_out(outside: Iterable[tuple[TensorProto, TensorProto]], folder: Path | None) -> Iterator[bytes]:
+    """Yield what a data file holds, and let every copy point at its values there; a shared place stays shared."""
+    places: dict[tuple[str, int | None, int | None], tuple[int, int]] = {}
+    end = 0
+    for tensor, copy in outside:
+        info = ExternalDataInfo(tensor) if uses_external_data(tensor) else None
+        place = places.get((info.location, info.offset, info.length)) if info else None
+        if place is None:
+            yield (padding := bytes(-end % ALIGNMENT))
+            start = end = end + len(padding)
+            for chunk in initializers.raw_chunks(tensor, folder):
+                yield chunk
+                end += len(chunk)
+            place = start, end - start
+        if info:
+            places[info.location, info.offset, info.length] = place
+        initializers.clear(copy)
+        copy.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", ""), ("offset", place[0]), ("length", place[1])):
+            copy.external_data.add(key=key, value=str(value))
+
+
+def _write(stream: IO[bytes], pieces: Iterable[bytes]) -> str:
+    """Write a file and return the SHA-256 of its content, computed beside the writing."""
+    sha = hashlib.sha256()
+    hashed: Future[None] | None = None
+    with ThreadPoolExecutor(1) as beside:
+        for chunk in _joined(pieces):
+            stream.write(chunk)
+            if hashed is not None:
+                hashed.result()
+            hashed = beside.submit(sha.update, chunk)
     return sha.hexdigest()
 
 
-def _bytes_of(tensor: TensorProto, folder: Path | None) -> bytes | memoryview:
-    if uses_external_data(tensor):
-        path, offset, length = initializers.external_place(tensor, folder)
-        if not length:
-            return b""
-        return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(length,)).data
-    if tensor.HasField("raw_data"):
-        return tensor.raw_data
-    return initializers.values(tensor, folder).tobytes()
+def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield small pieces joined to larger ones."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= initializers.CHUNK:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 @contextmanager

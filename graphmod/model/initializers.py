@@ -1,14 +1,16 @@
-"""Initializers: their values, wherever the file keeps them, without a copy until one is needed."""
+"""Constant tensors: their values, wherever the file keeps them, without a copy until one is needed."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, SparseTensorProto, TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from graphmod.errors import InvalidModelError
@@ -17,6 +19,28 @@ Array = NDArray[np.generic]
 
 LARGE = 1024
 """Scalars above which shape inference does without an initializer's value."""
+
+SHAPE_LIKE = 64
+"""Scalars up to which an external value is read for shape inference: shapes, axes and scales have no more."""
+
+SAFE = 2**30
+"""Bytes of values up to which a model surely fits into one protobuf message, which ends at 2 GB."""
+
+CHUNK = 2**23
+"""Bytes that are read from an external file at a time."""
+
+_CARRIERS = frozenset(
+    {
+        AttributeProto.UNDEFINED,  # files of IR version 1 do not name the type
+        AttributeProto.TENSOR,
+        AttributeProto.TENSORS,
+        AttributeProto.SPARSE_TENSOR,
+        AttributeProto.SPARSE_TENSORS,
+        AttributeProto.GRAPH,
+        AttributeProto.GRAPHS,
+    }
+)
+"""Types of attributes that hold tensors or graphs."""
 
 _BITS: dict[int, int] = {
     TensorProto.INT4: 4,
@@ -39,9 +63,51 @@ _VALUE_FIELDS = (
 )
 
 
+def tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Yield every constant tensor of a model: initializers, then all of :func:`inner_tensors`."""
+    yield from proto.graph.initializer
+    yield from inner_tensors(proto)
+
+
+def inner_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Yield the tensors of attributes, of bodies and functions, and the parts of sparse initializers."""
+    return (part for constant in _inner_constants(proto) for part in _parts(constant))
+
+
+def _parts(constant: TensorProto | SparseTensorProto) -> tuple[TensorProto, ...]:
+    return (constant,) if isinstance(constant, TensorProto) else (constant.values, constant.indices)
+
+
+def _inner_constants(proto: ModelProto) -> Iterator[TensorProto | SparseTensorProto]:
+    trained = [graph for info in proto.training_info for graph in (info.initialization, info.algorithm)]
+    pending: list[GraphProto | FunctionProto | AttributeProto] = [*proto.functions, *trained, proto.graph]
+    is_main = True
+    while pending:
+        part = pending.pop()
+        if isinstance(part, AttributeProto):
+            yield from ([part.t] if part.HasField("t") else [])
+            yield from part.tensors
+            yield from ([part.sparse_tensor] if part.HasField("sparse_tensor") else [])
+            yield from part.sparse_tensors
+            pending += [*([part.g] if part.HasField("g") else []), *part.graphs]
+            continue
+        if isinstance(part, GraphProto):
+            yield from () if is_main else part.initializer
+            yield from part.sparse_initializer
+            is_main = False
+        else:
+            pending += part.attribute_proto
+        pending += [a for operator in part.node for a in operator.attribute if a.type in _CARRIERS]
+
+
 def tensor_type(tensor: TensorProto) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
     """Return dtype and shape of an initializer without reading its values."""
     return onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
+
+
+def is_packed(tensor: TensorProto) -> bool:
+    """Whether values have no place of whole bytes each: strings, and types below eight bits."""
+    return tensor.data_type == TensorProto.STRING or tensor.data_type in _BITS
 
 
 def n_stored_bytes(tensor: TensorProto) -> int:
@@ -52,69 +118,122 @@ def n_stored_bytes(tensor: TensorProto) -> int:
     return n_values * int(tensor_type(tensor)[0].itemsize)
 
 
+def stored_bytes(some: Iterable[TensorProto]) -> int:
+    """Return how many bytes the values of those tensors take that lie in the model's message."""
+    return sum(n_stored_bytes(t) for t in some if t.data_type != TensorProto.STRING and not uses_external_data(t))
+
+
 def values(tensor: TensorProto, folder: Path | None) -> Array:
-    """Return an initializer's values, read-only; external ones stay memory-mapped.
+    """Return a tensor's values, read-only; external ones stay memory-mapped.
 
     Raises
     ------
     InvalidModelError
         The file with the values is missing or too short.
     """
-    if not uses_external_data(tensor):
-        array = numpy_helper.to_array(tensor)
-        array.flags.writeable = False
-        return array
-    path, offset, length = external_place(tensor, folder)
-    dtype, shape = tensor_type(tensor)
-    if dtype.itemsize * int(np.prod(shape)) != length:  # 4-bit and string tensors are packed: no plain view of them
-        return numpy_helper.to_array(tensor, base_dir=str(folder))
-    if length == 0:
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+    if uses_external_data(tensor):
+        path, offset, length = external_place(tensor, folder)
+        dtype, shape = tensor_type(tensor)
+        if length and dtype.itemsize * math.prod(shape) == length:
+            return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+        inside = TensorProto()  # empty, or packed: no plain view of the file
+        inside.CopyFrom(tensor)
+        embed(inside, folder)
+        tensor = inside
+    array = numpy_helper.to_array(tensor)
+    array.flags.writeable = False
+    return array
+
+
+def raw_chunks(tensor: TensorProto, folder: Path | None) -> Iterator[bytes]:
+    """Yield a tensor's values as the bytes of ``raw_data``; external ones are read piece by piece, not mapped.
+
+    Raises
+    ------
+    InvalidModelError
+        The file with the values is missing or too short.
+    """
+    if uses_external_data(tensor):
+        yield from read_chunks(*external_place(tensor, folder))
+    elif tensor.HasField("raw_data"):
+        yield tensor.raw_data
+    elif tensor.data_type == TensorProto.STRING:
+        yield TensorProto(string_data=tensor.string_data).SerializeToString()
+    else:
+        yield numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+
+
+def read_chunks(path: Path, offset: int, length: int) -> Iterator[bytes]:
+    """Yield a part of a file piece by piece."""
+    with path.open("rb", buffering=0) as stream:
+        while length:
+            data = os.pread(stream.fileno(), min(length, CHUNK), offset)
+            if not data:
+                raise InvalidModelError(f"external data file '{path}' became shorter while it was read")
+            yield data
+            offset, length = offset + len(data), length - len(data)
 
 
 def external_place(tensor: TensorProto, folder: Path | None) -> tuple[Path, int, int]:
-    """Return file, offset and length in bytes of an external initializer, once it is known to be there.
+    """Return file, offset and length in bytes of an external tensor, once it is known to be there.
 
     Raises
     ------
     InvalidModelError
         The file is missing, outside the model's folder, or too short.
     """
+    return next(external_places([tensor], folder))
+
+
+def external_places(some: Iterable[TensorProto], folder: Path | None) -> Iterator[tuple[Path, int, int]]:
+    """Yield file, offset and length in bytes of external tensors; every file is looked at once.
+
+    Raises
+    ------
+    InvalidModelError
+        A file is missing, outside the model's folder, or too short.
+    """
+    sizes: dict[str, tuple[Path, int]] = {}
+    for tensor in some:
+        info = ExternalDataInfo(tensor)
+        if info.location not in sizes:
+            sizes[info.location] = _data_file(tensor, info.location, folder)
+        path, size = sizes[info.location]
+        offset = int(info.offset or 0)
+        length = int(info.length) if info.length else n_stored_bytes(tensor)
+        if size < offset + length:
+            raise InvalidModelError(f"external data file '{path}' is too short for {_called(tensor)}")
+        yield path, offset, length
+
+
+def _data_file(tensor: TensorProto, location: str, folder: Path | None) -> tuple[Path, int]:
     if folder is None:
         raise InvalidModelError(
-            f"initializer '{tensor.name}' lies in an external file, but the model was not read from a file; "
-            "load it from its path"
+            f"{_called(tensor)} lies in an external file, but the model was not read from a file; load it from its path"
         )
-    info = ExternalDataInfo(tensor)
-    path = (folder / info.location).resolve()
+    path = (folder / location).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise InvalidModelError(f"initializer '{tensor.name}' points outside the model's folder, at '{info.location}'")
+        raise InvalidModelError(f"{_called(tensor)} points outside the model's folder, at '{location}'")
     if not path.is_file():
-        raise InvalidModelError(f"external data file '{path}' of initializer '{tensor.name}' is missing")
-    dtype, shape = tensor_type(tensor)
-    offset = int(info.offset or 0)
-    length = int(info.length) if info.length else dtype.itemsize * int(np.prod(shape))
-    if path.stat().st_size < offset + length:
-        raise InvalidModelError(f"external data file '{path}' is too short for initializer '{tensor.name}'")
-    return path, offset, length
+        raise InvalidModelError(f"external data file '{path}' of {_called(tensor)} is missing")
+    return path, path.stat().st_size
+
+
+def _called(tensor: TensorProto) -> str:
+    return f"initializer '{tensor.name}'" if tensor.name else "a constant without a name"
 
 
 def external_bytes(tensor: TensorProto) -> int:
-    """Return how many bytes of an initializer lie in an external file."""
+    """Return how many bytes of a tensor lie in an external file."""
     if not uses_external_data(tensor):
         return 0
-    dtype, shape = tensor_type(tensor)
-    return int(ExternalDataInfo(tensor).length or dtype.itemsize * int(np.prod(shape)))
+    return int(ExternalDataInfo(tensor).length or n_stored_bytes(tensor))
 
 
 def embed(tensor: TensorProto, folder: Path | None) -> None:
-    """Bring an external initializer's values into the tensor itself."""
+    """Bring an external tensor's values into the tensor itself."""
     if uses_external_data(tensor):
-        path, offset, length = external_place(tensor, folder)
-        with path.open("rb") as stream:
-            stream.seek(offset)
-            data = stream.read(length)
+        data = b"".join(raw_chunks(tensor, folder))
         clear(tensor)
         tensor.raw_data = data
 
@@ -131,35 +250,57 @@ def copy_without(proto: ModelProto, *fields: str) -> ModelProto:
     return bare
 
 
-def without_values(proto: ModelProto, above: int = -1) -> ModelProto:
-    """Return a copy of a model whose initializers of more than ``above`` scalars have no values."""
+def without_values(proto: ModelProto) -> ModelProto:
+    """Return a copy of a model in which no constant tensor has a value."""
     bare = copy_without(proto, "initializer")
     for tensor in proto.graph.initializer:
-        kept = bare.graph.initializer.add()
-        if int(np.prod(tensor.dims)) > above:
-            kept.name, kept.data_type = tensor.name, tensor.data_type
-            kept.dims.extend(tensor.dims)
-        else:
-            kept.CopyFrom(tensor)
+        bare.graph.initializer.append(without_value(tensor))
+    for tensor in inner_tensors(bare):
+        clear(tensor)
     return bare
 
 
-def without_large_values(proto: ModelProto) -> ModelProto:
-    """Return a copy of a model for checks: large initializers become inputs, so that no check asks for their values."""
-    bare = without_values(proto, above=LARGE)
+def without_value(tensor: TensorProto) -> TensorProto:
+    """Return a copy of a tensor that has its name, type and annotations, and no value."""
+    bare = TensorProto()
+    for field, value in tensor.ListFields():
+        if field.name not in _VALUE_FIELDS:
+            _assign(bare, field.name, value)
+    return bare
+
+
+def without_large_values(proto: ModelProto, folder: Path | None = None) -> ModelProto:
+    """Return a copy of a model for checks: large initializers become inputs, so that no check asks for their values.
+
+    Those in external files are large, but for the ones that may be shapes where ``folder`` is given.
+    """
+    bare = copy_without(proto, "initializer")
     declared = {value.name for value in bare.graph.input}
-    kept = []
-    for tensor in bare.graph.initializer:
-        if int(np.prod(tensor.dims)) <= LARGE and not uses_external_data(tensor):
-            kept.append(tensor)
+    for tensor in proto.graph.initializer:
+        size = math.prod(tensor.dims)
+        external = uses_external_data(tensor)
+        if size <= (LARGE if not external else SHAPE_LIKE if folder is not None else -1):
+            kept = bare.graph.initializer.add()
+            kept.CopyFrom(tensor)
+            embed(kept, folder)
         elif tensor.name not in declared:
-            bare.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            )
-    kept = [TensorProto.FromString(t.SerializeToString()) for t in kept]
-    del bare.graph.initializer[:]
-    bare.graph.initializer.extend(kept)
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            bare.graph.input.append(value)
     return bare
+
+
+def drop_large_inner_values(proto: ModelProto, *, dims: bool) -> None:
+    """Clear all constants beside the main graph's initializers that are large or external, in a copy for checks.
+
+    Without ``dims`` they become empty, and so stay valid.
+    """
+    for constant in _inner_constants(proto):
+        parts = _parts(constant)
+        if any(uses_external_data(part) or math.prod(part.dims) > LARGE for part in parts):
+            for part in parts:
+                clear(part)
+                if not dims:
+                    part.dims[:] = [0]
 
 
 def _assign(message: object, name: str, value: object) -> None:

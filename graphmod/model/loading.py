@@ -49,7 +49,7 @@ def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
     except OSError as error:
         raise InvalidModelError(f"cannot read '{path}': {error.strerror}") from error
     proto = _parse(content, f"'{path}'")
-    folder = path.resolve().parent if any(uses_external_data(t) for t in proto.graph.initializer) else None
+    folder = path.resolve().parent if any(map(uses_external_data, initializers.tensors(proto))) else None
     source = _unlike(proto, content) if folder is None else None
     return _checked(Model(proto, folder, source), f"'{path}'")
 
@@ -62,9 +62,8 @@ def _unlike(proto: ModelProto, content: bytes) -> bytes | None:
 def external_files(path: Path) -> list[Path]:
     """Return the files beside a model that hold its weights; none where they are inside."""
     proto = _parse(path.read_bytes(), f"'{path}'")
-    return sorted(
-        {path.parent / ExternalDataInfo(t).location for t in proto.graph.initializer if uses_external_data(t)}
-    )
+    external = filter(uses_external_data, initializers.tensors(proto))
+    return sorted({path.parent / ExternalDataInfo(tensor).location for tensor in external})
 
 
 def _parse(content: bytes, what: str) -> ModelProto:
@@ -81,7 +80,6 @@ def _checked(model: Model, what: str) -> Model:
     proto = model._proto
     if not proto.ir_version or not proto.opset_import or not proto.graph.node:
         raise InvalidModelError(f"{what} is not an ONNX model: it has no format version, operator set or operators")
-    for tensor in proto.graph.initializer:
-        if uses_external_data(tensor):
-            initializers.external_place(tensor, model.folder)
+    for _ in initializers.external_places(filter(uses_external_data, initializers.tensors(proto)), model.folder):
+        pass  # every one is there
     return model

@@ -131,7 +131,7 @@ class Model:
     @cached_property
     def inputs(self) -> dict[str, TensorType]:
         """The inputs that a caller feeds: graph inputs that no initializer provides a default for."""
-        return {v.name: type_of(v) for v in self._proto.graph.input if v.name not in self.initializers}
+        return {v.name: type_of(v) for v in self.proto_inputs}
 
     @cached_property
     def outputs(self) -> dict[str, TensorType]:
@@ -141,7 +141,8 @@ class Model:
     @property
     def proto_inputs(self) -> tuple[ValueInfoProto, ...]:
         """The declarations of the graph's inputs, with their metadata. Not to be changed."""
-        return tuple(v for v in self._proto.graph.input if v.name not in self.initializers)
+        sparse = {tensor.values.name for tensor in self._proto.graph.sparse_initializer}
+        return tuple(v for v in self._proto.graph.input if v.name not in self.initializers and v.name not in sparse)
 
     @property
     def proto_outputs(self) -> tuple[ValueInfoProto, ...]:
@@ -172,8 +173,8 @@ class Model:
     @cached_property
     def _inferred(self) -> ModelProto:
         """The graph after shape inference, without the values of large initializers (inference needs small ones)."""
-        bare = ModelProto()
-        bare.CopyFrom(initializers.without_large_values(self._proto))
+        bare = initializers.without_large_values(self._proto, self.folder)
+        initializers.drop_large_inner_values(bare, dims=True)
         try:
             return onnx.shape_inference.infer_shapes(bare, data_prop=True)
         except onnx.shape_inference.InferenceError as error:
@@ -216,26 +217,29 @@ class Model:
         names = (*self.initializers, *made)
         return {name: self.tensors[name] for name in names if name in self.tensors}
 
-    @property
+    @cached_property
     def n_weights(self) -> int:
         """Number of scalars in float constants."""
         return sum(kind.size for kind in self.constants.values() if kind.is_float)
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """Size of the file, with the external values that belong to it."""
-        inside = len(self.source) if self.source is not None else self._proto.ByteSize()
-        return inside + sum(initializers.external_bytes(t) for t in self._proto.graph.initializer)
+        beside = sum(map(initializers.external_bytes, initializers.tensors(self._proto)))
+        if self.source is not None:
+            return len(self.source) + beside
+        inside = initializers.stored_bytes(initializers.tensors(self._proto))
+        if inside > initializers.SAFE:  # more than protobuf counts
+            return int(initializers.without_values(self._proto).ByteSize()) + inside + beside
+        return int(self._proto.ByteSize()) + beside
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of graph and weights; the same whether the weights lie inside the file or beside it."""
         sha = hashlib.sha256(initializers.without_values(self._proto).SerializeToString(deterministic=True))
-        for tensor in self._proto.graph.initializer:
-            if tensor.data_type == TensorProto.STRING:
-                sha.update(tensor.SerializeToString())
-            else:
-                sha.update(np.ascontiguousarray(initializers.values(tensor, self.folder)).view(np.uint8).data)
+        for tensor in initializers.tensors(self._proto):
+            for chunk in initializers.raw_chunks(tensor, self.folder):
+                sha.update(chunk)
         return sha.hexdigest()
 
     # -- values
@@ -256,7 +260,7 @@ class Model:
         """Return a copy of the whole model with every weight inside it; the caller may change it."""
         copy = ModelProto()
         copy.CopyFrom(self._proto)
-        for tensor in copy.graph.initializer:
+        for tensor in initializers.tensors(copy):
             initializers.embed(tensor, self.folder)
         return copy
 
@@ -278,11 +282,11 @@ class Model:
         """
         edited = Model(proto, self.folder)
         try:
-            onnx.checker.check_model(_checkable(proto), full_check=False)
+            onnx.checker.check_model(_checkable(proto, self.folder), full_check=False)
         except onnx.checker.ValidationError as error:
             raise InvalidModelError(f"the edited graph is invalid: {str(error).strip().splitlines()[0]}") from error
         _ = edited.tensors
-        _ = edited._session
+        _open_once(proto, self.folder)
         return edited
 
     # -- running
@@ -311,8 +315,7 @@ class Model:
         extra = [name for name in names if name not in self.outputs]
         if not extra:
             return self._proto
-        made = {name for operator in self._proto.graph.node for name in operator.output}
-        missing = [name for name in extra if name not in made]
+        missing = [name for name in extra if name not in self.producer]
         if missing:
             raise InvalidModelError(f"no operator makes a tensor named '{missing[0]}'")
         proto = self.editable()
@@ -416,13 +419,25 @@ def _fits(shape: tuple[int, ...], declared: tuple[int | str | None, ...] | None)
     )
 
 
-def _checkable(proto: ModelProto) -> ModelProto:
+def _open_once(proto: ModelProto, folder: Path | None) -> None:
+    """Raise InvalidModelError unless a session loads.
+
+    Without optimisation it loads in little time and memory, whatever the weights; some operators load only with it.
+    """
+    try:
+        session.open_session(proto, folder, 1, as_it_is=True)
+    except InvalidModelError:
+        session.open_session(proto, folder, 1)
+
+
+def _checkable(proto: ModelProto, folder: Path | None) -> ModelProto:
     """Return a copy for onnx.checker, without large values and with operators that onnx does not know set apart.
 
     ONNX Runtime's optimiser writes operators into the default domain that are none of the standard's, or of a later
     one's; whether they are valid a session tells.
     """
-    bare = initializers.without_large_values(proto)
+    bare = initializers.without_large_values(proto, folder)
+    initializers.drop_large_inner_values(bare, dims=False)
     opset = max((entry.version for entry in bare.opset_import if entry.domain in ("", "ai.onnx")), default=1)
     pending = list(bare.graph.node)
     unknown = []

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import uses_external_data
 
 from graphmod.errors import InvalidDataError, InvalidModelError
+from graphmod.model import initializers
 
 ERRORS_ONLY = 3
 
@@ -26,8 +30,30 @@ _RUNTIME_ERRORS = (
 )
 
 
-def open_session(proto: ModelProto, folder: Path | None, threads: int | None) -> ort.InferenceSession:
-    """Open a session on the CPU; external initializers are read from ``folder``.
+class _Session(ort.InferenceSession):  # type: ignore[misc]  # onnxruntime has no types
+    """A session, with the memory of the values that it was given beside the graph."""
+
+    def __init__(self, content: bytes, options: ort.SessionOptions, values: Mapping[str, ort.OrtValue]) -> None:
+        self._values = values
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
+        super().__init__(content, options, providers=["CPUExecutionProvider"])
+
+
+def open_session(
+    proto: ModelProto, folder: Path | None, threads: int | None, *, as_it_is: bool = False
+) -> ort.InferenceSession:
+    """Open a session on the CPU; external values are read from ``folder``.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+        Of any size: what one message cannot hold is handed to ONNX Runtime beside it.
+    folder : pathlib.Path, optional
+    threads : int, optional
+        Threads within an operator; ONNX Runtime's default (all cores) if None.
+    as_it_is : bool
+        Without optimising the graph or packing weights: weights in external files stay mapped, and are not read.
 
     Raises
     ------
@@ -41,14 +67,45 @@ def open_session(proto: ModelProto, folder: Path | None, threads: int | None) ->
         options.inter_op_num_threads = 1
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if as_it_is:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    message = proto
+    values: dict[str, ort.OrtValue] = {}
+    if initializers.stored_bytes(initializers.tensors(proto)) > initializers.SAFE:
+        message, values = _apart(proto)
     try:
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return _Session(message.SerializeToString(), options, values)
     except EncodeError as error:
         raise InvalidModelError(
-            "the model holds over 2 GB in one message; save it with its weights beside it and load that"
+            "over 2 GB of the model lie in attributes, bodies or packed initializers, which ONNX Runtime takes from a "
+            "file only; save it and load that"
         ) from error
     except _RUNTIME_ERRORS as error:
         raise InvalidModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+
+
+def _apart(proto: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtValue]]:
+    """Return a model without the values of its large initializers, and these."""
+    bare = initializers.copy_without(proto, "initializer")
+    values = {}
+    for tensor in proto.graph.initializer:
+        if uses_external_data(tensor) or prod(tensor.dims) <= initializers.LARGE or initializers.is_packed(tensor):
+            bare.graph.initializer.add().CopyFrom(tensor)
+            continue
+        place = initializers.without_value(tensor)
+        place.data_location = TensorProto.EXTERNAL
+        place.external_data.add(key="location", value="memory")
+        bare.graph.initializer.append(place)
+        values[tensor.name] = _ort_value(tensor)
+    return bare, values
+
+
+def _ort_value(tensor: TensorProto) -> ort.OrtValue:
+    array: Any = initializers.values(tensor, None)
+    if array.dtype.isbuiltin == 1:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(f"u{array.dtype.itemsize}"), tensor.data_type)
 
 
 def run(

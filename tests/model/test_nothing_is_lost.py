@@ -51,6 +51,8 @@ def test_annotations_survive(tmp_path, edit):
     if edit == "remove":
         model = gm.remove(model, ("c", "d"))
     after = saved(model, tmp_path)
+    if edit == "remove":
+        assert after.metadata_props.pop().key == "graphmod.recipe"
     for name in ("ir_version", "producer_name", "doc_string", "opset_import", "functions", "metadata_props"):
         assert getattr(after, name) == getattr(before, name), name
     for name in ("name", "doc_string", "input", "output", "initializer"):
