@@ -3,11 +3,12 @@
 from graphmod.model.files import check_writable, replace_file
 from graphmod.model.initializers import copy_without
 from graphmod.model.loading import external_files, load
-from graphmod.model.model import Model, TensorType
+from graphmod.model.model import RECORD, Model, TensorType
 from graphmod.model.session import run_bound
 from graphmod.model.view import as_networkx, consumed
 
 __all__ = [
+    "RECORD",
     "Model",
     "TensorType",
     "as_networkx",

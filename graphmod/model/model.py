@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.generic]
 
+RECORD = "graphmod.recipe"
+"""Key of the metadata under which the edits that made a model are kept."""
+
 UNKNOWN = "graphmod.unknown"
 """Domain of what onnx does not know, while it checks the rest."""
 
@@ -235,8 +238,15 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of graph and weights; the same whether the weights lie inside the file or beside it."""
-        sha = hashlib.sha256(initializers.without_values(self._proto).SerializeToString(deterministic=True))
+        """SHA-256 of graph and weights; the same whether the weights lie inside the file or beside it.
+
+        What the metadata record of past edits does not count: two ways to the same graph give the same hash.
+        """
+        bare = initializers.without_values(self._proto)
+        kept = [entry for entry in self._proto.metadata_props if entry.key != RECORD]
+        del bare.metadata_props[:]
+        bare.metadata_props.extend(kept)
+        sha = hashlib.sha256(bare.SerializeToString(deterministic=True))
         for tensor in initializers.tensors(self._proto):
             for chunk in initializers.raw_chunks(tensor, self.folder):
                 sha.update(chunk)

@@ -21,14 +21,10 @@ import numpy as np
 from graphmod.data import Data, as_data
 from graphmod.errors import InvalidModelError
 from graphmod.graph import Block
-from graphmod.model import Model, load
+from graphmod.model import RECORD, Model, load
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-RECORD = "graphmod.recipe"
-"""Key of the model's metadata under which the edits that made it are kept."""
-
 
 @dataclass(frozen=True)
 class Reference:

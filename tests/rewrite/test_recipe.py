@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 import graphmod as gm
-from graphmod.rewrite.verb import RECORD, VERBS
+from graphmod.model import RECORD
+from graphmod.rewrite.verb import VERBS
 
 
 @pytest.fixture(scope="module")

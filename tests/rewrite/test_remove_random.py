@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import graphmod as gm
-from graphmod.rewrite.verb import RECORD
+from graphmod.model import RECORD
 
 UNARY = {
     "Relu": lambda v: np.maximum(v, 0),
