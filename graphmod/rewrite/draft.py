@@ -105,7 +105,7 @@ class Draft:
 
     @cached_property
     def _taken(self) -> set[str]:
-        return set(_tensor_names(self.graph, self._operators.values()))
+        return set(tensor_names(self.graph, self._operators.values()))
 
     @cached_property
     def _taken_by_operators(self) -> set[str]:
@@ -313,7 +313,7 @@ def _drop(entries: Any, is_dead: Callable[[Any], bool]) -> None:
             stop = start
 
 
-def _bodies(operator: NodeProto) -> Iterator[GraphProto]:
+def bodies(operator: NodeProto) -> Iterator[GraphProto]:
     """Yield the subgraphs of an operator, those of operators inside them included."""
     pending = [operator]
     while pending:
@@ -325,16 +325,16 @@ def _bodies(operator: NodeProto) -> Iterator[GraphProto]:
 
 def _rename_reads(operator: NodeProto, old: str, new: str) -> None:
     """Let an operator read another tensor, its subgraphs too."""
-    bodies = list(_bodies(operator))
-    for reads in (operator.input, *(inner.input for body in bodies for inner in body.node)):
+    inside = list(bodies(operator))
+    for reads in (operator.input, *(inner.input for body in inside for inner in body.node)):
         for i, name in enumerate(reads):
             if name == old:
                 reads[i] = new
-    for value in (value for body in bodies for value in body.output if value.name == old):
+    for value in (value for body in inside for value in body.output if value.name == old):
         value.name = new
 
 
-def _tensor_names(graph: GraphProto, operators: Iterable[NodeProto]) -> Iterator[str]:
+def tensor_names(graph: GraphProto, operators: Iterable[NodeProto]) -> Iterator[str]:
     """Yield the names of all tensors of a graph and of the subgraphs of its operators."""
     pending: list[tuple[GraphProto, Iterable[NodeProto]]] = [(graph, operators)]
     while pending:
@@ -344,4 +344,4 @@ def _tensor_names(graph: GraphProto, operators: Iterable[NodeProto]) -> Iterator
         yield from (tensor.values.name for tensor in scope.sparse_initializer)
         for operator in inside:
             yield from operator.output
-            pending.extend((body, body.node) for body in _bodies(operator))
+            pending.extend((body, body.node) for body in bodies(operator))

@@ -190,7 +190,7 @@ def put_in_place(
     """
     draft = Draft(model)
     if operators:
-        scope = shared_scope(_operators_between(model, region))
+        scope = shared_scope(operators_between(model, region))
         _make_instead(draft, region, [NodeProto(op_type="Identity", input=[region.entry], output=[region.exit])])
         draft.prune()  # so that names of an earlier replacement are free again
         for tensor in initializers:
@@ -203,17 +203,31 @@ def put_in_place(
 
 def _make_instead(draft: Draft, region: Region, operators: Sequence[NodeProto], scope: str | None = None) -> None:
     """Let other operators make the exit."""
-    old = draft.producer(region.exit)
-    if old is None:
-        raise RefusedError(f"no operator makes tensor '{region.exit}'")
-    others = [name for name in old.output if name != region.exit and (draft.readers(name) or name in draft.outputs)]
-    if others:
-        raise RefusedError(f"operator '{old.name}' also makes '{min(others)}', which is needed outside of the region")
+    old = sole_producer(draft, region.exit)
     draft.add(operators, old, scope)
     draft.discard(old)
 
 
-def _operators_between(model: Model, region: Region) -> list[NodeProto]:
+def sole_producer(draft: Draft, tensor: str) -> NodeProto:
+    """Return the operator that makes a tensor and nothing else that is needed.
+
+    Raises
+    ------
+    RefusedError
+        There is none, or it makes other tensors that operators read or that are outputs.
+    """
+    old = draft.producer(tensor)
+    if old is None:
+        raise RefusedError(f"no operator makes tensor '{tensor}'")
+    outputs = set(draft.outputs)
+    others = [name for name in old.output if name and name != tensor and (draft.readers(name) or name in outputs)]
+    if others:
+        raise RefusedError(f"operator '{old.name}' also makes '{min(others)}', which is needed outside of the region")
+    return old
+
+
+def operators_between(model: Model, region: Region) -> list[NodeProto]:
+    """Return the operators on paths of data from a region's entry to its exit."""
     flow = data_flow(model, region.entry, region.exit)
     inside = {model.position[name] for _, _, name in flow.edges(data="operator")}
     return [model.operators[place] for place in sorted(inside)]
