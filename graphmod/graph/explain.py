@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnx import GraphProto, NodeProto
 
 from graphmod.graph.predicates import Check, Type, closest, readers_of, type_of_operator
-from graphmod.graph.select import BoundPattern, BoundStep, admits, bind_patterns
+from graphmod.graph.select import BoundPattern, BoundStep, State, admits, bind_patterns
 from graphmod.model import Model
 
 _SHOWN = 4
@@ -86,29 +86,18 @@ def explain(model: Model, selector: str) -> list[NearMiss]:
 
 def _misses(pattern: BoundPattern, hidden: Sequence[tuple[Type, str]]) -> Iterator[_Miss]:
     model = pattern.model
-    paths: dict[tuple[int, int], tuple[int, ...]] = {}
     for step in pattern.following(-1):
         for place in pattern.of_type(step):
             failing = pattern.steps[step].failing(model, place)
             if failing:
                 yield _failed_checks(pattern, step, (), place, failing)
-            else:
-                paths[step, place] = (place,)
-    pending = list(paths)
-    while pending:
-        step, place = pending.pop()
-        reached = [
-            (later, reader)
-            for later in pattern.following(step)
-            for reader in readers_of(model, place)
-            if pattern.steps[later].fits(model, reader)
-        ]
-        if not reached and not pattern.can_end(step):
-            yield from _dead_end(pattern, step, paths[step, place])
-        for state in reached:
-            if state not in paths:
-                paths[state] = (*paths[step, place], state[1])
-                pending.append(state)
+    paths: dict[State, tuple[int, ...]] = {}
+    for state, reached in pattern.links().items():
+        path = paths.setdefault(state, (state[1],))
+        for later in reached:
+            paths.setdefault(later, (*path, later[1]))
+        if not reached and not pattern.can_end(state[0]):
+            yield from _dead_end(pattern, state[0], path)
     for step in range(len(pattern.steps)):
         yield from _absent(pattern, step)
         yield from _in_bodies(pattern, step, hidden)

@@ -13,6 +13,9 @@ from graphmod.graph.predicates import Check, Type, bind, closest, glob, readers_
 from graphmod.graph.selector import Kind, Pattern, Step, parse
 from graphmod.model import Model
 
+State = tuple[int, int]
+"""A step of a pattern and the place of an operator that fits it."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -132,25 +135,45 @@ class BoundPattern:
         for kind in self.steps[step].checks:
             yield from self.by_type.get(kind, ())
 
-    def matches(self) -> list[tuple[int, ...]]:
-        """Return the places of operators that fit, step after step."""
-        fits = self.steps
-        pending: list[tuple[int, tuple[int, ...]]] = [
-            (step, (place,))
+    def links(self) -> dict[State, list[State]]:
+        """Return every state that a first step leads to, with the states that may come next; starts come first."""
+        pending = [
+            (step, place)
             for step in self.following(-1)
             for place in self.of_type(step)
-            if fits[step].fits(self.model, place)
+            if self.steps[step].fits(self.model, place)
         ]
+        links: dict[State, list[State]] = {state: [] for state in pending}
+        while pending:
+            step, place = pending.pop()
+            links[step, place] = [
+                (later, reader)
+                for later in self.following(step)
+                for reader in readers_of(self.model, place)
+                if self.steps[later].fits(self.model, reader)
+            ]
+            fresh = [state for state in links[step, place] if state not in links]
+            links.update((state, []) for state in fresh)
+            pending += fresh
+        return links
+
+    def matches(self) -> list[tuple[int, ...]]:
+        """Return the places of operators that fit, step after step."""
+        links = self.links()
+        ends = {step for step in range(len(self.steps)) if self.can_end(step)}
+        whole: set[State] = set()  # states from which the end is reached: nothing else is worth following
+        for state in sorted(links, reverse=True):
+            if state[0] in ends or not whole.isdisjoint(links[state]):
+                whole.add(state)
+        starts = self.following(-1)
+        pending: list[tuple[int, tuple[int, ...]]] = [(step, (place,)) for step, place in whole if step in starts]
         found: set[tuple[int, ...]] = set()
         while pending:
             step, places = pending.pop()
-            if self.can_end(step):
+            if step in ends:
                 found.add(places)
             pending += [
-                (later, (*places, reader))
-                for later in self.following(step)
-                for reader in readers_of(self.model, places[-1])
-                if fits[later].fits(self.model, reader)
+                (later, (*places, place)) for later, place in links[step, places[-1]] if (later, place) in whole
             ]
         optional = any(step.step.optional for step in self.steps)
         return _longest(found) if optional else list(found)

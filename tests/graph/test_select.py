@@ -95,6 +95,8 @@ CASES = {
     "Conv[strides=[2,1]]": ["grouped"],
     "Conv[strides=[1,1]]": ["/stem/conv/Conv"],
     "Conv[strides!=[1,*]]": ["grouped"],
+    "Conv[pads=[0,0,0,0]]": ["/stem/conv/Conv", "grouped"],
+    "Conv[dilations!=[1,1]]": [],
     "Conv[pads=[0,...]]": ["/stem/conv/Conv", "grouped"],
     "Conv[kernel_shape=[1,1]]": ["/stem/conv/Conv", "grouped"],
     "Conv[strides=2]": [],
@@ -171,6 +173,8 @@ PATTERNS = {
     ],
     "BatchNormalization > Relu|Clip[name=b]": [("/stem/bn/BN", "/stem/Relu")],
     "(Conv|FusedConv)[group=1]": [("/stem/conv/Conv",)],
+    "(Conv[strides=[2,*]]|FusedConv)[weights=16]": [("grouped",), ("fused",)],
+    "(Conv[strides=[2,*]]|FusedConv)[weights=17]": [],
     "Clip > *": [("a, b [c]", "Sigmoid_6"), ("a, b [c]", "Mul_7")],
     "Clip[readers=1] > *": [],
     "Clip > Sigmoid? > Mul": [("a, b [c]", "Sigmoid_6", "Mul_7")],
@@ -381,6 +385,22 @@ def test_lists_fit_as_regular_expressions_do(found, asked):
     fits = re.fullmatch(expression, "".join(map(str, found))) is not None
     assert bool(gm.find(model, f"Op[axes=[{','.join(asked)}]]")) == fits
     assert bool(gm.find(model, f"Op[axes!=[{','.join(asked)}]]")) != fits
+
+
+def test_only_paths_that_lead_to_the_end_are_followed():
+    """Thirty diamonds in a row have 2 ** 30 paths."""
+    operators, before = [], "x"
+    for i in range(30):
+        operators += [helper.make_node("Neg", [before], [f"{side}{i}"]) for side in "ab"]
+        operators += [helper.make_node("Add", [f"a{i}", f"b{i}"], [f"c{i}"])]
+        before = f"c{i}"
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", before)]
+    graph = helper.make_graph(operators, "g", values[:1], values[1:])
+    ladder = gm.load(helper.make_model(graph, ir_version=8, opset_imports=opsets(ai_onnx=17)))
+    selector = " > ".join(["Neg > Add"] * 30)
+    assert gm.find(ladder, f"{selector} > Tanh") == []
+    assert gm.explain(ladder, f"{selector} > Tanh")[0].step == 61
+    assert len(gm.find(ladder, "Neg > Add > Neg > Add")) == 29 * 4
 
 
 @pytest.mark.slow
