@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from onnx import ModelProto, TensorProto
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from graphmod.errors import NotWritableError
 from graphmod.model import initializers
 
 ALIGNMENT = 4096
 """External values start at multiples of this many bytes, so that they can be memory-mapped."""
+
+_NO_COPY = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
+"""Errors that say that the kernel cannot copy here, not that copying failed."""
+
+_Place = tuple[Path, int, int]
+"""File, offset and length of external values."""
+
+
+class _Part(NamedTuple):
+    """One tensor's values in a data file: zeros before them, where they start, how long they are, whence they come."""
+
+    padding: int
+    start: int
+    length: int
+    place: _Place | None
+    tensor: TensorProto
 
 
 def save(proto: ModelProto, folder: Path | None, source: bytes | None, path: Path) -> Path:
@@ -70,52 +87,69 @@ def _is_large(tensor: TensorProto) -> bool:
     return tensor.data_type != TensorProto.STRING and prod(tensor.dims) > initializers.LARGE
 
 
-def _laid_out(outside: Iterable[tuple[TensorProto, TensorProto]], folder: Path | None) -> Iterator[bytes]:
-    """Yield what a data file holds, and let every copy point at its values there; a shared place stays shared."""
-    places: dict[tuple[str, int | None, int | None], tuple[int, int]] = {}
+def _laid_out(outside: Iterable[tuple[TensorProto, TensorProto]], folder: Path | None) -> list[_Part]:
+    """Return the parts of a data file, and let every copy point at its values there; a shared place stays shared."""
+    external = [tensor for tensor, _ in outside if uses_external_data(tensor)]
+    sources = iter(initializers.external_places(external, folder))
+    parts: dict[_Place | int, _Part] = {}
     end = 0
-    for tensor, copy in outside:
-        info = ExternalDataInfo(tensor) if uses_external_data(tensor) else None
-        place = places.get((info.location, info.offset, info.length)) if info else None
-        if place is None:
-            yield (padding := bytes(-end % ALIGNMENT))
-            start = end = end + len(padding)
-            for chunk in initializers.raw_chunks(tensor, folder):
-                yield chunk
-                end += len(chunk)
-            place = start, end - start
-        if info:
-            places[info.location, info.offset, info.length] = place
+    for number, (tensor, copy) in enumerate(outside):
+        place = next(sources) if uses_external_data(tensor) else None
+        part = parts.get(place or number)
+        if part is None:
+            start = end + -end % ALIGNMENT
+            length = place[2] if place else sum(map(len, initializers.raw_chunks(tensor, folder)))
+            part = parts[place or number] = _Part(start - end, start, length, place, tensor)
+            end = start + length
         initializers.clear(copy)
         copy.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", ""), ("offset", place[0]), ("length", place[1])):
+        for key, value in (("location", ""), ("offset", part.start), ("length", part.length)):
             copy.external_data.add(key=key, value=str(value))
+    return list(parts.values())
 
 
-def _write(stream: IO[bytes], pieces: Iterable[bytes]) -> str:
-    """Write a file and return the SHA-256 of its content, computed beside the writing."""
-    sha = hashlib.sha256()
-    hashed: Future[None] | None = None
+def _write(stream: IO[bytes], parts: Iterable[_Part]) -> str:
+    """Write a data file and return the SHA-256 of its content, computed at the same time."""
     with ThreadPoolExecutor(1) as beside:
-        for chunk in _joined(pieces):
-            stream.write(chunk)
-            if hashed is not None:
-                hashed.result()
-            hashed = beside.submit(sha.update, chunk)
+        digest = beside.submit(_digest, parts)
+        for part in parts:
+            stream.write(bytes(part.padding))
+            if part.place is None:
+                stream.writelines(initializers.raw_chunks(part.tensor, None))
+            else:
+                stream.flush()
+                _copy(*part.place, stream)
+        return digest.result()
+
+
+def _digest(parts: Iterable[_Part]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(bytes(part.padding))
+        chunks = initializers.read_chunks(*part.place) if part.place else initializers.raw_chunks(part.tensor, None)
+        for chunk in chunks:
+            sha.update(chunk)
     return sha.hexdigest()
 
 
-def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield small pieces joined to larger ones."""
-    held: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size >= initializers.CHUNK:
-            yield b"".join(held)
-            held, size = [], 0
-    yield b"".join(held)
+def _copy(path: Path, offset: int, length: int, target: IO[bytes]) -> None:
+    """Append a part of a file, within the kernel where the system can."""
+    if not hasattr(os, "copy_file_range"):
+        target.writelines(initializers.read_chunks(path, offset, length))
+        return
+    with path.open("rb", buffering=0) as source:
+        while length:
+            try:
+                done = os.copy_file_range(source.fileno(), target.fileno(), length, offset)
+            except OSError as error:
+                if error.errno not in _NO_COPY:
+                    raise
+                done = 0
+            if not done:  # not between these file systems
+                target.writelines(initializers.read_chunks(path, offset, length))
+                target.flush()
+                return
+            offset, length = offset + done, length - done
 
 
 @contextmanager
