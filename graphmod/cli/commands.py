@@ -141,9 +141,9 @@ def _plain(matrix: Any) -> dict[str, Any]:
 
 def _samples(model: Model, data: Path) -> Any:
     """Return the training samples of data with parts, all samples of data without."""
-    from graphmod.data import as_data, training_part
+    from graphmod.data import as_data, part_of
 
-    return as_data(model, training_part(data))
+    return as_data(model, part_of(data, "train"))
 
 
 def modules(

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from graphmod.cli.commands import console
-from graphmod.data import noise
+from graphmod.data import noise, part_of
 from graphmod.errors import NotWritableError, RefusedError
 from graphmod.model import Model, check_writable
 from graphmod.rewrite import diff, verify
@@ -40,7 +40,7 @@ def show(before: Model, after: list[Model], out: Path | None, dry_run: bool, dat
     """Write the models, and print what they are."""
     if data is not None and len(after) > 1:
         raise RefusedError("several models came out, so there is no one output to verify; compose them first")
-    errors = verify(before, after[0], noise(before) if data == "random" else data) if data is not None else None
+    errors = verify(before, after[0], samples(before, data)) if data is not None else None
     paths = [] if out is None or dry_run else _numbered(out, len(after))
     for one, path in zip(after, paths, strict=False):
         one.save(path)
@@ -62,6 +62,11 @@ def show(before: Model, after: list[Model], out: Path | None, dry_run: bool, dat
         console.print(f"{escape(name)}: largest difference {error.largest:.3g}, rms {error.rms:.3g} of the output's")
     if paths:
         console.print(f"written: {', '.join(escape(str(path)) for path in paths)}")
+
+
+def samples(model: Model, data: str) -> object:
+    """Return random samples if asked for, the test part of data with parts, else all of the data."""
+    return noise(model) if data == "random" else part_of(data, "test")
 
 
 def _numbered(out: Path, count: int) -> list[Path]:

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from graphmod.cli.commands import Json, ModelFile, console
-from graphmod.data import noise
+from graphmod.cli.outcome import samples
 from graphmod.model import load
 from graphmod.rewrite.verify import EXACT
 from graphmod.rewrite.verify import verify as compare
@@ -31,7 +31,7 @@ def verify(
     [dim]Example:[/] graphmod verify in.onnx out.onnx digits.npz
     """
     first, second = load(model), load(other)
-    found = compare(first, second, noise(first) if data == "random" else data)
+    found = compare(first, second, samples(first, data))
     if as_json:
         typer.echo(
             json.dumps({name: {**asdict(e), "relative": e.relative} for name, e in found.outputs.items()}, indent=2)

@@ -69,10 +69,10 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     return Splits(**found)
 
 
-def training_part(data: object) -> object:
-    """Return the training part of data that has parts, else the data itself; see :func:`as_splits`."""
+def part_of(data: object, name: str) -> object:
+    """Return one part of data that has parts, "train", "calibration" or "test", else the data itself."""
     data = _opened(data)
-    return _parts(data).get("train", data)
+    return _parts(data).get(name, data)
 
 
 def _opened(data: object) -> object:

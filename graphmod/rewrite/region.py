@@ -95,18 +95,21 @@ def find_regions(model: Model, place: Place) -> list[Region]:
 
 
 def _selected(model: Model, selector: str) -> list[Region]:
-    tops = ", ".join(block.path for block in _blocks(model) if block.path and "." not in block.path) or "none"
-    nothing = f"there is no block or operator '{selector}'; blocks at the top are {tops}"
     try:
         matches = find(model, selector)
     except RefusedError as error:
-        raise RefusedError(f"{nothing}; and as a selector: {error}") from error
+        raise RefusedError(f"{_nothing(model, selector)}; and as a selector: {error}") from error
     if not matches:
         raise RefusedError(
-            f"{nothing}; no operator matches it as a selector either ('graphmod find --explain' says why)"
+            f"{_nothing(model, selector)}; as a selector it matches no operator ('graphmod find --explain' says why)"
         )
     carrying = _activations(model)
     return [_around(model, match.operators, carrying) for match in matches]
+
+
+def _nothing(model: Model, name: str) -> str:
+    tops = ", ".join(block.path for block in _blocks(model) if block.path and "." not in block.path) or "none"
+    return f"there is no block or operator '{name}'; blocks at the top are {tops}"
 
 
 def _blocks(model: Model) -> Iterator[Block]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_type_hints
 
 import numpy as np
 
-from graphmod.data import Data, as_data
+from graphmod.data import Data, as_data, part_of
 from graphmod.errors import InvalidModelError
 from graphmod.graph import Block
 from graphmod.model import RECORD, Model, load
@@ -56,8 +56,14 @@ def _hash_data(data: Data) -> str:
     return sha.hexdigest()
 
 
-Samples = Annotated[Any, Reference("data", as_data, _hash_data)]
-"""A parameter that takes all that :func:`graphmod.data.as_data` takes; the verb receives a :class:`graphmod.Data`."""
+def _read_data(model: Model, value: Any) -> Data:
+    return as_data(model, part_of(value, "train"))
+
+
+Samples = Annotated[Any, Reference("data", _read_data, _hash_data)]
+"""A parameter that takes all that :func:`graphmod.data.as_data` takes; the verb receives a :class:`graphmod.Data`.
+
+Of data that has parts, it is the training part."""
 
 
 def _read_model(_: Model, value: Any) -> Model:

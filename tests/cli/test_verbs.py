@@ -1,0 +1,101 @@
+"""The commands that edit: made from the verbs, they write, show what would change, verify, and refuse."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+from command_line import graphmod
+
+import graphmod as gm
+from graphmod.rewrite.verb import VERBS
+
+MODEL = gm.demo.model_path()
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_every_verb_has_a_command_with_an_example(verb):
+    told = graphmod(verb.name.replace("_", "-"), "--help")
+    assert told.returncode == 0
+    assert verb.example in " ".join(told.stdout.split())
+    for name in verb.parameters:
+        assert name.replace("_", "-") in told.stdout or name in told.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_the_example_parses(verb):
+    """Its options exist: the model, of course, does not."""
+    told = graphmod(*shlex.split(verb.example)[1:])
+    assert told.returncode == 2
+    assert told.stderr.startswith("error: ")
+
+
+def test_a_verb_writes_what_python_makes(tmp_path):
+    told = graphmod("remove", MODEL, "layer1.3", "--out", tmp_path / "a.onnx")
+    assert told.returncode == 0
+    gm.remove(gm.load(MODEL), "layer1.3").save(tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_dry_run_shows_what_would_change_and_writes_nothing(tmp_path):
+    told = graphmod("remove", MODEL, "layer1.3", "--dry-run", "--out", tmp_path / "a.onnx")
+    assert told.returncode == 0
+    assert "operators removed: 5" in told.stdout
+    assert not list(tmp_path.iterdir())
+    asked = json.loads(graphmod("remove", MODEL, "layer1.3", "--dry-run", "--json").stdout)
+    assert asked["before"]["operators"] - asked["after"][0]["operators"] == 5
+    assert asked["files"] == []
+    assert len(asked["differences"][0]["removed"]) == 5
+
+
+def test_a_verb_verifies_on_random_samples_and_on_data(tmp_path):
+    out = tmp_path / "a.onnx"
+    told = json.loads(graphmod("remove", MODEL, "layer1.3", "--out", out, "--verify", "random", "--json").stdout)
+    assert told["errors"]["logits"]["rms"] > 0
+    told = graphmod("remove", MODEL, "layer1.3", "--out", out, "--verify", gm.demo.data_path())
+    assert "logits: largest difference" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["remove", MODEL, "layer9", "--dry-run"], "there is no block or operator 'layer9'"),
+        (["remove", MODEL, "layer1.3"], "nowhere to write the result; say --out FILE, or --dry-run"),
+        (["remove", MODEL, "layer1.3", "--out", "no/where.onnx"], "cannot write 'no/where.onnx'"),
+        (["remove", "none.onnx", "layer1.3", "--dry-run"], "cannot read 'none.onnx'"),
+        (["apply", "none.yaml", MODEL, "--dry-run"], "cannot read a recipe from 'none.yaml'"),
+        (["verify", MODEL, MODEL, "none.npz"], "there is no data file 'none.npz'"),
+    ],
+)
+def test_one_line_and_exit_code_2(arguments, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = graphmod(*arguments)
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert told in found.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_from_the_record_from_a_file_and_in_part(tmp_path):
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    graphmod("remove", MODEL, "layer1.3", "--out", once)
+    graphmod("remove", once, "layer2.3", "--out", twice)
+    assert graphmod("recipe", twice, "--out", tmp_path / "recipe.yaml").returncode == 0
+    assert graphmod("recipe", twice).stdout == (tmp_path / "recipe.yaml").read_text()
+    for source, steps, expected in ((tmp_path / "recipe.yaml", 2, twice), (twice, 2, twice), (twice, 1, once)):
+        again = tmp_path / "again.onnx"
+        assert graphmod("apply", source, MODEL, "--steps", steps, "--out", again).returncode == 0
+        assert again.read_bytes() == expected.read_bytes()
+    told = graphmod("apply", twice, MODEL, "--dry-run").stdout
+    assert "1. remove(place='layer1.3')" in told
+    assert graphmod("apply", twice, MODEL, "--steps", 3, "--dry-run").stderr.count("has 2 steps, not 3") == 1
+
+
+def test_verify_exits_with_1_where_outputs_differ(tmp_path):
+    graphmod("remove", MODEL, "layer1.3", "--out", tmp_path / "a.onnx")
+    assert graphmod("verify", MODEL, MODEL).returncode == 0
+    assert graphmod("verify", MODEL, tmp_path / "a.onnx", gm.demo.data_path()).returncode == 1
+    assert graphmod("verify", MODEL, tmp_path / "a.onnx", "--tolerance", 10).returncode == 0
+    told = json.loads(graphmod("verify", MODEL, tmp_path / "a.onnx", "--json").stdout)
+    assert told["logits"]["relative"] > 1e-5
