@@ -18,8 +18,8 @@ activation has one boundary whether an exporter writes it as one operator or as 
 def boundaries(model: Model, source: str | None = None, sink: str | None = None) -> list[str]:
     """Return the tensors that every path of data from input to output runs through, in order.
 
-    They are the dominators of the output in the graph of data flow (Lengauer & Tarjan 1979; networkx). The input is
-    none of them, the output is the last one.
+    They are the dominators of the output in the graph of data flow (Lengauer & Tarjan 1979), which in a graph without
+    cycles a single sweep finds. The input is none of them, the output is the last one.
 
     Parameters
     ----------
@@ -60,11 +60,18 @@ def _is_scalar(model: Model, name: str) -> bool:
 
 
 def dominators(flow: nx.DiGraph, source: str, sink: str) -> list[str]:
-    """Return the nodes on every path from source to sink, in order, without the source."""
-    immediate = nx.immediate_dominators(flow, source)
+    """Return the nodes on every path from source to sink, in order, without the source.
+
+    Every node of ``flow`` lies on such a path. Then a node is on all of them if, in a topological order, no edge leads
+    past it: one that did would be part of a path around it.
+    """
+    order = {node: place for place, node in enumerate(nx.topological_sort(flow))}
     chain = []
-    node = sink
-    while node != source:
-        chain.append(node)
-        node = immediate[node]
-    return chain[::-1]
+    furthest = 0
+    for node, place in order.items():
+        if furthest == place and node != source:
+            chain.append(node)
+        furthest = max([furthest, *(order[after] for after in flow.succ[node])])
+    if not chain or chain[-1] != sink:
+        raise nx.NetworkXNoPath(f"the graph of data flow does not end in '{sink}'")
+    return chain

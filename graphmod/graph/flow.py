@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Container, Sequence
+from functools import cache, reduce
+from operator import or_
+from weakref import WeakKeyDictionary
 
 import networkx as nx
 import numpy as np
 
 from graphmod.errors import InvalidModelError
-from graphmod.model import Model
+from graphmod.model import Model, TensorType
 
 _SHAPE_READERS = frozenset({"Shape", "Size"})
 """Operators whose output tells the shape of a tensor and nothing of its values."""
@@ -32,10 +36,14 @@ def primary_input(model: Model) -> str:
     """
     for kinds in ("f", "iu"):
         candidates = [name for name, kind in model.inputs.items() if _kind(model, name) in kinds and kind.dtype]
-        reached = {name: _reached(model, name) for name in candidates}
-        useful = [name for name in candidates if _carried_outputs(model, reached[name])]
+        carried = _carried(model, candidates)
+        ends = {name: carried.get(name, 0) for name in model.outputs if _kind(model, name) in "f?"}
+        useful = [
+            bit for bit, name in enumerate(candidates) if any(ends[end] >> bit & 1 for end in ends if end != name)
+        ]
         if useful:
-            return max(useful, key=lambda name: len(reached[name]))
+            numbers = Counter(carried.values())
+            return candidates[max(useful, key=lambda bit: sum(n for bits, n in numbers.items() if bits >> bit & 1))]
     told = ", ".join(f"'{name}': {kind}" for name, kind in model.inputs.items()) or "none"
     raise InvalidModelError(f"the model has no float input that reaches a float output (its inputs are {told})")
 
@@ -76,7 +84,6 @@ def data_flow(model: Model, source: str | None = None, sink: str | None = None) 
     start = source or primary_input(model)
     end = sink or primary_output(model, start)
     names = model.operator_names
-    producer = {tensor: i for i, op in enumerate(model.operators) for tensor in op.output if tensor}
     reached = _reached(model, start)
     if end not in reached:
         raise InvalidModelError(f"no path of data joins tensor '{start}' to tensor '{end}'")
@@ -86,7 +93,7 @@ def data_flow(model: Model, source: str | None = None, sink: str | None = None) 
     while pending:
         tensor = pending.pop()
         for origin in reached[tensor]:
-            flow.add_edge(origin, tensor, operator=names[producer[tensor]])
+            flow.add_edge(origin, tensor, operator=names[model.producer[tensor]])
             if origin not in seen:
                 seen.add(origin)
                 pending.append(origin)
@@ -105,37 +112,58 @@ def carries_activations(model: Model, source: str, tensor: str) -> bool:
 
 def _reached(model: Model, source: str) -> dict[str, tuple[str, ...]]:
     """Return, for every tensor that carries activations of ``source``, the tensors that it has them from."""
-    reached: dict[str, tuple[str, ...]] = {source: ()}
-    for position, operator in enumerate(model.operators):
-        if operator.op_type in _SHAPE_READERS:
+    known = _REACHED.setdefault(model, {})
+    if source not in known:
+        carried = _carried(model, [source])
+        reads = model.reads
+        origins: dict[int, tuple[str, ...]] = {}
+        for tensor in carried:
+            if tensor != source and (place := model.producer[tensor]) not in origins:
+                origins[place] = tuple(dict.fromkeys(name for name in reads[place] if name in carried))
+        known[source] = {t: () if t == source else origins[model.producer[t]] for t in carried}
+    return known[source]
+
+
+_REACHED: WeakKeyDictionary[Model, dict[str, dict[str, tuple[str, ...]]]] = WeakKeyDictionary()
+"""What :func:`_reached` found; models do not change."""
+
+
+def _carried(model: Model, sources: Sequence[str]) -> dict[str, int]:
+    """Return, for every tensor, of which sources it carries activations: bit i stands for the i-th."""
+    carried = {source: 1 << bit for bit, source in enumerate(sources)}
+    for operator, reads in zip(model.operators, model.reads, strict=True):
+        found = [(name, carried[name]) for name in reads if name in carried]
+        if not found or operator.op_type in _SHAPE_READERS:
             continue
-        origins = tuple(dict.fromkeys(name for name in model.reads[position] if name in reached))
-        if not origins:
-            continue
+        whole = reduce(or_, (bits for _, bits in found))
         for tensor in operator.output:
-            if tensor and _carries(model, operator.op_type, tensor, origins):
-                reached[tensor] = origins
-    return reached
+            kind = _kind(model, tensor) if tensor else "b"
+            if kind in "f?" or (kind != "b" and _is_quantized(model, operator.op_type, tensor)):
+                bits = whole
+            elif kind != "b" and operator.op_type not in _POSITION_FINDERS:
+                bits = reduce(or_, (bits for name, bits in found if _kind(model, name) in "iu"), 0)
+            else:
+                continue
+            if bits and tensor not in carried:
+                carried[tensor] = bits
+    return carried
 
 
-def _carries(model: Model, op_type: str, tensor: str, origins: Iterable[str]) -> bool:
-    kind = _kind(model, tensor)
-    if kind in "f?":
-        return True
-    if kind == "b":
-        return False
-    wide = model.tensors[tensor].dtype not in (np.dtype(np.int8), np.dtype(np.uint8))
-    if not wide or op_type in _INTEGER_ARITHMETIC:
-        return True
-    return op_type not in _POSITION_FINDERS and any(_kind(model, name) in "iu" for name in origins)
+def _is_quantized(model: Model, op_type: str, tensor: str) -> bool:
+    return op_type in _INTEGER_ARITHMETIC or model.tensors[tensor].dtype in (np.dtype(np.int8), np.dtype(np.uint8))
 
 
 def _kind(model: Model, tensor: str) -> str:
     """Return "f", "i", "u", "b" or another numpy kind; "?" where shape inference found no type."""
     kind = model.inputs.get(tensor) or model.tensors.get(tensor)
-    if kind is None or kind.dtype is None:
+    return "?" if kind is None else _letter(kind.dtype)
+
+
+@cache
+def _letter(dtype: np.dtype[np.generic] | None) -> str:
+    if dtype is None:
         return "?"
-    return "f" if kind.is_float else kind.dtype.kind
+    return "f" if TensorType(dtype, None).is_float else dtype.kind
 
 
 def _carried_outputs(model: Model, reached: dict[str, tuple[str, ...]]) -> list[str]:

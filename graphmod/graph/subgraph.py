@@ -36,33 +36,33 @@ def subgraph(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> Mod
     True
     """
     whole = model._proto
-    producer = {tensor: i for i, op in enumerate(model.operators) for tensor in op.output if tensor}
-    known = {*producer, *model.inputs, *model.initializers}
+    known = {*model.producer, *model.inputs, *model.initializers}
     for name in (*inputs, *outputs):
         if name not in known:
             raise RefusedError(f"the model has no tensor named '{name}'")
+    cut = set(inputs)
     needed: set[int] = set()
     read: set[str] = set(outputs)
-    pending = [name for name in outputs if name not in inputs]
+    pending = [name for name in outputs if name not in cut]
     while pending:
-        position = producer.get(pending.pop())
+        position = model.producer.get(pending.pop())
         if position is None or position in needed:
             continue
         needed.add(position)
         fresh = set(model.reads[position]) - read
         read |= fresh
-        pending.extend(name for name in fresh if name not in inputs)
+        pending.extend(name for name in fresh if name not in cut)
     part = copy_without(whole, "node", "initializer", "sparse_initializer", "input", "output", "value_info")
     graph = part.graph
-    graph.node.extend(op for position, op in enumerate(whole.graph.node) if position in needed)
+    graph.node.extend(model.operators[position] for position in sorted(needed))
     for operator in graph.node:  # needed for another of its outputs: the one that is an input now gets another name
         for i, name in enumerate(operator.output):
-            if name in inputs:
+            if name in cut:
                 operator.output[i] = f"{name}/cut"
     graph.initializer.extend(t for t in whole.graph.initializer if t.name in read)
     graph.sparse_initializer.extend(t for t in whole.graph.sparse_initializer if t.values.name in read)
     graph.input.extend(_value(model, name) for name in inputs)
-    graph.input.extend(v for v in whole.graph.input if v.name in read and v.name not in inputs)
+    graph.input.extend(v for v in whole.graph.input if v.name in read and v.name not in cut)
     graph.output.extend(_value(model, name) for name in outputs)
     inner = {tensor for op in graph.node for tensor in op.output} - set(outputs)
     graph.value_info.extend(v for v in whole.graph.value_info if v.name in inner)
