@@ -71,13 +71,9 @@ def type_of_operator(operator: NodeProto) -> Type:
     return operator.domain or "ai.onnx", operator.op_type
 
 
+@cache
 def glob(pattern: str) -> re.Pattern[str]:
     """Return the expression for text in which ``*`` stands for anything."""
-    return _glob(pattern)
-
-
-@cache
-def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
 
 
@@ -130,7 +126,7 @@ def _fits(found: object, predicate: Predicate) -> bool:
 
 def _fits_word(found: object, asked: str) -> bool:
     if isinstance(found, str):
-        return _glob(asked).fullmatch(found) is not None
+        return glob(asked).fullmatch(found) is not None if found else not asked
     return isinstance(found, int | float) and _NUMBER.fullmatch(asked) is not None and found == _number(asked)
 
 

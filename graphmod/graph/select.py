@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import onnx
 
@@ -214,9 +215,9 @@ def _bind_step(model: Model, step: Step, by_type: Iterable[Type]) -> BoundStep:
     checks: defaultdict[Type, list[tuple[Check, ...]]] = defaultdict(list)
     for kind in step.kinds:
         types = [known for known in by_type if admits(kind, known)]
-        declared = types or _standard(kind)
-        if not declared and kind.domain in (None, *{domain for domain, _ in _STANDARD}):
-            words = {op_type for _, op_type in (*by_type, *_STANDARD)}
+        declared = types or [known for known in _of_onnx() if admits(kind, known)]
+        if not declared and kind.domain in (None, *{domain for domain, _ in _of_onnx()}):
+            words = {op_type for _, op_type in (*by_type, *_of_onnx())}
             raise RefusedError(
                 f"neither the model nor ONNX has an operator of type '{kind.type_text}'{closest(kind.op_type, words)}"
             )
@@ -226,8 +227,10 @@ def _bind_step(model: Model, step: Step, by_type: Iterable[Type]) -> BoundStep:
     return BoundStep(step, dict(checks))
 
 
-_STANDARD = {(schema.domain or "ai.onnx", schema.name) for schema in onnx.defs.get_all_schemas()}
-"""The types of operator that ONNX itself has."""
+@cache
+def _of_onnx() -> frozenset[Type]:
+    """Return the types of operator that ONNX itself has."""
+    return frozenset((schema.domain or "ai.onnx", schema.name) for schema in onnx.defs.get_all_schemas())
 
 
 def admits(kind: Kind, known: Type) -> bool:
@@ -236,7 +239,3 @@ def admits(kind: Kind, known: Type) -> bool:
     return glob(kind.op_type).fullmatch(op_type) is not None and (
         kind.domain is None or glob(kind.domain).fullmatch(domain) is not None
     )
-
-
-def _standard(kind: Kind) -> list[Type]:
-    return [known for known in _STANDARD if admits(kind, known)]

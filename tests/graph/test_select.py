@@ -118,6 +118,9 @@ CASES = {
     "[scope=stem]": ["/stem/conv/Conv", "/stem/bn/BN", "/stem/Relu"],
     "[scope=stem.*]": ["/stem/conv/Conv", "/stem/bn/BN"],
     "[scope=ste]": [],
+    "Conv[scope=*]": ["/stem/conv/Conv"],
+    'Conv[scope=""]': ["grouped"],
+    "Neg[block=*]": [],
     "Conv[scope!=stem]": ["grouped"],
     # tensors
     "[in=x]": ["/stem/conv/Conv", "dead"],
