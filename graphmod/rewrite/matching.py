@@ -9,7 +9,8 @@ In this order, each step on what the ones before left:
 3. operators of one type and name, if names are to be trusted: if they agree with nearly all that was matched without
    them (an exporter that numbers operators shifts every name after an edit);
 4. neighbours of what is matched: producers of one input, only readers of their kind of one output; fingerprints become
-   coarser from step to step, and where several equal ones are left they are taken by name, else in order.
+   coarser from step to step, and where several equal ones are left they are taken by name, else in order;
+5. operators with no matched neighbour, where both models have as many of the kind left.
 """
 
 from __future__ import annotations
@@ -87,6 +88,9 @@ def match(a: Wiring, b: Wiring) -> Matching:
     for level in (structure, types):
         matcher.grow(level)
         matcher.grow(level, ordered=True)
+    for level in (weights, structure):
+        matcher.equal(level)
+    matcher.grow(types, ordered=True)
     return Matching(a, b, marks, matcher.to, matcher.back)
 
 
