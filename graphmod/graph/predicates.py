@@ -22,7 +22,7 @@ from graphmod.graph.selector import Kind, Predicate
 from graphmod.model import Model
 
 Answer = Callable[[int], Sequence[object]]
-"""What holds for the operator at a position: strings, numbers or tuples, none where there is nothing to tell."""
+"""What holds for the operator at a place: strings, numbers or tuples, none where there is nothing to tell."""
 
 Type = tuple[str, str]
 """Domain and type of an operator; the default domain is ``ai.onnx``."""
@@ -48,17 +48,17 @@ class Check:
     predicate: Predicate
     answer: Answer
 
-    def holds(self, position: int) -> bool:
-        """Whether the operator at a position passes."""
-        answers = self.answer(position)
+    def holds(self, place: int) -> bool:
+        """Whether the operator at a place passes."""
+        answers = self.answer(place)
         fits = any(_fits(found, self.predicate) for found in answers)
         return bool(answers) and fits != (self.predicate.relation == "!=")
 
-    def told(self, position: int) -> str:
-        """Say what the operator at a position answers, for a message."""
+    def told(self, place: int) -> str:
+        """Say what the operator at a place answers, for a message."""
         if self.predicate.key == "between":
             return "it is between them" if self.predicate.relation == "!=" else "it is not between them"
-        answers = [_shown(found) for found in self.answer(position)]
+        answers = [_shown(found) for found in self.answer(place)]
         if not answers:
             return "there is none, or it is not known"
         if self.predicate.key in ("scope", "block"):
@@ -177,14 +177,14 @@ def _check_sort(predicate: Predicate, sort: str) -> None:
 
 
 def _name(model: Model) -> Answer:
-    return lambda position: (model.operator_names[position],)
+    return lambda place: (model.operator_names[place],)
 
 
 def _scopes(model: Model) -> Answer:
     """Answer with an operator's scope and all that it lies in."""
 
-    def answer(position: int) -> Sequence[str]:
-        parts = scope_parts(model.operators[position])
+    def answer(place: int) -> Sequence[str]:
+        parts = scope_parts(model.operators[place])
         return tuple(".".join(parts[:depth]) for depth in range(len(parts), 0, -1)) or ("",)
 
     return answer
@@ -200,11 +200,11 @@ def _blocks(model: Model) -> Answer:
     for block in tree.walk():
         for name in block.operators:
             paths[name].append(block.path)
-    return lambda position: tuple(reversed(paths.get(model.operator_names[position], [""])))
+    return lambda place: tuple(reversed(paths.get(model.operator_names[place], [""])))
 
 
 def _check_block(model: Model, predicate: Predicate, answer: Answer) -> None:
-    paths = {str(path) for position in range(len(model.operators)) for path in answer(position)} - {""}
+    paths = {str(path) for place in range(len(model.operators)) for path in answer(place)} - {""}
     if not any(_fits_word(path, str(predicate.value)) for path in paths):
         raise RefusedError(
             f"there is no block '{predicate.value}'{closest(str(predicate.value), paths)}"
@@ -212,24 +212,24 @@ def _check_block(model: Model, predicate: Predicate, answer: Answer) -> None:
         )
 
 
-def readers_of(model: Model, position: int) -> tuple[int, ...]:
-    """Return the positions of the operators that read any output of an operator, in order, captures included."""
-    made = model.operators[position].output
+def readers_of(model: Model, place: int) -> tuple[int, ...]:
+    """Return the places of the operators that read any output of an operator, in order, captures included."""
+    made = model.operators[place].output
     return tuple(sorted({reader for tensor in made if tensor for reader in model.readers.get(tensor, ())}))
 
 
 def _n_readers(model: Model) -> Answer:
     """Answer with how many operators and outputs of the model read an operator."""
 
-    def answer(position: int) -> Sequence[int]:
-        outputs = sum(tensor in model.outputs for tensor in model.operators[position].output)
-        return (len(readers_of(model, position)) + outputs,)
+    def answer(place: int) -> Sequence[int]:
+        outputs = sum(tensor in model.outputs for tensor in model.operators[place].output)
+        return (len(readers_of(model, place)) + outputs,)
 
     return answer
 
 
 def _cost(part: str) -> Callable[[Model], Answer]:
-    return lambda model: lambda position: (getattr(cost(model, [model.operator_names[position]]), part),)
+    return lambda model: lambda place: (getattr(cost(model, [model.operator_names[place]]), part),)
 
 
 _FACTS: dict[str, tuple[str, Callable[[Model], Answer]]] = {
@@ -247,14 +247,14 @@ _FACTS: dict[str, tuple[str, Callable[[Model], Answer]]] = {
 def _of_tensors(model: Model, side: str, number: str, what: str | None) -> Answer:
     """Answer with names, shapes, ranks or dtypes of an operator's inputs or outputs: of all, or of one."""
 
-    def tensors(position: int) -> Sequence[str]:
-        operator = model.operators[position]
+    def tensors(place: int) -> Sequence[str]:
+        operator = model.operators[place]
         if number:
             return tuple(operator.input if side == "in" else operator.output)[int(number[:9]) :][:1]
-        return model.reads[position] if side == "in" else tuple(operator.output)
+        return model.reads[place] if side == "in" else tuple(operator.output)
 
-    def answer(position: int) -> Sequence[object]:
-        names = [name for name in tensors(position) if name]
+    def answer(place: int) -> Sequence[object]:
+        names = [name for name in tensors(place) if name]
         if what is None:
             return names
         kinds = [model.inputs.get(name) or model.tensors.get(name) for name in names]
@@ -278,7 +278,7 @@ def _between(model: Model, predicate: Predicate) -> Answer:
     except InvalidModelError as error:
         raise RefusedError(str(error)) from error
     inside = {name for _, _, name in flow.edges(data="operator")}
-    return lambda position: (predicate.value if model.operator_names[position] in inside else ("elsewhere",),)
+    return lambda place: (predicate.value if model.operator_names[place] in inside else ("elsewhere",),)
 
 
 # -- attributes
@@ -325,8 +325,8 @@ def _attribute(model: Model, name: str) -> Answer:
     def default(domain: str, op_type: str) -> AttributeProto | None:
         return (_declared(model, domain, op_type) or {}).get(name)
 
-    def answer(position: int) -> Sequence[object]:
-        operator = model.operators[position]
+    def answer(place: int) -> Sequence[object]:
+        operator = model.operators[place]
         given = next((a for a in operator.attribute if a.name == name), None)
         given = given or default(*type_of_operator(operator))
         return _implied(model, operator, name) if given is None else _value(given)
