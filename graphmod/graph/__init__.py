@@ -4,6 +4,7 @@ from graphmod.graph.blocks import Block, blocks
 from graphmod.graph.boundaries import boundaries
 from graphmod.graph.costs import Cost, cost
 from graphmod.graph.explain import NearMiss, explain
+from graphmod.graph.fingerprint import operator_hashes
 from graphmod.graph.flow import activations, carries_activations, data_flow, primary_input, primary_output
 from graphmod.graph.scope import scope
 from graphmod.graph.select import Match, find
@@ -22,6 +23,7 @@ __all__ = [
     "data_flow",
     "explain",
     "find",
+    "operator_hashes",
     "primary_input",
     "primary_output",
     "scope",

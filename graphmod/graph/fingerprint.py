@@ -14,10 +14,11 @@ from functools import cache
 from hashlib import blake2b
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto
 
-from graphmod.graph.wiring import Constant, Point, Wiring, attributes, wiring
+from graphmod.graph.wiring import Constant, Point, Wiring, domain_of, wiring
 from graphmod.model import Model
 from graphmod.model.stored import Stored
 
@@ -150,6 +151,24 @@ def digest(*parts: bytes | int) -> int:
     return int.from_bytes(found.digest(), "little")
 
 
+def attributes(point: Point) -> dict[str, AttributeProto]:
+    """Return an operator's attributes by name, in order, without bodies and defaults that are written out."""
+    operator = point.operator
+    if operator is None:
+        return {}
+    defaults = _defaults(domain_of(operator), operator.op_type, point.version)
+    found = {a.name: a for a in operator.attribute if not a.HasField("g") and not a.graphs}
+    return {name: found[name] for name in sorted(found) if attribute_key(found[name]) != defaults.get(name)}
+
+
+@cache
+def _defaults(domain: str, op_type: str, version: int) -> dict[str, bytes]:
+    if not version or not onnx.defs.has(op_type, version, domain):
+        return {}
+    known = onnx.defs.get_schema(op_type, version, domain).attributes
+    return {name: attribute_key(one.default_value) for name, one in known.items() if one.default_value.name}
+
+
 def attribute_key(attribute: AttributeProto) -> bytes:
     """Return bytes that two attributes share where they say the same, however it is written."""
     if attribute.type == AttributeProto.TENSOR:
@@ -170,8 +189,8 @@ def _tensor_key(tensor: TensorProto) -> bytes:
 
 def _type(point: Point) -> int:
     operator = point.operator
-    domain, op_type = ("", "") if operator is None else (operator.domain, operator.op_type)
-    return _digest_of_texts(point.kind, point.scope, "" if domain == "ai.onnx" else domain, op_type)
+    domain, op_type = ("", "") if operator is None else (domain_of(operator), operator.op_type)
+    return _digest_of_texts(point.kind, point.scope, domain, op_type)
 
 
 @cache
@@ -180,9 +199,8 @@ def _digest_of_texts(*texts: str) -> int:
 
 
 def _attributes(point: Point, kind: int) -> int:
-    assert point.operator is not None
     made = bytes(bool(tensor) for tensor in point.tensors)
-    keys = (attribute_key(a) for a in attributes(point.operator).values())
+    keys = (attribute_key(a) for a in attributes(point).values())
     return digest(kind, made, *keys)
 
 

@@ -13,7 +13,16 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    OperatorSetIdProto,
+    SparseTensorProto,
+    TensorProto,
+)
 
 from graphmod.errors import InvalidModelError
 from graphmod.model import Model
@@ -88,6 +97,8 @@ class Point:
         The names of what it makes, or of what an output gives.
     operator : onnx.NodeProto, optional
         Not to be changed.
+    version : int
+        Of the operator set that the operator is of; 0 where the model imports none of that domain.
     """
 
     kind: str
@@ -95,6 +106,7 @@ class Point:
     scope: str
     tensors: tuple[str, ...]
     operator: NodeProto | None = field(default=None, repr=False)
+    version: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True)
@@ -125,10 +137,9 @@ class Wiring:
         return made[read.position] if read.position != CARRIED else self.points[read.source].name
 
 
-def attributes(operator: NodeProto) -> dict[str, AttributeProto]:
-    """Return an operator's attributes by name, in order, without those that carry bodies."""
-    found = {a.name: a for a in operator.attribute if not a.HasField("g") and not a.graphs}
-    return {name: found[name] for name in sorted(found)}
+def domain_of(operator: NodeProto | OperatorSetIdProto) -> str:
+    """Return the domain, "" where it is the standard one under either of its names."""
+    return "" if operator.domain == "ai.onnx" else str(operator.domain)
 
 
 def function_key(function: FunctionProto) -> str:
@@ -139,8 +150,8 @@ def function_key(function: FunctionProto) -> str:
 class _Scope:
     """The names that operators of one graph see: its own, then those around it."""
 
-    def __init__(self, path: str, kind: str, around: _Scope | None = None):
-        self.path, self.kind, self.around = path, kind, around
+    def __init__(self, path: str, kind: str, opsets: Mapping[str, int], around: _Scope | None = None):
+        self.path, self.kind, self.opsets, self.around = path, kind, opsets, around
         self.made: dict[str, tuple[int, int]] = {}
         self.constants: dict[str, int] = {}
 
@@ -169,7 +180,8 @@ class _Builder:
 
     def point(self, scope: _Scope, kind: str, name: str, tensors: Sequence[str], op: NodeProto | None = None) -> int:
         path = f"{scope.path}/{name}" if scope.path else name
-        self.points.append(Point(kind, path, scope.kind, tuple(tensors), op))
+        version = 0 if op is None else scope.opsets.get(domain_of(op), 0)
+        self.points.append(Point(kind, path, scope.kind, tuple(tensors), op, version))
         return len(self.points) - 1
 
     def constant(self, scope: _Scope, name: str, tensor: TensorProto | SparseTensorProto) -> int:
@@ -218,15 +230,16 @@ class _Builder:
             for i, body in enumerate(_bodies(attribute)):
                 part = attribute.name if attribute.HasField("g") else f"{attribute.name}[{i}]"
                 kind = f"{scope.kind}>{operator.op_type}.{part}"
-                self.pending.append((_Scope(f"{self.points[number].name}/{part}", kind, scope), body, number))
+                inner = _Scope(f"{self.points[number].name}/{part}", kind, scope.opsets, scope)
+                self.pending.append((inner, body, number))
         return True, number
 
     def build(self, model: Model) -> Wiring:
         proto = model._proto
-        self.add(_Scope("", ""), proto.graph, -1)
+        self.add(_Scope("", "", _opsets(proto)), proto.graph, -1)
         for function in proto.functions:
             key = f"function {function_key(function)}"
-            self.add(_Scope(key, key), function, -1)
+            self.add(_Scope(key, key, _opsets(function)), function, -1)
         while self.pending:
             self.add(*self.pending.pop())
         reads: list[list[Read]] = [[] for _ in self.points]
@@ -240,6 +253,10 @@ class _Builder:
             else:
                 held[target][slot] = owner.constants[name]
         return Wiring(self.points, reads, self.constants, held, self.positions)
+
+
+def _opsets(proto: ModelProto | FunctionProto) -> dict[str, int]:
+    return {domain_of(entry): entry.version for entry in proto.opset_import}
 
 
 @cache

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, FunctionProto, NodeProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, FunctionProto, ValueInfoProto, numpy_helper
 
 from graphmod.errors import InvalidModelError
-from graphmod.graph.fingerprint import attribute_key
-from graphmod.graph.wiring import Point, Wiring, attributes, function_key, wiring
+from graphmod.graph.fingerprint import attribute_key, attributes
+from graphmod.graph.wiring import Point, Wiring, domain_of, function_key, wiring
 from graphmod.model import Model, TensorType
 from graphmod.model.model import type_of
 from graphmod.rewrite.matching import NONE, Matching, match
@@ -42,7 +42,7 @@ class DifferentOperator:
 
 @dataclass(frozen=True)
 class OperatorChange:
-    """An operator with other attributes; before and after by name, None where there is none."""
+    """An operator with other attributes; before and after by name, None where it is left out or the default."""
 
     name: str
     name_after: str
@@ -198,7 +198,7 @@ def _mismatch(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any
 
 def _unmatched(wired: Wiring, other: Sequence[int], absent: set[str]) -> tuple[DifferentOperator, ...]:
     return tuple(
-        DifferentOperator(point.name, point.operator.op_type)
+        DifferentOperator(point.name, _what(point))
         for point, match in zip(wired.points, other, strict=True)
         if match == NONE and point.operator is not None and point.scope.partition(">")[0] not in absent
     )
@@ -206,22 +206,24 @@ def _unmatched(wired: Wiring, other: Sequence[int], absent: set[str]) -> tuple[D
 
 def _changed(found: Matching) -> Iterator[OperatorChange]:
     for i, j in found.pairs:
-        one, other = found.a.points[i].operator, found.b.points[j].operator
-        if one is None or other is None:
-            continue
-        changes = _attribute_changes(one, other)
+        one, other = found.a.points[i], found.b.points[j]
+        changes = _attribute_changes(one, other) if one.kind == "operator" else {}
         if changes:
-            yield OperatorChange(found.a.points[i].name, found.b.points[j].name, one.op_type, changes)
+            yield OperatorChange(one.name, other.name, _what(one), changes)
 
 
-def _attribute_changes(a: NodeProto, b: NodeProto) -> dict[str, tuple[Any, Any]]:
+def _what(point: Point) -> str:
+    return point.kind if point.operator is None else point.operator.op_type
+
+
+def _attribute_changes(a: Point, b: Point) -> dict[str, tuple[Any, Any]]:
     left, right = attributes(a), attributes(b)
     changes = {}
     for name in sorted({*left, *right}):
         one, other = left.get(name), right.get(name)
         if one is None or other is None or attribute_key(one) != attribute_key(other):
             changes[name] = _shown(one), _shown(other)
-    made = [[i for i, tensor in enumerate(side.output) if tensor] for side in (a, b)]
+    made = [[i for i, tensor in enumerate(side.tensors) if tensor] for side in (a, b)]
     if made[0] != made[1]:
         changes["outputs made"] = made[0], made[1]
     return changes
@@ -257,9 +259,7 @@ def _rewired(found: Matching) -> Iterator[Rewiring]:
             one, other = left.get(slot, _NOTHING), right.get(slot, _NOTHING)
             source = found.to[one[0]] if one[0] >= 0 else one[0]
             if (source, one[1]) != (other[0], other[1]):
-                point = found.a.points[i]
-                op_type = point.operator.op_type if point.operator is not None else point.kind
-                yield Rewiring(point.name, op_type, slot, one[2], other[2])
+                yield Rewiring(found.a.points[i].name, _what(found.a.points[i]), slot, one[2], other[2])
 
 
 _NOTHING = (-2, 0, "")
@@ -358,7 +358,7 @@ def _is_other(a: TensorType, b: TensorType) -> bool:
 
 
 def _opsets(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    return {"ai.onnx" if entry.domain in ("", "ai.onnx") else entry.domain: entry.version for entry in imports}
+    return {domain_of(entry) or "ai.onnx": entry.version for entry in imports}
 
 
 def _functions(a: Model, b: Model) -> dict[str, str]:

@@ -94,6 +94,7 @@ def test_attributes_count_however_they_are_written():
         )
 
     assert build(alpha=2.0, transB=1) == build(transB=1, alpha=2.0)
+    assert build() == build(alpha=1.0, beta=1.0, transA=0)
     assert len({tuple(one) for one in (build(), build(alpha=2.0), build(alpha=3.0), build(beta=2.0))}) == 4
 
 
