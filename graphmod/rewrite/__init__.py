@@ -1,18 +1,24 @@
 """The verbs: each takes a model and returns a new one, or refuses and says why."""
 
 from graphmod.rewrite.diff import Difference, diff
+from graphmod.rewrite.expose import expose, hide
 from graphmod.rewrite.extract import extract
+from graphmod.rewrite.fuse import Candidate, candidates, fuse, why_not
 from graphmod.rewrite.inline import inline
+from graphmod.rewrite.insert import insert
+from graphmod.rewrite.outline import outline
 from graphmod.rewrite.propose import Proposal, proposals, propose
 from graphmod.rewrite.rebatch import rebatch
 from graphmod.rewrite.recipe import Edit, Recipe, apply
 from graphmod.rewrite.region import Region, find_region
 from graphmod.rewrite.remove import remove
 from graphmod.rewrite.replace import replace
+from graphmod.rewrite.retype import retype
 from graphmod.rewrite.split import run_parts, split
 from graphmod.rewrite.verify import OutputError, Verification, verify
 
 __all__ = [
+    "Candidate",
     "Difference",
     "Edit",
     "OutputError",
@@ -21,16 +27,24 @@ __all__ = [
     "Region",
     "Verification",
     "apply",
+    "candidates",
     "diff",
+    "expose",
     "extract",
     "find_region",
+    "fuse",
+    "hide",
     "inline",
+    "insert",
+    "outline",
     "proposals",
     "propose",
     "rebatch",
     "remove",
     "replace",
+    "retype",
     "run_parts",
     "split",
     "verify",
+    "why_not",
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from graphmod.errors import RefusedError
-from graphmod.graph import carries_activations, primary_input, subgraph
+from graphmod.errors import InvalidModelError, RefusedError
+from graphmod.graph import Block, blocks, carries_activations, primary_input, subgraph
 from graphmod.model import Model
+from graphmod.rewrite.tensors import named_tensors
+from graphmod.rewrite.verb import verb
 
 
-def extract(model: Model, inputs: Sequence[str] | str, outputs: Sequence[str] | str) -> Model:
+@verb(exact=True, example="graphmod extract resnet.onnx image layer3 --out features.onnx")
+def extract(model: Model, inputs: str | Block | list[str | Block], outputs: str | Block | list[str | Block]) -> Model:
     """Return the part of a model between some tensors, as a model that runs.
 
     Graph inputs that the part needs as context (masks, positions, the shape of the primary input) stay its inputs.
@@ -17,27 +18,30 @@ def extract(model: Model, inputs: Sequence[str] | str, outputs: Sequence[str] | 
     Parameters
     ----------
     model : Model
-    inputs, outputs : str or sequence of str
-        Names of tensors.
+    inputs : str, Block or list of them
+        Where the part begins: tensors, or blocks (what goes into them).
+    outputs : str, Block or list of them
+        Where it ends: tensors, blocks (what comes out of them), operators (their first outputs) or selectors.
 
     Raises
     ------
     RefusedError
-        A tensor does not exist, its type is unknown, or activations reach an output past the inputs.
+        A place does not exist, the type of a tensor is unknown, or activations reach an output past the inputs.
 
     Examples
     --------
     >>> import graphmod as gm
     >>> m = gm.load(gm.demo.model_path())
-    >>> features = gm.extract(m, "image", gm.blocks(m)["layer3"].exit)
+    >>> features = gm.extract(m, "image", "layer3")
     >>> list(features.inputs)
     ['image']
     """
-    sources = [inputs] if isinstance(inputs, str) else list(inputs)
-    sinks = [outputs] if isinstance(outputs, str) else list(outputs)
+    sources = [_entry(model, place) for place in ([inputs] if isinstance(inputs, str | Block) else inputs)]
+    places = [outputs] if isinstance(outputs, str | Block) else outputs
+    sinks = list(dict.fromkeys(tensor for place in places for tensor in named_tensors(model, place)))
     part = subgraph(model, sources, sinks)
-    primary = primary_input(model)
-    if primary in part.inputs and primary not in sources:
+    primary = _primary_input(model)
+    if primary is not None and primary in part.inputs and primary not in sources:
         reached = [name for name in sinks if carries_activations(part, primary, name)]
         if reached:
             raise RefusedError(
@@ -45,3 +49,19 @@ def extract(model: Model, inputs: Sequence[str] | str, outputs: Sequence[str] | 
                 "(graphmod.boundaries lists them) or name all tensors that cross"
             )
     return part.derive(part.editable())
+
+
+def _entry(model: Model, place: str | Block) -> str:
+    if isinstance(place, Block):
+        return place.entry
+    if place in model.tensors or _primary_input(model) is None:
+        return place
+    return next((block.entry for block in blocks(model).walk() if block.path == place and block.path), place)
+
+
+def _primary_input(model: Model) -> str | None:
+    """Return the input that the trunk starts from; None where there is no trunk."""
+    try:
+        return primary_input(model)
+    except InvalidModelError:
+        return None

@@ -10,6 +10,7 @@ from handmade import fan, model
 from onnx import helper, numpy_helper
 
 import graphmod as gm
+from graphmod.rewrite.verb import RECORD, edits_of
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 RNG = np.random.default_rng(23)
@@ -32,7 +33,7 @@ def test_parts_joined_are_the_whole(name, exporter):
     found = tail.run({key: activations if key == middle else feeds[key] for key in tail.inputs})[output]
     np.testing.assert_allclose(found, whole.run(feeds)[output], atol=1e-5, rtol=1e-4)
     assert len(head.operators) < len(whole.operators) > len(tail.operators)
-    assert head.metadata == whole.metadata
+    assert {**head.metadata, RECORD: None} == {**whole.metadata, RECORD: None}
     onnx.checker.check_model(tail.proto(), full_check=True)
 
 
@@ -184,3 +185,22 @@ def test_verify_refuses():
         gm.verify(fan([4], RNG), fan([4, 4], RNG), normal(5, 7))
     with pytest.raises(gm.RefusedError, match="differs in shape"):
         gm.verify(fan([4], RNG), fan([5], RNG), normal(5, 7))
+
+
+def test_extract_between_blocks_operators_and_selectors():
+    demo = gm.load(gm.demo.model_path())
+    block = gm.blocks(demo)["layer1.1"]
+    part = gm.extract(demo, "layer1.1", "layer1.1")
+    assert (list(part.inputs), list(part.outputs)) == ([block.entry], [block.exit])
+    assert list(gm.extract(demo, [block], block).outputs) == [block.exit]
+    last = demo.operator_names[demo.producer[block.exit]]
+    assert list(gm.extract(demo, "image", [last]).outputs) == [block.exit]
+    relus = gm.extract(demo, "image", ["Relu[scope=layer1*]", block])
+    assert list(relus.outputs) == [match.exit for match in gm.find(demo, "Relu[scope=layer1*]")]
+    x = normal(2, 1, 8, 8)
+    expected = demo.run({"image": x}, list(relus.outputs))
+    for name, value in relus.run({"image": x}).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
+    assert edits_of(relus) == [
+        {"extract": {"inputs": "image", "outputs": ["Relu[scope=layer1*]", [block.entry, block.exit]]}}
+    ]
