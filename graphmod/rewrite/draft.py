@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx.helper import make_tensor_value_info
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, common_scope, scope_parts
@@ -130,6 +131,8 @@ class Draft:
     def add_initializer(self, tensor: TensorProto) -> None:
         """Add an initializer under its own name, which no tensor may have."""
         self._taken.add(tensor.name)
+        if self.proto.ir_version < 4:  # such files list initializers among the inputs
+            self.graph.input.append(make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         own = self.graph.initializer.add()
         own.CopyFrom(tensor)
         self._initializers[own.name] = own

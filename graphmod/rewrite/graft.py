@@ -1,0 +1,249 @@
+"""Grafting: the operators of another model put into a draft, under names, functions and operator sets of the draft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableSequence
+from itertools import chain, count
+
+import onnx
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from graphmod.errors import RefusedError
+from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
+from graphmod.model import Model
+from graphmod.rewrite.draft import Draft, bodies, tensor_names
+
+Call = tuple[str, str, str]
+"""Domain, name and overload of a function."""
+
+
+def graft(
+    draft: Draft,
+    part: Model,
+    reads: Mapping[str, str],
+    makes: Mapping[str, str],
+    *,
+    prefix: str,
+    at: NodeProto | None = None,
+    scope: str = "",
+) -> None:
+    """Put copies of all operators of a model into a draft, with what they need.
+
+    Parameters
+    ----------
+    draft : Draft
+    part : Model
+        In the draft's operator sets, see :func:`adapted`.
+    reads : mapping of str to str
+        For every input of the part, the tensor of the draft that it becomes.
+    makes : mapping of str to str
+        For outputs of the part, the tensor of the draft that they become; it must have no other producer by the end.
+    prefix : str
+        What names of new operators and tensors begin with.
+    at : NodeProto, optional
+        As for :meth:`Draft.add`.
+    scope : str
+        The scope of what the operators replace; their own follows it.
+
+    Raises
+    ------
+    RefusedError
+        The two import different versions of an operator set.
+    """
+    source = part.proto() if part.folder not in (None, draft.model.folder) else part._proto
+    graph = source.graph
+    passed = {name: tensor for name, tensor in makes.items() if name not in part.producer}
+    names = {**reads, **{name: tensor for name, tensor in makes.items() if name not in passed}, "": ""}
+    for name in tensor_names(graph, graph.node):
+        if name not in names:
+            names[name] = draft.unused(f"{prefix}/{name}")
+    _import_sets(draft, part)
+    calls = _adopt_functions(draft.proto, source.functions)
+    for tensor in graph.initializer:
+        if tensor.name not in reads:
+            draft.add_initializer(_renamed_tensor(tensor, names))
+    for sparse in graph.sparse_initializer:
+        own = draft.graph.sparse_initializer.add()
+        own.CopyFrom(sparse)
+        own.values.name = names[sparse.values.name]
+    operators = [renamed(operator, names, calls) for operator in graph.node]
+    operators += [
+        NodeProto(op_type="Identity", input=[names[name]], output=[tensor]) for name, tensor in passed.items()
+    ]
+    for operator in operators:
+        operator.name = draft.unused_operator(f"{prefix}/{operator.name or operator.op_type}")
+        set_scope(operator, scope)
+    draft.add(operators, at)
+    draft.graph.value_info.extend(
+        _renamed_value(value, names) for value in graph.value_info if value.name in part.producer
+    )
+    for annotation in graph.quantization_annotation:
+        own_annotation = draft.graph.quantization_annotation.add()
+        own_annotation.CopyFrom(annotation)
+        own_annotation.tensor_name = names.get(annotation.tensor_name, annotation.tensor_name)
+        for entry in own_annotation.quant_parameter_tensor_names:
+            entry.value = names.get(entry.value, entry.value)
+
+
+def renamed(operator: NodeProto, names: Mapping[str, str], calls: Mapping[Call, str] | None = None) -> NodeProto:
+    """Return a copy of an operator, subgraphs included, with other names of tensors and of the functions it calls."""
+    own = NodeProto()
+    own.CopyFrom(operator)
+    inside = list(bodies(own))
+    for one in (own, *(inner for body in inside for inner in body.node)):
+        _rename(one.input, names)
+        _rename(one.output, names)
+        one.op_type = (calls or {}).get((one.domain, one.op_type, one.overload), one.op_type)
+    for body in inside:
+        _rename_declarations(body, names)
+    return own
+
+
+def set_scope(operator: NodeProto, outer: str) -> None:
+    """Note in an operator's metadata that it lies in a scope, with its own scope inside."""
+    path = ".".join(part for part in (outer, scope(operator)) if part)
+    if path == scope(operator):
+        return
+    others = [(entry.key, entry.value) for entry in operator.metadata_props if entry.key != GRAPHMOD_SCOPE]
+    del operator.metadata_props[:]
+    for key, value in ((GRAPHMOD_SCOPE, path), *others):
+        operator.metadata_props.add(key=key, value=value)
+
+
+def adapted(part: Model, host: Model) -> Model:
+    """Return a model in the version of ONNX's own operator set that another model imports.
+
+    A model whose operators mean the same in both versions is returned as it is; onnx's converter changes others.
+
+    Raises
+    ------
+    RefusedError
+        The converter cannot.
+    """
+    if host.opset in (0, part.opset) or not _changed(part, host.opset):
+        return part
+    told = f"the other model has operator set {part.opset}, this one {host.opset}"
+    if part.functions or part._proto.graph.sparse_initializer:
+        raise RefusedError(f"{told}, and models with functions or sparse initializers cannot be converted")
+    try:
+        proto = onnx.version_converter.convert_version(part.proto(), host.opset)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RefusedError(f"{told}, and onnx.version_converter cannot convert it: {reason}") from error
+    scopes = {operator.output[0]: operator.metadata_props for operator in part.operators if operator.output}
+    for operator in proto.graph.node:  # the converter drops metadata
+        operator.metadata_props.extend(scopes.get(operator.output[0], ()))
+    return Model(proto)
+
+
+def _changed(part: Model, opset: int) -> list[str]:
+    """Return the types of operators whose definition differs between a model's operator set and another version."""
+    within = chain.from_iterable((one, *(i for body in bodies(one) for i in body.node)) for one in part.operators)
+    types = {one.op_type for one in within if one.domain in ("", "ai.onnx")}
+    return sorted(name for name in types if _definition(name, part.opset) != _definition(name, opset))
+
+
+def _definition(op_type: str, opset: int) -> int:
+    known = onnx.defs.has(op_type, opset, "")
+    return int(onnx.defs.get_schema(op_type, opset, "").since_version) if known else 0
+
+
+def _import_sets(draft: Draft, part: Model) -> None:
+    imported = {_domain(one.domain): one.version for one in draft.proto.opset_import}
+    for one in part._proto.opset_import:
+        domain = _domain(one.domain)
+        if domain not in imported:
+            draft.proto.opset_import.append(one)
+        elif domain and imported[domain] != one.version and any(op.domain == one.domain for op in part.operators):
+            raise RefusedError(
+                f"the other model uses version {one.version} of operator set '{one.domain}', this one "
+                f"{imported[domain]}; bring both to the same version"
+            )
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _adopt_functions(proto: ModelProto, functions: Iterable[FunctionProto]) -> dict[Call, str]:
+    """Add functions to a model, and return the new names of those whose name another function has there."""
+    there = {_call(one): _content(one) for one in proto.functions}
+    coming = {_call(one): one for one in functions}
+    if not coming:
+        return {}
+    clashing = {key for key, one in coming.items() if key in there and there[key] != _content(one)}
+    grown = True
+    while grown:  # what calls a renamed function is another function than the one of its name
+        calling = {key for key, one in coming.items() if _calls(one) & clashing} - clashing
+        grown = bool(calling)
+        clashing |= calling
+    calls: dict[Call, str] = {}
+    for key in sorted(clashing):
+        domain, name, overload = key
+        free = (f"{name}_{number}" for number in count(2))
+        same = _content(coming[key])
+        calls[key] = next(
+            n for n in free if (domain, n, overload) not in coming and there.get((domain, n, overload), same) == same
+        )
+    for key, one in coming.items():
+        if (key[0], calls.get(key, key[1]), key[2]) in there:
+            continue
+        own = proto.functions.add()
+        own.CopyFrom(one)
+        own.name = calls.get(key, own.name)
+        for inner in chain.from_iterable((op, *(i for body in bodies(op) for i in body.node)) for op in own.node):
+            inner.op_type = calls.get((inner.domain, inner.op_type, inner.overload), inner.op_type)
+    proto.ir_version = max(proto.ir_version, _FUNCTIONS_SINCE)
+    return calls
+
+
+_FUNCTIONS_SINCE = 8
+"""The version of the file format that brought functions."""
+
+
+def _call(function: FunctionProto) -> Call:
+    return function.domain, function.name, function.overload
+
+
+def _calls(function: FunctionProto) -> set[Call]:
+    within = chain.from_iterable((op, *(i for body in bodies(op) for i in body.node)) for op in function.node)
+    return {(one.domain, one.op_type, one.overload) for one in within}
+
+
+def _content(function: FunctionProto) -> bytes:
+    """Return all of a function but its name."""
+    unnamed = FunctionProto()
+    unnamed.CopyFrom(function)
+    unnamed.ClearField("name")
+    return bytes(unnamed.SerializeToString(deterministic=True))
+
+
+def _rename(field: MutableSequence[str], names: Mapping[str, str]) -> None:
+    field[:] = [names.get(name, name) for name in field]
+
+
+def _rename_declarations(body: GraphProto, names: Mapping[str, str]) -> None:
+    for value in (*body.input, *body.output, *body.value_info):
+        value.name = names.get(value.name, value.name)
+    for tensor in body.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for sparse in body.sparse_initializer:
+        sparse.values.name = names.get(sparse.values.name, sparse.values.name)
+
+
+def _renamed_tensor(tensor: TensorProto, names: Mapping[str, str]) -> TensorProto:
+    own = TensorProto()
+    own.CopyFrom(tensor)
+    own.name = names[tensor.name]
+    return own
+
+
+def _renamed_value(value: ValueInfoProto, names: Mapping[str, str]) -> ValueInfoProto:
+    """Return an annotation under another name, without symbols: the draft may use the same ones for other sizes."""
+    own = ValueInfoProto()
+    own.CopyFrom(value)
+    own.name = names[value.name]
+    for dim in own.type.tensor_type.shape.dim:
+        if dim.HasField("dim_param"):
+            dim.ClearField("dim_param")
+    return own
