@@ -72,7 +72,8 @@ def norms(a: Constant, b: Constant) -> tuple[float, float, float] | None:
     squares = before = largest = 0.0
     for left, right in pairs:
         same = (left == right) | (np.isnan(left) & np.isnan(right))
-        change = np.abs(np.subtract(right, left, where=~same, out=np.zeros_like(left + right)))
+        none = np.zeros(left.shape, np.result_type(left, right))
+        change = np.abs(np.subtract(right, left, where=~same, out=none))
         squares += float(change @ change)
         before += float(np.vdot(left, left).real)
         largest = float(np.maximum(largest, change.max(initial=0.0)))

@@ -216,6 +216,19 @@ def test_other_dtypes_are_subtracted_other_shapes_are_not():
     assert json.loads(json.dumps(gm.diff(one, others[2]).as_dict(), allow_nan=False))["weights"][0]["l2"] is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinities_and_nan_that_stay_have_not_changed():
+    operators = [helper.make_node("Mul", ["x", "w"], ["y"])]
+    one, other, third = (
+        model(operators, {"x": ["n", 4]}, {"y": ["n", 4]}, {"w": np.array(w, np.float32)})
+        for w in ([np.inf, np.nan, 3, 4], [np.inf, np.nan, 3, 6], [-np.inf, np.nan, 3, 4])
+    )
+    (change,) = gm.diff(one, other).weights
+    assert (change.l2, change.largest) == (2, 2)
+    (change,) = gm.diff(one, third).weights
+    assert (change.l2, change.largest) == (np.inf, np.inf)
+
+
 def test_sparse_constants():
     def sparse(values, indices):
         a = model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": [2, 3]}, {"y": [2, 3]}).proto()

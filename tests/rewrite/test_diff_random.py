@@ -175,3 +175,16 @@ def test_another_opset(graph: RandomGraph):
     found = diff(graph.proto, disguise(edited))
     assert only(found, "opsets"), found
     assert found.opsets == {"ai.onnx": (17, 18)}
+
+
+@SOME
+@given(random_graphs(), random_graphs(), st.booleans())
+def test_any_two_models_add_up(one: RandomGraph, other: RandomGraph, hidden: bool):
+    a, b = gm.load(one.proto), gm.load(disguise(other.proto) if hidden else other.proto)
+    found = gm.diff(a, b)
+    inner = [sum(1 for op in m.operators if op.op_type == "If") * 2 for m in (a, b)]  # one operator a branch
+    kept = [len(m.operators) + n for m, n in zip((a, b), inner, strict=True)]
+    assert kept[0] - len(found.removed) == kept[1] - len(found.added)
+    if found.same:
+        left, right = (m.run(one.feeds())["out"] for m in (a, b))
+        np.testing.assert_allclose(left, right, rtol=1e-6)
