@@ -35,7 +35,11 @@ def _print_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2, default=str))
 
 
-def info(model: ModelFile, as_json: Json = False) -> None:
+def info(
+    model: ModelFile,
+    digest: Annotated[bool, typer.Option("--digest", help="Also hash graph and weights; reads them all.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show what a model is: inputs, outputs, operators, parameters, costs.
 
     [dim]Example:[/] graphmod info resnet.onnx
@@ -46,6 +50,8 @@ def info(model: ModelFile, as_json: Json = False) -> None:
     n_boundaries = _count_boundaries(loaded)
     if not as_json:
         console.print(info_table(loaded, n_boundaries))
+        if digest:
+            console.print(loaded.digest)
         return
     whole = cost(loaded)
     _print_json(
@@ -59,7 +65,7 @@ def info(model: ModelFile, as_json: Json = False) -> None:
             "weights": loaded.n_weights,
             "macs": whole.macs,
             "bytes": loaded.n_bytes,
-            "digest": loaded.digest,
+            **({"digest": loaded.digest} if digest else {}),
         }
     )
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import count, groupby, pairwise
-
-import networkx as nx
+from dataclasses import dataclass, field
+from itertools import count, groupby
 
 from graphmod.errors import RefusedError
-from graphmod.graph.boundaries import dominators
 from graphmod.graph.flow import data_flow, primary_input, primary_output
 from graphmod.graph.scope import common_scope, scope_parts
 from graphmod.model import Model
@@ -41,7 +38,7 @@ class Block:
     entry: str
     exit: str
     operators: tuple[str, ...] = field(repr=False)
-    children: tuple[Block, ...] = field(default=(), repr=False)
+    children: tuple[Block, ...] = field(default=(), repr=False, compare=False)
 
     def walk(self) -> Iterator[Block]:
         """Yield the block and all that it contains, parents first."""
@@ -103,88 +100,155 @@ def blocks(model: Model, source: str | None = None, sink: str | None = None) -> 
     start = source or primary_input(model)
     end = sink or primary_output(model, start)
     chain = _segments(model, start, end)
-    operators = tuple(name for segment in chain for name in segment.operators)
     scoped = any(segment.scope for segment in chain)
-    children = _by_scope(chain, ()) if scoped else _by_position(model, chain)
-    return _uniquely_named(Block("", start, end, operators, children))
+    root = _Draft("", chain, depth=0) if scoped else _Draft("", chain, inner=_by_position(model, chain))
+    return _uniquely_named(_built(root))
+
+
+# -- regions: what lies between which boundaries
+
+
+class _Flow:
+    """The data flow with tensors as numbers, in the graph's order: an edge leads from a lower to a higher one."""
+
+    def __init__(self, model: Model, source: str, sink: str) -> None:
+        flow = data_flow(model, source, sink)
+        self.tensors = sorted(flow, key=lambda name: -1 if name == source else model.producer[name])
+        number = {name: i for i, name in enumerate(self.tensors)}
+        self.before = [[number[name] for name in flow.pred[tensor]] for tensor in self.tensors]
+        self.after = [[number[name] for name in flow.succ[tensor]] for tensor in self.tensors]
+
+    def cut(self, entry: int, members: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
+        """Cut a region at its boundaries; yield what lies before, behind and between every two of them.
+
+        A tensor is a boundary if no edge leads past it (:func:`graphmod.graph.boundaries.dominators`).
+        """
+        furthest = max(tensor for tensor in members if entry in self.before[tensor])
+        start, inside = entry, list[int]()
+        for tensor in members:
+            if furthest == tensor:
+                yield start, tensor, inside
+                start, inside = tensor, []
+            else:
+                inside.append(tensor)
+            if tensor != members[-1]:
+                furthest = max(furthest, *self.after[tensor])
+
+    def branches(self, start: int, stop: int, inside: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the parts between two boundaries that hang together, if they have a single entry and exit."""
+        inner, seen, ends = set(inside), set[int](), set(self.before[stop])
+        for first in inside:
+            if first in seen:
+                continue
+            seen.add(first)
+            members = [first]
+            for tensor in members:  # grows meanwhile
+                fresh = [n for n in (*self.before[tensor], *self.after[tensor]) if n in inner and n not in seen]
+                seen.update(fresh)
+                members.extend(dict.fromkeys(fresh))
+            if len(ends.intersection(members)) == 1 and any(start in self.before[tensor] for tensor in members):
+                yield sorted(members)
 
 
 def _segments(model: Model, source: str, sink: str) -> tuple[_Segment, ...]:
     """Cut the trunk at its boundaries, then every branch in it at its own, without recursion."""
-    flow = data_flow(model, source, sink)
-    position = {name: i for i, name in enumerate(model.operator_names)}
-    order = {tensor: i for i, tensor in enumerate(nx.topological_sort(flow))}
-    outline: list[tuple[tuple[object, ...], str, str, tuple[str, ...]]] = []
-    pending: list[tuple[tuple[object, ...], str, str, nx.DiGraph]] = [((), source, sink, flow)]
-    parts: dict[tuple[object, ...], int] = {}
-    while pending:
-        key, entry, exit_, region = pending.pop()
-        chain = [entry, *dominators(region, entry, exit_)]
-        parts[key] = len(chain) - 1
-        inner = sorted(set(region) - set(chain), key=order.__getitem__)
-        cuts = [order[tensor] for tensor in chain]
-        between: list[list[str]] = [[] for _ in chain[1:]]
-        part = 0
-        for tensor in inner:
-            while order[tensor] > cuts[part + 1]:
-                part += 1
-            between[part].append(tensor)
-        for number, ((start, stop), inside) in enumerate(zip(pairwise(chain), between, strict=True)):
-            made = {region.edges[edge]["operator"] for edge in region.in_edges([*inside, stop])}
-            outline.append(((*key, number), start, stop, tuple(sorted(made, key=position.__getitem__))))
-            branch = 0
-            for members in nx.weakly_connected_components(flow.subgraph(inside)):
-                last = [tensor for tensor in flow.predecessors(stop) if tensor in members]
-                if len(last) == 1 and any(start in flow.pred[tensor] for tensor in members):
-                    pending.append(((*key, number, branch), start, last[0], flow.subgraph({*members, start})))
-                    branch += 1
-    return _assemble(model, outline, parts)
+    flow = _Flow(model, source, sink)
+    regions: list[tuple[int, Sequence[int]]] = [(0, range(1, len(flow.tensors)))]
+    found: list[list[tuple[int, int, list[int], range]]] = []
+    for entry, members in regions:  # grows meanwhile
+        spans = []
+        for start, stop, inside in flow.cut(entry, members):
+            first = len(regions)
+            regions.extend((start, branch) for branch in flow.branches(start, stop, inside))
+            spans.append((start, stop, inside, range(first, len(regions))))
+        found.append(spans)
+    scopes: dict[int, tuple[str, ...]] = {}
+    built: dict[int, tuple[_Segment, ...]] = {}
+    for number in reversed(range(len(found))):  # a branch has a higher number than what it is in
+        segments = []
+        for start, stop, inside, branches in found[number]:
+            places = sorted({model.producer[flow.tensors[tensor]] for tensor in (*inside, stop)})
+            for place in places:
+                if place not in scopes:
+                    scopes[place] = scope_parts(model.operators[place])
+            segments.append(
+                _Segment(
+                    flow.tensors[start],
+                    flow.tensors[stop],
+                    tuple(model.operator_names[place] for place in places),
+                    common_scope(scopes[place] for place in places),
+                    model.operators[places[-1]].op_type,
+                    tuple(built.pop(branch) for branch in branches),
+                )
+            )
+        built[number] = tuple(segments)
+    return built[0]
 
 
-def _assemble(
-    model: Model,
-    outline: Sequence[tuple[tuple[object, ...], str, str, tuple[str, ...]]],
-    parts: dict[tuple[object, ...], int],
-) -> tuple[_Segment, ...]:
-    """Build segments from the innermost outwards: a longer key lies deeper."""
-    operators = dict(zip(model.operator_names, model.operators, strict=True))
-    scopes = {name: scope_parts(op) for name, op in operators.items()}
-    built: dict[tuple[object, ...], _Segment] = {}
-    branches_of: dict[tuple[object, ...], list[tuple[object, ...]]] = {}
-    for key in sorted(parts, key=len):
-        if key:
-            branches_of.setdefault(key[:-1], []).append(key)
-    for key, entry, exit_, inside in sorted(outline, key=lambda item: -len(item[0])):
-        branches = tuple(
-            tuple(built[(*branch, number)] for number in range(parts[branch])) for branch in branches_of.get(key, ())
-        )
-        shared = common_scope(scopes[name] for name in inside)
-        last = operators[inside[-1]].op_type
-        built[key] = _Segment(entry, exit_, inside, shared, last, branches)
-    return tuple(built[(number,)] for number in range(parts[()]))
+# -- blocks: which segments belong together, and what they are called
 
 
-def _by_scope(chain: Sequence[_Segment], prefix: tuple[str, ...]) -> tuple[Block, ...]:
-    """Group neighbours that share a scope, level by level."""
-    found: list[Block] = []
-    depth = len(prefix)
+@dataclass(frozen=True)
+class _Draft:
+    """A block to be: a run of segments, and what tells its children.
+
+    Those are ``inner`` where it is given; else grouped by scopes at ``depth`` where that is given; else the segments of
+    the run, or the branches of its only one.
+    """
+
+    path: str
+    run: tuple[_Segment, ...]
+    depth: int | None = None
+    inner: tuple[_Draft, ...] | None = None
+
+    def children(self) -> tuple[_Draft, ...]:
+        """Return the drafts of the children."""
+        if self.inner is not None:
+            return self.inner
+        if self.depth is not None:
+            return tuple(_by_scope(self.run, self.path, self.depth))
+        parts = self.run[0].branches if len(self.run) == 1 else [(segment,) for segment in self.run]
+        paths = (f"{self.path}.{number}" for number in range(len(parts)))
+        return tuple(_Draft(_branch_path(part, path), part) for part, path in zip(parts, paths, strict=True))
+
+
+def _built(root: _Draft) -> Block:
+    """Return the block of a draft, with all that it contains."""
+    drafts = [root]
+    inside: list[range] = []
+    for draft in drafts:  # grows meanwhile
+        first = len(drafts)
+        drafts.extend(draft.children())
+        inside.append(range(first, len(drafts)))
+    built: dict[int, Block] = {}
+    for number in reversed(range(len(drafts))):
+        draft = drafts[number]
+        children = tuple(built.pop(child) for child in inside[number])
+        if len(children) == 1 and draft.depth:
+            children = children[0].children  # a scope around nothing but one scope
+        operators = tuple(name for segment in draft.run for name in segment.operators)
+        built[number] = Block(draft.path, draft.run[0].entry, draft.run[-1].exit, operators, children)
+    return built[0]
+
+
+def _by_scope(run: Sequence[_Segment], path: str, depth: int) -> Iterator[_Draft]:
+    """Group neighbours that share a scope at a depth."""
 
     def key(segment: _Segment) -> str | None:
         return segment.scope[depth] if len(segment.scope) > depth else None
 
-    for name, run in groupby(chain, key):
-        members = tuple(run)
+    above = f"{path}." if path else ""
+    for name, group in groupby(run, key):
+        members = tuple(group)
         if name is None:
-            found.extend(_leaf(segment, ".".join((*prefix, segment.op_type.lower()))) for segment in members)
+            yield from (_Draft(f"{above}{segment.op_type.lower()}", (segment,)) for segment in members)
         elif len(members) == 1 and not members[0].branches:
-            found.append(_leaf(members[0], ".".join(members[0].scope)))
+            yield _Draft(".".join(members[0].scope), members)
         else:
-            inner = _by_scope(members, (*prefix, name))
-            found.append(_around(".".join((*prefix, name)), members, inner))
-    return tuple(found)
+            yield _Draft(f"{above}{name}", members, depth=depth + 1)
 
 
-def _by_position(model: Model, chain: Sequence[_Segment]) -> tuple[Block, ...]:
+def _by_position(model: Model, chain: Sequence[_Segment]) -> tuple[_Draft, ...]:
     """Group layers with what follows them, and layers whose exits have one shape into stages."""
     layers: list[list[_Segment]] = []
     for segment in chain:
@@ -195,45 +259,21 @@ def _by_position(model: Model, chain: Sequence[_Segment]) -> tuple[Block, ...]:
     def shape(layer: list[_Segment]) -> str:
         return str(model.tensors.get(layer[-1].exit))
 
-    stages = [list(run) for _, run in groupby(layers, shape)]
     found = []
-    for number, stage in enumerate(stages):
-        inner = tuple(_numbered(layer, f"{number}.{index}") for index, layer in enumerate(stage))
+    for number, (_, run) in enumerate(groupby(layers, shape)):
+        stage = [tuple(layer) for layer in run]
         if len(stage) == 1:
-            found.append(_numbered(stage[0], str(number)))
+            found.append(_Draft(str(number), stage[0]))
         else:
-            found.append(_around(str(number), [segment for layer in stage for segment in layer], inner))
+            inner = tuple(_Draft(f"{number}.{index}", layer) for index, layer in enumerate(stage))
+            found.append(_Draft(str(number), tuple(segment for layer in stage for segment in layer), inner=inner))
     return tuple(found)
 
 
-def _numbered(layer: Sequence[_Segment], path: str) -> Block:
-    if len(layer) == 1:
-        return _leaf(layer[0], path)
-    return _around(path, layer, tuple(_leaf(segment, f"{path}.{i}") for i, segment in enumerate(layer)))
-
-
-def _around(path: str, members: Sequence[_Segment], children: tuple[Block, ...]) -> Block:
-    operators = tuple(name for segment in members for name in segment.operators)
-    if len(children) == 1:
-        children = children[0].children
-    return Block(path, members[0].entry, members[-1].exit, operators, children)
-
-
-def _leaf(segment: _Segment, path: str) -> Block:
-    """Return the block of one segment; the branches of a split and join are its children, side by side."""
-    children = []
-    for number, branch in enumerate(segment.branches):
-        if len(branch) == 1:
-            children.append(_leaf(branch[0], _branch_path(branch[0], f"{path}.{number}")))
-            continue
-        inner = tuple(_leaf(part, _branch_path(part, f"{path}.{number}.{i}")) for i, part in enumerate(branch))
-        operators = tuple(name for part in branch for name in part.operators)
-        children.append(Block(f"{path}.{number}", branch[0].entry, branch[-1].exit, operators, inner))
-    return Block(path, segment.entry, segment.exit, segment.operators, tuple(children))
-
-
-def _branch_path(segment: _Segment, position: str) -> str:
-    return ".".join(segment.scope) if segment.scope and not segment.branches else position
+def _branch_path(part: Sequence[_Segment], position: str) -> str:
+    if len(part) == 1 and part[0].scope and not part[0].branches:
+        return ".".join(part[0].scope)
+    return position
 
 
 def _uniquely_named(root: Block) -> Block:
@@ -252,5 +292,5 @@ def _uniquely_named(root: Block) -> Block:
     rebuilt: dict[int, Block] = {}
     for block in reversed(list(root.walk())):
         children = tuple(rebuilt[id(child)] for child in block.children)
-        rebuilt[id(block)] = replace(block, path=renamed[id(block)], children=children)
+        rebuilt[id(block)] = Block(renamed[id(block)], block.entry, block.exit, block.operators, children)
     return rebuilt[id(root)]

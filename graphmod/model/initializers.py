@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,14 +153,21 @@ def raw_chunks(tensor: TensorProto, folder: Path | None) -> Iterator[bytes]:
     InvalidModelError
         The file with the values is missing or too short.
     """
-    if uses_external_data(tensor):
-        yield from read_chunks(*external_place(tensor, folder))
-    elif tensor.HasField("raw_data"):
-        yield tensor.raw_data
-    elif tensor.data_type == TensorProto.STRING:
-        yield TensorProto(string_data=tensor.string_data).SerializeToString()
-    else:
-        yield numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+    return all_raw_chunks([tensor], folder)
+
+
+def all_raw_chunks(some: Sequence[TensorProto], folder: Path | None) -> Iterator[bytes]:
+    """Yield what :func:`raw_chunks` does, for one tensor after the other."""
+    places = external_places(filter(uses_external_data, some), folder)
+    for tensor in some:
+        if uses_external_data(tensor):
+            yield from read_chunks(*next(places))
+        elif tensor.HasField("raw_data"):
+            yield tensor.raw_data
+        elif tensor.data_type == TensorProto.STRING:
+            yield TensorProto(string_data=tensor.string_data).SerializeToString()
+        else:
+            yield numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
 
 
 def read_chunks(path: Path, offset: int, length: int) -> Iterator[bytes]:
@@ -232,10 +239,15 @@ def external_bytes(tensor: TensorProto) -> int:
 
 def embed(tensor: TensorProto, folder: Path | None) -> None:
     """Bring an external tensor's values into the tensor itself."""
-    if uses_external_data(tensor):
-        data = b"".join(raw_chunks(tensor, folder))
+    embed_all([tensor], folder)
+
+
+def embed_all(some: Iterable[TensorProto], folder: Path | None) -> None:
+    """Bring the values of those tensors that are external into the tensors themselves."""
+    external = list(filter(uses_external_data, some))
+    for tensor, place in zip(external, external_places(external, folder), strict=True):
         clear(tensor)
-        tensor.raw_data = data
+        tensor.raw_data = b"".join(read_chunks(*place))
 
 
 def copy_without(proto: ModelProto, *fields: str) -> ModelProto:
@@ -276,16 +288,14 @@ def without_large_values(proto: ModelProto, folder: Path | None = None) -> Model
     """
     bare = copy_without(proto, "initializer")
     declared = {value.name for value in bare.graph.input}
+    most_outside = SHAPE_LIKE if folder is not None else -1
     for tensor in proto.graph.initializer:
-        size = math.prod(tensor.dims)
-        external = uses_external_data(tensor)
-        if size <= (LARGE if not external else SHAPE_LIKE if folder is not None else -1):
-            kept = bare.graph.initializer.add()
-            kept.CopyFrom(tensor)
-            embed(kept, folder)
+        if math.prod(tensor.dims) <= (most_outside if uses_external_data(tensor) else LARGE):
+            bare.graph.initializer.add().CopyFrom(tensor)
         elif tensor.name not in declared:
             value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             bare.graph.input.append(value)
+    embed_all(bare.graph.initializer, folder)
     return bare
 
 

@@ -247,9 +247,8 @@ class Model:
         del bare.metadata_props[:]
         bare.metadata_props.extend(kept)
         sha = hashlib.sha256(bare.SerializeToString(deterministic=True))
-        for tensor in initializers.tensors(self._proto):
-            for chunk in initializers.raw_chunks(tensor, self.folder):
-                sha.update(chunk)
+        for chunk in initializers.all_raw_chunks(list(initializers.tensors(self._proto)), self.folder):
+            sha.update(chunk)
         return sha.hexdigest()
 
     # -- values
@@ -270,8 +269,7 @@ class Model:
         """Return a copy of the whole model with every weight inside it; the caller may change it."""
         copy = ModelProto()
         copy.CopyFrom(self._proto)
-        for tensor in initializers.tensors(copy):
-            initializers.embed(tensor, self.folder)
+        initializers.embed_all(initializers.tensors(copy), self.folder)
         return copy
 
     def editable(self) -> ModelProto:
@@ -363,7 +361,7 @@ class Model:
         self.check_feeds(feeds)
         wanted = list(dict.fromkeys(self.outputs if outputs is None else outputs))
         opened = self._session if set(wanted) <= set(self.outputs) else self.session(outputs=wanted)
-        return dict(zip(wanted, session.run(opened, wanted, feeds), strict=True))
+        return dict(zip(wanted, session.run(opened, wanted, feeds) if wanted else [], strict=True))
 
     def check_feeds(self, feeds: Mapping[str, Array]) -> None:
         """Raise InvalidDataError, naming both sides, unless the arrays fit the inputs."""
