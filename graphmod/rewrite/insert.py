@@ -14,7 +14,18 @@ from graphmod.model import Model, TensorType
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.expression import as_type, declared
 from graphmod.rewrite.graft import graft
-from graphmod.rewrite.parts import Fitted, Fitter, OtherPart, Part, chosen, contradict, known_type, unified
+from graphmod.rewrite.parts import (
+    Fitted,
+    Fitter,
+    OtherPart,
+    Part,
+    chosen,
+    contradict,
+    known_type,
+    misfit,
+    unified,
+    with_symbols,
+)
 from graphmod.rewrite.tensors import named_tensors
 from graphmod.rewrite.verb import verb
 
@@ -130,7 +141,7 @@ def _taken(part: Part, kind: TensorType, takes: str | None) -> TensorType:
     if takes is not None:
         return as_type(takes)
     own = part.takes
-    return kind if own is None or not contradict(own, kind, symbols=False) else own
+    return kind if own is None or not misfit(own, kind) else own
 
 
 def _in_front(draft: Draft, fitter: Fitter, tensor: str, kind: TensorType) -> None:
@@ -140,11 +151,13 @@ def _in_front(draft: Draft, fitter: Fitter, tensor: str, kind: TensorType) -> No
         raise RefusedError(f"'{tensor}' is input and output of the model at once; name its 'readers'")
     old = draft.model.inputs[tensor]
     fitted = fitter.at(kind, tensor)
-    symbols = unified(fitted.kind, old)
-    if symbols and kind.shape:  # the part's names for sizes are the model's from now on
-        kind = TensorType(kind.dtype, tuple(symbols.get(d, d) if isinstance(d, str) else d for d in kind.shape))
+    if kind == old:
+        _check(tensor, fitted, old)
+    else:
+        kind = with_symbols(kind, unified(fitted.kind, old))  # the part's names for sizes are the model's from now on
         fitted = fitter.at(kind, tensor)
-    _check(tensor, fitted, old, symbols=False)
+        if problem := misfit(old, fitted.kind):
+            raise RefusedError(f"'{tensor}' is {old} to those that read it, and would become {fitted.kind}: {problem}")
     made = draft.unused(f"{tensor}/{fitted.exit}")
     at = readers[0] if readers else None
     graft(draft, fitted.model, fitted.reads(tensor), {fitted.exit: made}, prefix=tensor, at=at)
@@ -199,6 +212,6 @@ def _between(draft: Draft, fitter: Fitter, place: _Place) -> None:
     draft.redirect(place.tensor, made, readers)
 
 
-def _check(tensor: str, fitted: Fitted, kind: TensorType, *, symbols: bool = True) -> None:
-    if contradict(fitted.kind, kind, symbols=symbols):
+def _check(tensor: str, fitted: Fitted, kind: TensorType) -> None:
+    if contradict(fitted.kind, kind):
         raise RefusedError(f"'{tensor}' is {kind} to those that read it, and would become {fitted.kind}")

@@ -243,7 +243,7 @@ def _output_type(model: Model, given: Mapping[str, TensorType], output: str) -> 
     """Return the type of an output, by shape inference, for inputs of some types."""
     symbols: dict[str, int | str | None] = {}
     for name, kind in given.items():
-        if problem := _misfit(model.inputs[name], kind, symbols):
+        if problem := misfit(model.inputs[name], kind, symbols):
             raise RefusedError(f"the other model takes {model.inputs[name]} and would get {kind}: {problem}")
     proto = model.editable()
     del proto.graph.value_info[:]
@@ -259,8 +259,9 @@ def _output_type(model: Model, given: Mapping[str, TensorType], output: str) -> 
     return TensorType(found.dtype, tuple(symbols.get(d) if isinstance(d, str) else d for d in told.shape))
 
 
-def _misfit(declared_type: TensorType, kind: TensorType, symbols: dict[str, int | str | None]) -> str:
+def misfit(declared_type: TensorType, kind: TensorType, symbols: dict[str, int | str | None] | None = None) -> str:
     """Return why a tensor does not fit a declared input, "" where it does; symbols are bound on the way."""
+    symbols = {} if symbols is None else symbols
     if kind.dtype is not None and declared_type.dtype not in (None, kind.dtype):
         return "the dtypes differ"
     if kind.shape is None or declared_type.shape is None:
@@ -275,33 +276,32 @@ def _misfit(declared_type: TensorType, kind: TensorType, symbols: dict[str, int 
     return ""
 
 
-def contradict(a: TensorType, b: TensorType, *, symbols: bool = True) -> bool:
-    """Whether two types cannot be of one tensor; what is unknown contradicts nothing.
-
-    Parameters
-    ----------
-    a, b : TensorType
-    symbols : bool
-        Whether a symbol contradicts other symbols and numbers.
-    """
+def contradict(a: TensorType, b: TensorType) -> bool:
+    """Whether two types cannot be of one tensor; what is unknown contradicts nothing."""
     if None not in (a.dtype, b.dtype) and a.dtype != b.dtype:
         return True
     if a.shape is None or b.shape is None:
         return False
-    return len(a.shape) != len(b.shape) or any(_differ(*dims, symbols) for dims in zip(a.shape, b.shape, strict=True))
+    return len(a.shape) != len(b.shape) or any(map(_differ, a.shape, b.shape))
 
 
-def _differ(a: int | str | None, b: int | str | None, symbols: bool) -> bool:
-    if isinstance(a, int) and isinstance(b, int):
-        return a != b
+def _differ(a: int | str | None, b: int | str | None) -> bool:
     unknown = a is None or b is None or any(isinstance(d, str) and d.startswith("unk__") for d in (a, b))
-    return symbols and not unknown and a != b
+    return not unknown and a != b
 
 
 def unified(kind: TensorType, wanted: TensorType) -> dict[str, int | str | None]:
-    """Return what the symbols of one type would have to be for it to be another."""
+    """Return what the symbols of one type that another does not have would be if it were the other."""
     pairs = zip(kind.shape or (), wanted.shape or (), strict=False)
-    return {a: b for a, b in pairs if isinstance(a, str) and b is not None and a != b}
+    own = set(kind.shape or ()) - set(wanted.shape or ())
+    return {a: b for a, b in pairs if isinstance(a, str) and a in own and b is not None}
+
+
+def with_symbols(kind: TensorType, symbols: Mapping[str, int | str | None]) -> TensorType:
+    """Return a type with other symbols."""
+    if kind.shape is None:
+        return kind
+    return TensorType(kind.dtype, tuple(symbols.get(d, d) if isinstance(d, str) else d for d in kind.shape))
 
 
 def known_type(model: Model, tensor: str) -> TensorType:
