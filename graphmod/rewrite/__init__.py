@@ -1,6 +1,8 @@
 """The verbs: each takes a model and returns a new one, or refuses and says why."""
 
+from graphmod.rewrite.compose import compose
 from graphmod.rewrite.diff import Difference, diff
+from graphmod.rewrite.duplicate import duplicate
 from graphmod.rewrite.expose import expose, hide
 from graphmod.rewrite.extract import extract
 from graphmod.rewrite.fuse import Candidate, candidates, fuse, why_not
@@ -12,6 +14,8 @@ from graphmod.rewrite.rebatch import rebatch
 from graphmod.rewrite.recipe import Edit, Recipe, apply
 from graphmod.rewrite.region import Region, find_region
 from graphmod.rewrite.remove import remove
+from graphmod.rewrite.rename import rename
+from graphmod.rewrite.reorder import reorder
 from graphmod.rewrite.replace import replace
 from graphmod.rewrite.retype import retype
 from graphmod.rewrite.split import run_parts, split
@@ -28,7 +32,9 @@ __all__ = [
     "Verification",
     "apply",
     "candidates",
+    "compose",
     "diff",
+    "duplicate",
     "expose",
     "extract",
     "find_region",
@@ -41,6 +47,8 @@ __all__ = [
     "propose",
     "rebatch",
     "remove",
+    "rename",
+    "reorder",
     "replace",
     "retype",
     "run_parts",
