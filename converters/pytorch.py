@@ -61,7 +61,7 @@ def to_onnx(
     Raises
     ------
     GraphmodError
-        The package onnxscript is missing, or torch cannot export the module.
+        The package onnxscript is missing, or the module does not run on the inputs, or torch cannot export it.
     InvalidModelError
         On the example inputs an output differs from torch's by more than 1e-4 of its largest magnitude.
 
@@ -77,14 +77,24 @@ def to_onnx(
     _require_onnxscript()
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     with _evaluating(module), torch.no_grad():
+        expected = _run(module, inputs)
         proto = _export(module, inputs, input_names, output_names, opset, dynamic_batch)
-        # some modules write into their arguments
-        expected = pytree.tree_leaves(module(*(tensor.clone() for tensor in inputs)))
     _strip(proto)
     proto.ir_version = min(proto.ir_version, NEWEST_IR)
     model = load(proto)
-    _check_parity(model, inputs, [tensor for tensor in expected if isinstance(tensor, Tensor)])
+    _check_parity(model, inputs, expected)
     return model
+
+
+def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return what a module makes of copies of its inputs, since some modules write into their arguments."""
+    try:
+        made = pytree.tree_leaves(module(*(tensor.clone() for tensor in inputs)))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:  # what torch raises where inputs do not fit
+        told = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in inputs)
+        reason = str(error).strip().splitlines()[0]
+        raise GraphmodError(f"{type(module).__name__} does not run on inputs of {told}: {reason}") from error
+    return [tensor for tensor in made if isinstance(tensor, Tensor)]
 
 
 def _require_onnxscript() -> None:
