@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, MutableSequence
 from itertools import chain, count
 
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
@@ -25,7 +25,7 @@ def graft(
     *,
     prefix: str,
     at: NodeProto | None = None,
-    scope: str = "",
+    within: str = "",
 ) -> None:
     """Put copies of all operators of a model into a draft, with what they need.
 
@@ -42,7 +42,7 @@ def graft(
         What names of new operators and tensors begin with.
     at : NodeProto, optional
         As for :meth:`Draft.add`.
-    scope : str
+    within : str
         The scope of what the operators replace; their own follows it.
 
     Raises
@@ -72,16 +72,35 @@ def graft(
     ]
     for operator in operators:
         operator.name = draft.unused_operator(f"{prefix}/{operator.name or operator.op_type}")
-        set_scope(operator, scope)
+        set_scope(operator, ".".join(part for part in (within, scope(operator)) if part))
     draft.add(operators, at)
-    draft.graph.value_info.extend(
-        _renamed_value(value, names) for value in graph.value_info if value.name in part.producer
-    )
-    for annotation in graph.quantization_annotation:
-        own_annotation = draft.graph.quantization_annotation.add()
-        own_annotation.CopyFrom(annotation)
-        own_annotation.tensor_name = names.get(annotation.tensor_name, annotation.tensor_name)
-        for entry in own_annotation.quant_parameter_tensor_names:
+    annotate(draft, graph, names, symbols=False)
+
+
+def annotate(draft: Draft, graph: GraphProto, names: Mapping[str, str], *, symbols: bool) -> None:
+    """Say of tensors of a draft what a graph says of those that they are copies of.
+
+    Parameters
+    ----------
+    draft : Draft
+    graph : GraphProto
+    names : mapping of str to str
+        From the graph's tensors to their copies.
+    symbols : bool
+        Whether symbols mean the same sizes in both.
+    """
+    for value in [value for value in graph.value_info if value.name in names]:
+        own = draft.graph.value_info.add()
+        own.CopyFrom(value)
+        own.name = names[value.name]
+        for dim in () if symbols else own.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.ClearField("dim_param")
+    for annotation in [one for one in graph.quantization_annotation if one.tensor_name in names]:
+        copy = draft.graph.quantization_annotation.add()
+        copy.CopyFrom(annotation)
+        copy.tensor_name = names[annotation.tensor_name]
+        for entry in copy.quant_parameter_tensor_names:
             entry.value = names.get(entry.value, entry.value)
 
 
@@ -99,9 +118,8 @@ def renamed(operator: NodeProto, names: Mapping[str, str], calls: Mapping[Call, 
     return own
 
 
-def set_scope(operator: NodeProto, outer: str) -> None:
-    """Note in an operator's metadata that it lies in a scope, with its own scope inside."""
-    path = ".".join(part for part in (outer, scope(operator)) if part)
+def set_scope(operator: NodeProto, path: str) -> None:
+    """Note in an operator's metadata the scope that it lies in."""
     if path == scope(operator):
         return
     others = [(entry.key, entry.value) for entry in operator.metadata_props if entry.key != GRAPHMOD_SCOPE]
@@ -235,15 +253,4 @@ def _renamed_tensor(tensor: TensorProto, names: Mapping[str, str]) -> TensorProt
     own = TensorProto()
     own.CopyFrom(tensor)
     own.name = names[tensor.name]
-    return own
-
-
-def _renamed_value(value: ValueInfoProto, names: Mapping[str, str]) -> ValueInfoProto:
-    """Return an annotation under another name, without symbols: the draft may use the same ones for other sizes."""
-    own = ValueInfoProto()
-    own.CopyFrom(value)
-    own.name = names[value.name]
-    for dim in own.type.tensor_type.shape.dim:
-        if dim.HasField("dim_param"):
-            dim.ClearField("dim_param")
     return own

@@ -188,7 +188,7 @@ def _at_the_end(draft: Draft, fitter: Fitter, tensor: str) -> None:
         {fitted.exit: tensor},
         prefix=tensor,
         at=producer,
-        scope=scope(producer),
+        within=scope(producer),
     )
 
 
@@ -207,7 +207,7 @@ def _between(draft: Draft, fitter: Fitter, place: _Place) -> None:
         {fitted.exit: made},
         prefix=place.tensor,
         at=producer or (readers[0] if readers else None),
-        scope=scope(producer) if producer else "",
+        within=scope(producer) if producer else "",
     )
     draft.redirect(place.tensor, made, readers)
 

@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto
 from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.graph import Block, activations, blocks, data_flow, find, primary_input
 from graphmod.graph.boundaries import dominators
-from graphmod.model import Model
+from graphmod.model import Model, consumed
 from graphmod.rewrite.draft import Draft, shared_scope
 
 Place = str | tuple[str, str] | Block
@@ -234,3 +234,34 @@ def operators_between(model: Model, region: Region) -> list[NodeProto]:
     flow = data_flow(model, region.entry, region.exit)
     inside = {model.position[name] for _, _, name in flow.edges(data="operator")}
     return [model.operators[place] for place in sorted(inside)]
+
+
+def inside(draft: Draft, region: Region) -> list[NodeProto]:
+    """Return the operators that the exit needs and that need the entry, shape arithmetic included, in the file's order.
+
+    What the exit needs besides is context: it is there whatever the entry is.
+    """
+    after: dict[int, NodeProto] = {}
+    pending = [region.entry]
+    while pending:
+        for operator in draft.readers(pending.pop()):
+            if id(operator) not in after:
+                after[id(operator)] = operator
+                pending.extend(name for name in operator.output if name)
+    found: set[int] = set()
+    pending = [region.exit]
+    while pending:
+        maker = draft.producer(pending.pop())
+        if maker is not None and id(maker) in after and id(maker) not in found:
+            found.add(id(maker))
+            pending.extend(name for name in consumed(maker) if name != region.entry)
+    return [operator for operator in draft.operators if id(operator) in found]
+
+
+def check_passes_through(model: Model, region: Region) -> None:
+    """Raise RefusedError unless a region's exit is known to have the type of its entry."""
+    entry, exit_ = model.tensors.get(region.entry), model.tensors.get(region.exit)
+    if entry is None or exit_ is None or entry.shape is None or exit_.shape is None:
+        raise RefusedError(f"the shapes of '{region.entry}' and '{region.exit}' are not both known")
+    if entry != exit_ or None in entry.shape:
+        raise RefusedError(f"'{region.entry}' is {entry} and '{region.exit}' is {exit_}: the region changes the type")

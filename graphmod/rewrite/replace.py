@@ -110,7 +110,7 @@ def _by_part(model: Model, place: Place, part: Part) -> Model:
             {fitted.exit: region.exit},
             prefix=region.exit,
             at=old,
-            scope=shared_scope(operators_between(model, region)) if len(regions) == 1 else scope(old),
+            within=shared_scope(operators_between(model, region)) if len(regions) == 1 else scope(old),
         )
         draft.discard(old)
     return draft.finish()
