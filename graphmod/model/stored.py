@@ -96,7 +96,7 @@ class Stored:
                 found.append(stream.read(n))
         return b"".join(found)
 
-    def numbers(self, count: int = CHUNK // 8) -> Iterator[Numbers]:
+    def numbers(self, count: int = CHUNK // 32) -> Iterator[Numbers]:
         """Yield the scalars in the order of rows, ``count`` at a time, as float64 (complex ones as complex128)."""
         kind = np.dtype(np.complex128 if self.dtype.kind == "c" else np.float64)
         if self._is_packed:

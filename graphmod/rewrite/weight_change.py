@@ -71,15 +71,22 @@ def norms(a: Constant, b: Constant) -> tuple[float, float, float] | None:
         pairs = zip(*([side] for side in _aligned(a, b)), strict=True)
     squares = before = largest = 0.0
     for left, right in pairs:
-        same = (left == right) | (np.isnan(left) & np.isnan(right))
-        none = np.zeros(left.shape, np.result_type(left, right))
-        change = np.abs(np.subtract(right, left, where=~same, out=none))
-        squares += float(change @ change)
-        before += float(np.vdot(left, left).real)
+        change = _change(left, right)
+        scale = np.abs(left)
+        squares += float(np.einsum("i,i", change, change))  # a dot product would wake every thread of BLAS
+        before += float(np.einsum("i,i", scale, scale))
         largest = float(np.maximum(largest, change.max(initial=0.0)))
     l2 = sqrt(squares) if squares == squares else squares
     relative = l2 / sqrt(before) if before else (float("inf") if l2 else 0.0)
     return l2, relative, largest
+
+
+def _change(left: Numbers, right: Numbers) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        change: NDArray[np.float64] = np.abs(right - left)
+    if not np.isfinite(change.max(initial=0.0)):
+        change[(left == right) | (np.isnan(left) & np.isnan(right))] = 0
+    return change
 
 
 def _aligned(a: Constant, b: Constant) -> tuple[Numbers, Numbers]:
