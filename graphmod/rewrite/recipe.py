@@ -91,7 +91,8 @@ class Recipe:
     def read(cls, content: object, folder: Path | None = None) -> Recipe:
         """Make a recipe of plain data: a list of steps, or a mapping with the list under ``edits``.
 
-        A step is ``{verb: {parameter: value, ...}}``, ``{verb: its first parameter}``, or just the verb's name.
+        A step is ``{verb: {parameter: value, ...}}``, ``{verb: its first parameter}``, just the verb's name, or an
+        :class:`Edit`.
 
         Raises
         ------
@@ -262,6 +263,8 @@ def _resolve(
 
 
 def _step(number: int, content: object) -> Edit:
+    if isinstance(content, Edit):
+        return content
     if isinstance(content, str):
         return Edit(content)
     if not isinstance(content, Mapping) or len(content) != 1:

@@ -1,0 +1,107 @@
+"""Operators that need not be there: what :func:`graphmod.fuse` takes out, or nearly could."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+
+from graphmod.rewrite.fuse import Candidate
+from graphmod.rewrite.recipe import Edit
+from graphmod.rewrite.smells.evidence import STANDARD, Evidence, counted, quoted
+from graphmod.rewrite.smells.registry import Finding, smell
+
+
+def _fused(found: list[Candidate], told: str, *kinds: str) -> Iterator[Finding]:
+    """Yield one finding for all operators that some kinds of fusion take out."""
+    names = tuple(dict.fromkeys(one.operator for one in found if not one.reason))
+    if names:
+        message = f"{counted(len(names), 'operator')} {told}, {quoted(names)}"
+        yield Finding(message, names, (), Edit("fuse", {"kinds": list(kinds)}), n_operators=len(names))
+
+
+@smell("unfused_batchnorm")
+def _unfused_batchnorms(evidence: Evidence) -> Iterator[Finding]:
+    """BatchNormalization beside a convolution or a matrix product that could do its work."""
+    found = evidence.fusable("batchnorm")
+    yield from _fused(found, "could be part of the linear map beside", "batchnorm")
+    for one in found:
+        if one.reason:
+            told = f"BatchNormalization '{one.operator}' is no part of a linear map"
+            yield Finding(told, (one.operator,), (), None, one.reason)
+
+
+@smell("unfused_map")
+def _unfused_maps(evidence: Evidence) -> Iterator[Finding]:
+    """Linear maps in a row or side by side, scales by constants and Pads that could be part of one linear map."""
+    kinds = ("scale", "chain", "sum", "pad")
+    yield from _fused(evidence.fusable(*kinds), "could be part of a linear map beside", *kinds)
+
+
+@smell("identity_operator")
+def _identity_operators(evidence: Evidence) -> Iterator[Finding]:
+    """Operators whose output is their input: Identity, Dropout, Cast to the same type, Add of 0, Mul by 1, and such."""
+    found = evidence.fusable("identity")
+    yield from _fused(found, "give what they get", "identity")
+    for one in found:
+        if one.reason and evidence.model.operators[evidence.model.position[one.operator]].op_type == "Dropout":
+            yield Finding(f"Dropout '{one.operator}' is left in the model", (one.operator,), (), None, one.reason)
+
+
+@smell("repeated_layout")
+def _repeated_layouts(evidence: Evidence) -> Iterator[Finding]:
+    """Transposes or Reshapes that undo or repeat each other, or change nothing."""
+    yield from _fused(evidence.fusable("layout"), "could be left out, or one with those before them", "layout")
+
+
+@smell("cancelling_casts")
+def _cancelling_casts(evidence: Evidence) -> Iterator[Finding]:
+    """Casts to a wider type and back."""
+    model = evidence.model
+    for name, operator in zip(model.operator_names, model.operators, strict=True):
+        if operator.op_type != "Cast" or operator.domain not in STANDARD or operator.input[0] not in model.producer:
+            continue
+        first = model.operators[model.producer[operator.input[0]]]
+        if first.op_type != "Cast":
+            continue
+        before, inner, after = (model.tensors.get(t) for t in (first.input[0], first.output[0], operator.output[0]))
+        if before is None or inner is None or after is None or None in (before.dtype, inner.dtype):
+            continue
+        if before.dtype == after.dtype and _holds(inner.dtype, before.dtype):
+            told = f"Cast '{name}' takes back to {before.dtype} what another Cast made {inner.dtype}"
+            tried = Edit("remove", {"place": [first.input[0], operator.output[0]]})
+            yield Finding(told, (name,), (first.output[0],), *evidence.tried(tried), n_operators=1)
+
+
+def _holds(wide: object, narrow: object) -> bool:
+    """Whether a type has every value of another."""
+    try:
+        return bool(np.can_cast(np.dtype(narrow), np.dtype(wide), "safe"))  # type: ignore[call-overload]  # any dtype
+    except TypeError:
+        return False
+
+
+@smell("large_constant")
+def _large_constants(evidence: Evidence) -> Iterator[Finding]:
+    """Constant operators that hold weights: these cannot lie in an external file or be mapped into memory."""
+    model = evidence.model
+    large = [
+        (name, operator, kind)
+        for name, operator in zip(model.operator_names, model.operators, strict=True)
+        if operator.op_type == "Constant"
+        and operator.domain in STANDARD
+        and (kind := model.constants.get(operator.output[0])) is not None
+        and kind.size > LARGE
+        and any(attribute.type == onnx.AttributeProto.TENSOR for attribute in operator.attribute)
+    ]
+    if large:
+        names = tuple(name for name, _, _ in large)
+        size = sum(kind.size * kind.dtype.itemsize for _, _, kind in large if kind.dtype is not None)
+        told = f"{counted(len(names), 'Constant operator')} hold {size:,} bytes, {quoted(names)}"
+        tensors = tuple(operator.output[0] for _, operator, _ in large)
+        yield Finding(told, names, tensors, *evidence.mending(Edit("simplify")), n_operators=len(names))
+
+
+LARGE = 1024
+"""Scalars from which a constant is a weight rather than a shape or a scale."""

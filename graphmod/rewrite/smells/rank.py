@@ -1,0 +1,79 @@
+r"""Weights of far fewer dimensions than they have room for.
+
+The rank is found without an SVD of the weight (Halko, Martinsson & Tropp 2011, algorithm 4.1): with an orthonormal
+basis :math:`Q` of :math:`W \Omega`, for a random :math:`\Omega` of :math:`k` columns, the singular values of
+:math:`Q^T W` are at most those of :math:`W`, and so hold no more energy than the same rank of it does. Two passes over
+the weight, a chunk of rows at a time, in :math:`O(mnk)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphmod.graph.wiring import Constant
+from graphmod.rewrite.recipe import Edit
+from graphmod.rewrite.smells.evidence import Evidence, stored
+from graphmod.rewrite.smells.registry import Finding, smell
+
+Float = NDArray[np.float64]
+
+HUGE = 2**14
+"""Scalars from which a weight's rank is worth a look."""
+
+ENERGY = 0.9999
+"""Share of the sum of all squared singular values that a rank has to hold."""
+
+RANKS = 64
+"""Ranks that are looked for, at most; an eighth of a weight's smaller side if that is less."""
+
+CHUNK = 2**17
+"""Scalars read at a time, at least a row."""
+
+_MAPS = ("Conv", "Gemm", "MatMul")
+
+
+@smell("tiny_rank", weights=True)
+def _tiny_ranks(evidence: Evidence) -> Iterator[Finding]:
+    """Large weights of linear maps that two far smaller ones could stand for."""
+    for number, constant in evidence.constants():
+        names = tuple(name for name, op_type, slot in evidence.readers(number) if op_type in _MAPS and slot == "1")
+        shape = constant.shape
+        if not names or len(shape) < 2 or prod(shape) < HUGE or constant.indices is not None:
+            continue
+        rows, columns = shape[0], prod(shape[1:])
+        rank = tiny_rank(constant, rows, columns)
+        if rank is not None:
+            size = round(stored(constant) * (1 - rank * (rows + columns) / (rows * columns)))
+            told = f"{rank} of {min(rows, columns)} dimensions hold {ENERGY:.2%} of the energy of '{constant.name}', "
+            told += f"{constant}: two weights of that rank take {size:,} bytes less"
+            edit = Edit("low_rank", {"where": f'[name="{names[0]}"]', "rank": rank})
+            yield Finding(told, names, (constant.name,), *evidence.tried(edit), n_bytes=size)
+
+
+def tiny_rank(constant: Constant, rows: int, columns: int) -> int | None:
+    """Return the rank that holds nearly all of a matrix's energy, None where it is not tiny or there is no energy."""
+    most = min(RANKS, min(rows, columns) // 8)
+    rng = np.random.default_rng(0)
+    step = max(1, CHUNK // columns) * columns
+    directions = rng.standard_normal((columns, most + 8))
+    with np.errstate(over="ignore", invalid="ignore"):
+        image = np.concatenate([part @ directions for part in _rows(constant, columns, step)])
+        energy = sum(float(np.vdot(part, part)) for part in _rows(constant, columns, step))
+    if not np.isfinite(energy) or not energy:
+        return None
+    basis, _ = np.linalg.qr(image)
+    inside, start = np.zeros((basis.shape[1], columns)), 0
+    for part in _rows(constant, columns, step):
+        inside += basis[start : start + len(part)].T @ part
+        start += len(part)
+    held = np.cumsum(np.linalg.eigvalsh(inside @ inside.T)[::-1]) / energy
+    rank = int(np.searchsorted(held, ENERGY)) + 1
+    return rank if rank <= most else None
+
+
+def _rows(constant: Constant, columns: int, step: int) -> Iterator[Float]:
+    yield from (chunk.real.reshape(-1, columns) for chunk in constant.values.numbers(step))
