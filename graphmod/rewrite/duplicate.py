@@ -13,7 +13,7 @@ from graphmod.graph.scope import common_scope, scope_parts
 from graphmod.model import Model, consumed
 from graphmod.rewrite.draft import Draft, bodies
 from graphmod.rewrite.graft import annotate, renamed, set_scope
-from graphmod.rewrite.region import Place, check_passes_through, find_region, inside
+from graphmod.rewrite.region import Place, carrying_tensors, check_passes_through, find_region, inside
 from graphmod.rewrite.verb import verb
 
 _NEVER_TRAINED = frozenset({TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING})
@@ -168,8 +168,12 @@ class _Scopes:
         parts = [scope_parts(operator) for operator in model.operators]
         self._taken = {".".join(path[:depth]) for path in parts for depth in range(1, len(path) + 1)}
         self._shared = common_scope(map(scope_parts, block))
-        within = sum(path[: len(self._shared)] == self._shared for path in parts)
-        self._whole = within == len(block)
+        carrying, depth = carrying_tensors(model), len(self._shared)
+        inside = sum(
+            path[:depth] == self._shared and any(name in carrying for name in operator.output)
+            for path, operator in zip(parts, model.operators, strict=True)
+        )
+        self._whole = inside == sum(any(name in carrying for name in operator.output) for operator in block)
 
     def unused_suffix(self) -> str:
         """Return what tells the next copy from the block and from other copies: ``_copy``, ``_copy2``, ..."""

@@ -87,7 +87,7 @@ def find_regions(model: Model, place: Place) -> list[Region]:
     if block is not None:
         return [_between(model, block.entry, block.exit)]
     if place in model.position:
-        return [_around(model, [place], _activations(model))]
+        return [_around(model, [place], carrying_tensors(model))]
     entry, dots, exit_ = place.partition("..")
     if dots and {entry, exit_} <= model.tensors.keys():
         return [_between(model, entry, exit_)]
@@ -103,7 +103,7 @@ def _selected(model: Model, selector: str) -> list[Region]:
         raise RefusedError(
             f"{_nothing(model, selector)}; as a selector it matches no operator ('graphmod find --explain' says why)"
         )
-    carrying = _activations(model)
+    carrying = carrying_tensors(model)
     return [_around(model, match.operators, carrying) for match in matches]
 
 
@@ -136,7 +136,7 @@ def _between(model: Model, entry: str, exit_: str) -> Region:
     return Region(entry, exit_)
 
 
-def _activations(model: Model) -> Container[str]:
+def carrying_tensors(model: Model) -> Container[str]:
     """Return the tensors that carry data: activations, or all that is no constant where there is no trunk."""
     try:
         return activations(model, primary_input(model))
