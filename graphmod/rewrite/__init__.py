@@ -8,8 +8,11 @@ from graphmod.rewrite.extract import extract
 from graphmod.rewrite.fuse import Candidate, candidates, fuse, why_not
 from graphmod.rewrite.inline import inline
 from graphmod.rewrite.insert import insert
+from graphmod.rewrite.lint import lint, mending
+from graphmod.rewrite.low_rank import low_rank
 from graphmod.rewrite.outline import outline
 from graphmod.rewrite.propose import Proposal, proposals, propose
+from graphmod.rewrite.quantize import quantize
 from graphmod.rewrite.rebatch import rebatch
 from graphmod.rewrite.recipe import Edit, Recipe, apply
 from graphmod.rewrite.region import Region, find_region
@@ -18,6 +21,7 @@ from graphmod.rewrite.rename import rename
 from graphmod.rewrite.reorder import reorder
 from graphmod.rewrite.replace import replace
 from graphmod.rewrite.retype import retype
+from graphmod.rewrite.smells import Finding
 from graphmod.rewrite.split import run_parts, split
 from graphmod.rewrite.verify import OutputError, Verification, verify
 
@@ -25,6 +29,7 @@ __all__ = [
     "Candidate",
     "Difference",
     "Edit",
+    "Finding",
     "OutputError",
     "Proposal",
     "Recipe",
@@ -42,9 +47,13 @@ __all__ = [
     "hide",
     "inline",
     "insert",
+    "lint",
+    "low_rank",
+    "mending",
     "outline",
     "proposals",
     "propose",
+    "quantize",
     "rebatch",
     "remove",
     "rename",

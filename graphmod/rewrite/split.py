@@ -264,17 +264,17 @@ class _Plan:
 
 def _constant_operators(model: Model) -> set[int]:
     """Return the places of operators that depend on no input and give the same each time."""
-    with_random_calls = {f.name for f in model.functions} if _any_random(f.node for f in model.functions) else set()
+    with_random_calls = {f.name for f in model.functions} if any_random(f.node for f in model.functions) else set()
     known = model.initializers.keys() | {t.values.name for t in model._proto.graph.sparse_initializer}
     found = set()
     for place, operator in enumerate(model.operators):
-        steady = operator.op_type not in with_random_calls and not _any_random([[operator]])
+        steady = operator.op_type not in with_random_calls and not any_random([[operator]])
         if steady and all(name in known or model.producer.get(name) in found for name in model.reads[place]):
             found.add(place)
     return found
 
 
-def _any_random(lists: Iterable[Iterable[NodeProto]]) -> bool:
+def any_random(lists: Iterable[Iterable[NodeProto]]) -> bool:
     """Whether an operator, or one in a subgraph, may give something else each time."""
     pending = list(lists)
     while pending:
