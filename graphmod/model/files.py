@@ -48,7 +48,7 @@ def save(proto: ModelProto, folder: Path | None, source: bytes | None, path: Pat
     if not too_large and not any(map(uses_external_data, initializers.tensors(proto))):
         return replace_file(path, lambda stream: stream.write(proto.SerializeToString()))
     _refuse_folder(path)
-    moved, outside = _taken_apart(proto, too_large)
+    moved, outside = _taken_apart(proto, folder, too_large)
     with _beside(path) as (stream, temporary):
         digest = _write(stream, _laid_out(outside, folder))
         data = path.with_name(f"{path.stem}.{digest[:12]}.data")
@@ -64,14 +64,17 @@ def save(proto: ModelProto, folder: Path | None, source: bytes | None, path: Pat
         raise
 
 
-def _taken_apart(proto: ModelProto, too_large: bool) -> tuple[ModelProto, list[tuple[TensorProto, TensorProto]]]:
+def _taken_apart(
+    proto: ModelProto, folder: Path | None, too_large: bool
+) -> tuple[ModelProto, list[tuple[TensorProto, TensorProto]]]:
     """Return a copy of a model, and which of its tensors go to the data file, each with the one that it is a copy of.
 
     Those are all that lie outside already and large initializers; large constants of attributes and bodies only where
-    the message would be too large with them.
+    the message would be too large with them. Sparse ones are brought inside: onnx looks for them nowhere else.
     """
     moved = initializers.copy_without(proto, "initializer")
-    inner = zip(initializers.inner_tensors(proto), initializers.inner_tensors(moved), strict=True)
+    initializers.embed_all(initializers.sparse_parts(moved), folder)
+    inner = zip(initializers.inner_dense_tensors(proto), initializers.inner_dense_tensors(moved), strict=True)
     outside = [pair for pair in inner if uses_external_data(pair[0]) or (too_large and _is_large(pair[0]))]
     for tensor in proto.graph.initializer:
         copy = moved.graph.initializer.add()

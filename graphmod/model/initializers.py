@@ -70,8 +70,20 @@ def tensors(proto: ModelProto) -> Iterator[TensorProto]:
 
 
 def inner_tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """Yield the tensors of attributes, of bodies and functions, and the parts of sparse initializers."""
-    return (part for constant in _inner_constants(proto) for part in _parts(constant))
+    """Yield the tensors of attributes, of bodies and functions, then the parts of sparse ones."""
+    yield from inner_dense_tensors(proto)
+    yield from sparse_parts(proto)
+
+
+def inner_dense_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Yield the tensors of attributes, and the initializers of bodies."""
+    return (constant for constant in _inner_constants(proto) if isinstance(constant, TensorProto))
+
+
+def sparse_parts(proto: ModelProto) -> Iterator[TensorProto]:
+    """Yield values and indices of sparse initializers and attributes, wherever they are."""
+    sparse = (constant for constant in _inner_constants(proto) if isinstance(constant, SparseTensorProto))
+    return (part for constant in sparse for part in _parts(constant))
 
 
 def _parts(constant: TensorProto | SparseTensorProto) -> tuple[TensorProto, ...]:
