@@ -70,6 +70,7 @@ def open_session(
     if as_it_is:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_mem_pattern = False  # planning memory takes time that grows faster than the graph
     message = proto
     values: dict[str, ort.OrtValue] = {}
     if initializers.stored_bytes(initializers.tensors(proto)) > initializers.SAFE:
