@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def split(draw: st.DrawFn, model: gm.Model) -> Step:
 
 @step
 def compose(draw: st.DrawFn, model: gm.Model) -> Step:  # noqa: ARG001  # every step has the same signature
-    return {"others": [TAIL], "prefix": draw(st.sampled_from([None, ["a/", "b/"]]))}
+    return {"others": [TAIL], "prefix": draw(st.sampled_from([None, ["b/"]]))}
 
 
 @step
@@ -112,9 +113,13 @@ def duplicate(draw: st.DrawFn, model: gm.Model) -> Step:
 
 @step
 def reorder(draw: st.DrawFn, model: gm.Model) -> Step:
-    blocks = [block.path for block in gm.blocks(model).children]
-    first = draw(st.integers(0, max(0, len(blocks) - 2)))
-    chosen = blocks[first : first + draw(st.integers(2, 3))]
+    def fits(block: gm.Block) -> bool:
+        return model.tensors[block.entry] == model.tensors[block.exit]
+
+    chains = [block.children for block in gm.blocks(model).walk()]
+    runs = [list(run) for chain in chains for same, run in groupby(chain, fits) if same]
+    runs = [run for run in runs if len(run) > 1 and all(a.exit == b.entry for a, b in pairwise(run))]
+    chosen = [block.path for block in draw(st.sampled_from(runs))[:3]] if runs else ["layer", "none"]
     return {"places": chosen, "order": draw(st.permutations(range(len(chosen))))}
 
 
