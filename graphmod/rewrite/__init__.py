@@ -10,6 +10,7 @@ from graphmod.rewrite.inline import inline
 from graphmod.rewrite.insert import insert
 from graphmod.rewrite.lint import lint, mending
 from graphmod.rewrite.low_rank import low_rank
+from graphmod.rewrite.merge_weights import merge_weights
 from graphmod.rewrite.outline import outline
 from graphmod.rewrite.propose import Proposal, proposals, propose
 from graphmod.rewrite.quantize import quantize
@@ -21,6 +22,7 @@ from graphmod.rewrite.rename import rename
 from graphmod.rewrite.reorder import reorder
 from graphmod.rewrite.replace import replace
 from graphmod.rewrite.retype import retype
+from graphmod.rewrite.simplify import simplify
 from graphmod.rewrite.smells import Finding
 from graphmod.rewrite.split import run_parts, split
 from graphmod.rewrite.verify import OutputError, Verification, verify
@@ -50,6 +52,7 @@ __all__ = [
     "lint",
     "low_rank",
     "mending",
+    "merge_weights",
     "outline",
     "proposals",
     "propose",
@@ -61,6 +64,7 @@ __all__ = [
     "replace",
     "retype",
     "run_parts",
+    "simplify",
     "split",
     "verify",
     "why_not",

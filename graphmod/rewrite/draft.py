@@ -245,6 +245,16 @@ class Draft:
         _drop(self.graph.value_info, lambda value: value.name not in there)
         self.__dict__.pop("_taken", None)
 
+    def sweep(self) -> bool:
+        """Let the end also drop what nothing needed in the first place; return whether there is any."""
+        self._idle = []
+        live = self._live(self.outputs)
+        overridable = {value.name for value in self.graph.input} if self.proto.ir_version >= 4 else set()
+        sparse = {tensor.values.name for tensor in self.graph.sparse_initializer}
+        unread = (self._initializers.keys() | sparse) - live - overridable
+        self._before |= unread
+        return bool(unread) or any(live.isdisjoint(op.output) for op in self.operators if any(op.output))
+
     def finish(self) -> Model:
         """Return the model that the draft describes, once it has passed all checks.
 
