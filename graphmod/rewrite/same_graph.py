@@ -1,0 +1,173 @@
+"""Pairing the constants of two models of one graph: the same operators in the same order, joined the same way.
+
+Names may differ. The first difference is named in a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from graphmod.errors import RefusedError
+from graphmod.model.model import TensorType, type_of
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A constant and its counterpart in another model.
+
+    Parameters
+    ----------
+    name : str
+        What the first model calls it.
+    is_variance : bool
+        Whether a BatchNormalization reads it as its variance.
+    first, other : onnx.TensorProto
+    """
+
+    name: str
+    is_variance: bool
+    first: TensorProto = field(repr=False)
+    other: TensorProto = field(repr=False)
+
+
+def twins(first: ModelProto, other: ModelProto) -> list[Twin]:
+    """Return the constants that operators of a model read, or hold in attributes, with their counterparts.
+
+    Raises
+    ------
+    RefusedError
+        The graphs differ.
+    """
+    pairs = [*_twins(first.graph, other.graph)]
+    functions = [{(f.domain, f.name, f.overload): f for f in model.functions} for model in (first, other)]
+    if functions[0].keys() != functions[1].keys():
+        odd = min(functions[0].keys() ^ functions[1].keys())
+        raise RefusedError(f"the graphs differ: only one model has function '{odd[1]}'")
+    for key, function in functions[0].items():
+        pairs += _twins(function, functions[1][key])
+    return pairs
+
+
+class _Names:
+    """Which tensor of the other model is which of the first one."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, str] = {"": ""}
+        self.back: dict[str, str] = {"": ""}
+
+    def pair(self, a: str, b: str, where: str) -> bool:
+        """Note a pair, and return whether it is new; refuse if one of the two has another partner."""
+        if a not in self.there and b not in self.back:
+            self.there[a], self.back[b] = b, a
+            return True
+        if self.there.get(a) != b:
+            raise RefusedError(f"the graphs differ: {where} is '{a}' in one and '{b}' in the other")
+        return False
+
+
+def _twins(first: GraphProto | FunctionProto, other: GraphProto | FunctionProto) -> Iterator[Twin]:
+    """Walk two graphs and their bodies side by side."""
+    names = _Names()
+    variances = _variances(first.node)
+    held: tuple[dict[str, TensorProto], dict[str, TensorProto]] = ({}, {})
+    pending = [(first, other)]
+    while pending:
+        a, b = pending.pop()
+        _pair_ends(a, b, names, "input")
+        for graph, known in zip((a, b), held, strict=True):
+            if isinstance(graph, GraphProto):
+                known.update((tensor.name, tensor) for tensor in graph.initializer)
+                known.update((sparse.values.name, sparse.values) for sparse in graph.sparse_initializer)
+        for one, two in zip(a.node, b.node, strict=False):
+            where = f"{one.op_type} '{one.name or next(iter(one.output), '')}'"
+            _check_kind(one, two, where)
+            for i, (read, instead) in enumerate(zip(one.input, two.input, strict=True)):
+                constant = read in held[0], instead in held[1]
+                if constant[0] != constant[1]:
+                    raise RefusedError(f"the graphs differ: input {i} of {where} is an initializer in one model only")
+                if names.pair(read, instead, f"input {i} of {where}") and constant[0]:
+                    yield Twin(read, read in variances, held[0][read], held[1][instead])
+            for attribute, instead_ in _attributes(one, two, where):
+                name = one.output[0]
+                if attribute.HasField("t"):
+                    yield Twin(name, name in variances, attribute.t, instead_.t)
+                if attribute.HasField("sparse_tensor"):
+                    yield Twin(name, False, attribute.sparse_tensor.values, instead_.sparse_tensor.values)
+                    yield Twin(
+                        f"{name} indices", False, attribute.sparse_tensor.indices, instead_.sparse_tensor.indices
+                    )
+                pending += [(attribute.g, instead_.g)] if attribute.HasField("g") else []
+                pending += zip(attribute.graphs, instead_.graphs, strict=True)
+            for made, instead in zip(one.output, two.output, strict=True):
+                names.pair(made, instead, f"an output of {where}")
+        if len(a.node) != len(b.node):
+            longer = max(a.node, b.node, key=len)
+            odd = longer[min(len(a.node), len(b.node))]
+            raise RefusedError(f"the graphs differ: only one model has {odd.op_type} '{odd.name}'")
+        _pair_ends(a, b, names, "output")
+
+
+def _variances(operators: Iterable[NodeProto]) -> set[str]:
+    """Return the constants that a BatchNormalization reads as its variance, through Identity too."""
+    found: set[str] = set()
+    copies: dict[str, str] = {}
+    pending = [operators]
+    while pending:
+        for operator in pending.pop():
+            if operator.op_type == "BatchNormalization" and len(operator.input) == 5:
+                found.add(operator.input[4])
+            elif operator.op_type == "Identity":
+                copies[operator.output[0]] = operator.input[0]
+            pending += [body.node for a in operator.attribute for body in (a.g, *a.graphs) if body.node]
+    fresh = found
+    while fresh:
+        fresh = {copies[name] for name in fresh if name in copies} - found
+        found |= fresh
+    return found
+
+
+def _pair_ends(a: GraphProto | FunctionProto, b: GraphProto | FunctionProto, names: _Names, what: str) -> None:
+    ends = [list(getattr(graph, what)) for graph in (a, b)]
+    if len(ends[0]) != len(ends[1]):
+        raise RefusedError(f"the graphs differ: one has {len(ends[0])} {what}s, the other {len(ends[1])}")
+    for one, two in zip(*ends, strict=True):
+        if isinstance(one, str):
+            names.pair(one, two, f"an {what}")
+            continue
+        names.pair(one.name, two.name, f"an {what}")
+        kinds = type_of(one), type_of(two)
+        if _fixed(kinds[0]) != _fixed(kinds[1]):
+            raise RefusedError(
+                f"the graphs differ: {what} '{one.name}' is {kinds[0]} in one and {kinds[1]} in the other"
+            )
+
+
+def _fixed(kind: TensorType) -> tuple[object, object]:
+    """Return a type without the symbols of its dimensions."""
+    return kind.dtype, kind.shape and tuple(size if isinstance(size, int) else None for size in kind.shape)
+
+
+def _check_kind(one: NodeProto, two: NodeProto, where: str) -> None:
+    kinds = [(op.domain, op.op_type, op.overload) for op in (one, two)]
+    if kinds[0] != kinds[1]:
+        raise RefusedError(f"the graphs differ: {where} stands where the other has {two.op_type} '{two.name}'")
+    for what in ("input", "output"):
+        if len(getattr(one, what)) != len(getattr(two, what)):
+            raise RefusedError(f"the graphs differ: {where} has another number of {what}s in the other")
+
+
+def _attributes(one: NodeProto, two: NodeProto, where: str) -> Sequence[tuple[AttributeProto, AttributeProto]]:
+    """Return the attributes that hold constants or bodies; refuse unless all others are equal."""
+    found = [{attribute.name: attribute for attribute in op.attribute} for op in (one, two)]
+    odd = found[0].keys() ^ found[1].keys()
+    if odd:
+        raise RefusedError(f"the graphs differ: only one model has attribute '{min(odd)}' of {where}")
+    pairs = [(attribute, found[1][name]) for name, attribute in found[0].items()]
+    for a, b in pairs:
+        inner = [x.HasField("t") or x.HasField("sparse_tensor") or x.HasField("g") or len(x.graphs) for x in (a, b)]
+        if inner[0] != inner[1] or not (inner[0] or a == b):
+            raise RefusedError(f"the graphs differ: attribute '{a.name}' of {where} is not the same in both")
+    return [(a, b) for a, b in pairs if a.HasField("t") or a.HasField("sparse_tensor") or a.HasField("g") or a.graphs]
