@@ -1,5 +1,6 @@
 """The verbs: each takes a model and returns a new one, or refuses and says why."""
 
+from graphmod.rewrite.collapse import collapse
 from graphmod.rewrite.compose import compose
 from graphmod.rewrite.diff import Difference, diff
 from graphmod.rewrite.duplicate import duplicate
@@ -39,6 +40,7 @@ __all__ = [
     "Verification",
     "apply",
     "candidates",
+    "collapse",
     "compose",
     "diff",
     "duplicate",
