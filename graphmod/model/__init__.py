@@ -4,6 +4,7 @@ from graphmod.model.files import check_writable, replace_file
 from graphmod.model.initializers import copy_without
 from graphmod.model.loading import external_files, load
 from graphmod.model.model import RECORD, Model, TensorType
+from graphmod.model.record import edits_of, record
 from graphmod.model.session import run_bound
 from graphmod.model.view import as_networkx, consumed
 
@@ -15,8 +16,10 @@ __all__ = [
     "check_writable",
     "consumed",
     "copy_without",
+    "edits_of",
     "external_files",
     "load",
+    "record",
     "replace_file",
     "run_bound",
 ]

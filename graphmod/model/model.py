@@ -24,6 +24,8 @@ from graphmod.model.view import as_networkx, consumed, operator_names
 if TYPE_CHECKING:
     import onnxruntime
 
+    from graphmod.model.surgery import Surgery
+
 Array = NDArray[np.generic]
 
 RECORD = "graphmod.recipe"
@@ -296,6 +298,35 @@ class Model:
         _ = edited.tensors
         _open_once(proto, self.folder)
         return edited
+
+    def surgery(self) -> Surgery:
+        """Return a context that hands out the graph as an onnx-graphsurgeon Graph, to be edited by hand.
+
+        At its end operators are put in order, the graph is checked as after every edit, and the edited model is its
+        attribute ``model``. What onnx-graphsurgeon drops (metadata, doc strings, annotations, values in files) is put
+        back. This model stays as it is; if the block raises, there is no new one.
+
+        Raises
+        ------
+        RefusedError
+            onnx-graphsurgeon cannot hold the model, or what became of its graph cannot be written.
+        InvalidModelError
+            The edited graph fails the checker, shape inference or the loading of a session.
+
+        Examples
+        --------
+        >>> import graphmod as gm
+        >>> m = gm.load(gm.demo.model_path())
+        >>> with m.surgery() as g:
+        ...     for node in g.nodes:
+        ...         if node.op == "Relu":
+        ...             node.op = "HardSwish"
+        >>> len(gm.find(g.model, "HardSwish"))
+        43
+        """
+        from graphmod.model.surgery import Surgery  # a surgery ends in a model
+
+        return Surgery(self)
 
     # -- running
 

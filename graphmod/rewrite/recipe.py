@@ -12,8 +12,8 @@ from typing import Any, overload
 import yaml
 
 from graphmod.errors import GraphmodError, InvalidRecipeError
-from graphmod.model import Model, replace_file
-from graphmod.rewrite.verb import VERBS, Reference, Verb, edits_of, perform
+from graphmod.model import Model, edits_of, replace_file
+from graphmod.rewrite.verb import VERBS, Reference, Verb, perform
 
 FORMAT = 1
 
@@ -281,6 +281,9 @@ def _step(number: int, content: object) -> Edit:
 
 def _problems(edit: Edit, folder: Path | None) -> Iterator[str]:
     verb = VERBS.get(edit.verb)
+    if edit.verb == "surgery":
+        yield "an edit by hand, in 'with m.surgery()', cannot be replayed"
+        return
     if verb is None:
         yield f"there is no verb '{edit.verb}'{_nearest(edit.verb, VERBS)}"
         return

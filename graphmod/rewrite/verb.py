@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
@@ -19,9 +18,8 @@ from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_type_hints
 import numpy as np
 
 from graphmod.data import Data, as_data, part_of
-from graphmod.errors import InvalidModelError
 from graphmod.graph import Block
-from graphmod.model import RECORD, Model, load
+from graphmod.model import Model, edits_of, load, record
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -163,9 +161,9 @@ def perform(known: Verb, model: Model, arguments: Mapping[str, Any], told: Mappi
     history = edits_of(model)
     if isinstance(result, list):
         for part, one in enumerate(result):
-            _record(one, [*history, {known.name: {**told, "part": part}}])
+            record(one, [*history, {known.name: {**told, "part": part}}])
     elif result is not model:
-        _record(result, [*history, {known.name: dict(told)}])
+        record(result, [*history, {known.name: dict(told)}])
     return result
 
 
@@ -203,21 +201,3 @@ def plain(value: object) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain(one) for one in value]
     return value
-
-
-def edits_of(model: Model) -> list[dict[str, Any]]:
-    """Return the edits that a model's metadata records, the first one first."""
-    text = model.metadata.get(RECORD)
-    try:
-        edits: list[dict[str, Any]] = json.loads(text)["edits"] if text else []
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidModelError(f"the model's metadata '{RECORD}' is no record of edits; remove that entry") from error
-    return edits
-
-
-def _record(model: Model, edits: list[dict[str, Any]]) -> None:
-    """Write edits into the metadata of a model that a verb has just made, and nobody else holds."""
-    text = json.dumps({"graphmod": 1, "edits": edits}, separators=(",", ":"))
-    props = model._proto.metadata_props
-    entry = next((entry for entry in props if entry.key == RECORD), None) or props.add(key=RECORD)
-    entry.value = text

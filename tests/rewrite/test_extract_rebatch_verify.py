@@ -10,7 +10,7 @@ from handmade import fan, model
 from onnx import helper, numpy_helper
 
 import graphmod as gm
-from graphmod.rewrite.verb import RECORD, edits_of
+from graphmod.model import RECORD, edits_of
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 RNG = np.random.default_rng(23)

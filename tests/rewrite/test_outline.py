@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from random_graphs import random_graphs
 
 import graphmod as gm
-from graphmod.rewrite.verb import RECORD
+from graphmod.model import RECORD
 
 UNARY = ("Relu", "Tanh", "Sigmoid", "Neg")
 
