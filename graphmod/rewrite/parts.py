@@ -262,7 +262,7 @@ def _output_type(model: Model, given: Mapping[str, TensorType], output: str) -> 
 def misfit(declared_type: TensorType, kind: TensorType, symbols: dict[str, int | str | None] | None = None) -> str:
     """Return why a tensor does not fit a declared input, "" where it does; symbols are bound on the way."""
     symbols = {} if symbols is None else symbols
-    if kind.dtype is not None and declared_type.dtype not in (None, kind.dtype):
+    if kind.dtype is not None and declared_type.dtype is not None and declared_type.dtype != kind.dtype:
         return "the dtypes differ"
     if kind.shape is None or declared_type.shape is None:
         return ""
@@ -278,7 +278,7 @@ def misfit(declared_type: TensorType, kind: TensorType, symbols: dict[str, int |
 
 def contradict(a: TensorType, b: TensorType) -> bool:
     """Whether two types cannot be of one tensor; what is unknown contradicts nothing."""
-    if None not in (a.dtype, b.dtype) and a.dtype != b.dtype:
+    if a.dtype is not None and b.dtype is not None and a.dtype != b.dtype:  # numpy says that float64 equals None
         return True
     if a.shape is None or b.shape is None:
         return False

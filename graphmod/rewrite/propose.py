@@ -77,7 +77,7 @@ def propose(
     region = find_region(model, place)
     before, after = model.tensors.get(region.entry), model.tensors.get(region.exit)
     if before is not None and after is not None and before.dtype != after.dtype:
-        raise RefusedError(f"'{region.entry}' is {before} and '{region.exit}' is {after}: a layer does not change the type")
+        raise RefusedError(f"'{region.entry}' is {before} and '{region.exit}' is {after}: no layer changes the type")
     pair = (region.entry, region.exit)
     seen = moments(model, as_data(model, data), [pair], threads=threads).get(pair)
     if seen is None:
