@@ -52,7 +52,7 @@ def compose(
         ``position``: the first outputs of the model right before feed the first inputs of the next; or which output
         feeds which input, ``{input: output}``.
     prefix : list of str, optional
-        A prefix for all names of each other model, inputs and outputs too ("" for none).
+        A prefix for all names of each other model, inputs and outputs too ("": where names clash, as by default).
     outputs : list of str, optional
         The outputs of the whole, in order; by default all that feed nothing.
 
@@ -145,12 +145,10 @@ class _Whole:
 
     def _connections(self, model: Model, connect: str | Mapping[str, str], prefix: str) -> dict[str, str]:
         """Return the outputs so far by the inputs of the next model that they feed."""
-        if connect == "name":
-            return {name: name for name in model.inputs if name in self.outputs}
-        if connect == "position":
-            return dict(zip(model.inputs, self.last, strict=False))
-        assert not isinstance(connect, str)
-        found = {}
+        if isinstance(connect, str):
+            last = zip(model.inputs, self.last, strict=False)  # as many as both have
+            return {name: name for name in model.inputs if name in self.outputs} if connect == "name" else dict(last)
+        found: dict[str, str] = {}
         for name in model.inputs:
             output = connect.get(prefix + name, connect.get(name))
             if output is None:
@@ -439,8 +437,8 @@ def _rename_tensors(graph: GraphProto, names: Mapping[str, str], symbols: Mappin
 def _join_metadata(whole: ModelProto, proto: ModelProto, mark: str) -> None:
     """Add versions and metadata; what says something else than the whole's goes under a prefixed key."""
     whole.ir_version = max(whole.ir_version, proto.ir_version)
-    domains = {entry.domain for entry in whole.opset_import}
-    whole.opset_import.extend(entry for entry in proto.opset_import if entry.domain not in domains)
+    domains = {entry.domain or "ai.onnx" for entry in whole.opset_import}
+    whole.opset_import.extend(entry for entry in proto.opset_import if (entry.domain or "ai.onnx") not in domains)
     there = {entry.key: entry.value for entry in whole.metadata_props}
     for entry in proto.metadata_props:
         if entry.key == RECORD or there.get(entry.key, entry.value) != entry.value:

@@ -51,8 +51,9 @@ def merge_weights(
 ) -> Model:
     """Merge the weights of models of one graph, such as fine-tunes of one network.
 
-    Names may differ, structure may not. Weights are merged in float64, a piece at a time, and stored in their own type;
-    integer constants must be equal. Of the variances of BatchNormalization the standard deviations are merged.
+    Names may differ, structure may not. Weights are merged in float64 and stored in their own type; integer constants
+    must be equal. Of the variances of BatchNormalization the standard deviations are merged. External weights are read
+    a piece at a time; what comes out is in memory until it is saved.
 
     Parameters
     ----------

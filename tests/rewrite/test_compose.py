@@ -46,6 +46,17 @@ def test_split_then_composed_is_the_original(name, exporter):
     onnx.checker.check_model(again.proto(), full_check=True)
 
 
+@pytest.mark.slow
+def test_every_network_split_then_composed(any_export):
+    whole = any_export.model
+    head, *rest = gm.split(whole, gm.boundaries(whole)[:-1])
+    again = gm.compose(head, rest, outputs=list(whole.outputs))
+    assert sorted(op.name for op in again.operators) == sorted(op.name for op in whole.operators)
+    expected, found = whole.run(any_export.feeds), again.run(any_export.feeds)
+    for tensor, value in expected.items():
+        np.testing.assert_allclose(found[tensor], value, rtol=0, atol=1e-5 * np.abs(value).max())
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(random_graphs(), st.data())
 def test_random_graphs_split_then_composed(graph, data):
@@ -330,3 +341,12 @@ def test_refusals_of_types():
     taken = gm.compose(square(), square(seed=1), connect="position", prefix=["p."])
     with pytest.raises(gm.RefusedError, match=r"with prefix 'p.' tensor '.*' still clashes"):
         gm.compose(taken, square(seed=2), connect="position", prefix=["p."])
+
+
+def test_the_record_replays(tmp_path):
+    demo = gm.load(gm.demo.model_path())
+    parts = gm.split(demo, ["layer1", "layer2"])
+    paths = [part.save(tmp_path / f"{i}.onnx") for i, part in enumerate(parts)]
+    whole = gm.compose(parts[0], [str(path) for path in paths[1:]])
+    again = gm.apply(gm.Recipe.of(whole), demo)
+    assert again.proto().SerializeToString(deterministic=True) == whole.proto().SerializeToString(deterministic=True)

@@ -78,7 +78,7 @@ def test_expose_then_hide_is_the_original(graph, data):
 def test_places():
     demo = gm.load(gm.demo.model_path())
     tree = gm.blocks(demo)
-    (matches,) = [gm.find(demo, "Add > Relu")]
+    matches = gm.find(demo, "Add > Relu")
     shown = gm.expose(demo, ["Add > Relu", tree["layer1"], "layer2", demo.operator_names[0], "logits"])
     assert list(shown.outputs) == ["logits", *(match.exit for match in matches), demo.operators[0].output[0]]
     assert gm.expose(demo, ["logits"]) is demo

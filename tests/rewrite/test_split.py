@@ -84,13 +84,12 @@ def test_a_random_graph_at_random_tensors(graph, data):
     content = whole.proto().SerializeToString(deterministic=True)
     tensors = list(dict.fromkeys(made for _, made, _ in graph.links if made != "out"))
     at = data.draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=4, unique=True)) if tensors else ["x"]
-    empty = len({whole.producer[name] for name in at if name in whole.producer}) < len(at)
     try:
         parts = gm.split(whole, at)
     except gm.RefusedError as error:
         assert at == ["x"] or "no operator comes" in str(error) or "nothing that part" in str(error)  # noqa: PT017
         return
-    assert len(parts) == len({whole.producer[name] for name in at}) + 1 or empty
+    assert len(parts) == len({whole.producer[name] for name in at}) + 1
     found = run_parts(parts, graph.feeds())
     np.testing.assert_allclose(found["out"], whole.run(graph.feeds())["out"], atol=1e-6)
     assert sum(len(part.operators) for part in parts) == len(whole.operators)
@@ -130,10 +129,7 @@ def test_places_and_one_part():
     tree = gm.blocks(demo)
     parts = gm.split(demo, ["layer2", tree["layer1"]])
     assert [list(part.outputs) for part in parts] == [[tree["layer1"].exit], [tree["layer2"].exit], ["logits"]]
-    (middle,) = [gm.split(demo, ["layer1", "layer2"], part=1)]
-    assert middle.digest == parts[1].digest or [op.name for op in middle.operators] == [
-        op.name for op in parts[1].operators
-    ]
+    assert gm.split(demo, ["layer1", "layer2"], part=1).digest == parts[1].digest
     producer = demo.operator_names[demo.producer[tree["layer1"].exit]]
     assert list(gm.split(demo, [producer])[0].outputs) == [tree["layer1"].exit]
     with pytest.raises(gm.RefusedError, match="there is no part 3"):
