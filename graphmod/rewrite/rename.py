@@ -45,6 +45,7 @@ def rename(
     only: Literal["tensors", "operators"] | None = None,
     dims: dict[str, str] | None = None,
     from_scopes: bool = False,
+    missing: bool = False,
 ) -> Model:
     r"""Give tensors, operators and symbolic dimensions other names.
 
@@ -61,6 +62,8 @@ def rename(
     from_scopes : bool
         Whether operators are called after the module that they come from (``layer1.0.conv1``), and tensors and
         weights whose names say nothing (``onnx::Conv_123``) after their operator (``layer1.0.conv1.weight``).
+    missing : bool
+        Whether operators without a name, or with one that another has, are first called after their type and position.
 
     Returns
     -------
@@ -79,6 +82,7 @@ def rename(
     >>> list(m.inputs)
     ['pixels']
     """
+    unnamed, model = model, _with_names(model) if missing else model
     tensors = list(dict.fromkeys(_tensor_names(model._proto.graph)))
     operators = list(dict.fromkeys(name for name in _operator_names(model._proto.graph) if name))
     by_tensor: Mapped = {}
@@ -94,7 +98,7 @@ def rename(
     by_tensor = _changes(by_tensor, tensors, "tensors")
     by_operator = _changes(by_operator, operators, "operators")
     by_dim = _changes(_known_dims(model, dims or {}), list(_dims(model._proto)), "dimensions")
-    if not (by_tensor or by_operator or by_dim):
+    if model is unnamed and not (by_tensor or by_operator or by_dim):
         return model
     if model._proto.training_info:
         raise RefusedError("the model carries training information, which refers to tensors by name; remove it first")
@@ -104,6 +108,16 @@ def rename(
         if dim.dim_param in by_dim:
             dim.dim_param = by_dim[dim.dim_param]
     return model.derive(edited)
+
+
+def _with_names(model: Model) -> Model:
+    """Return the model with the names by which :attr:`Model.operator_names` knows its operators."""
+    if all(op.name == name for op, name in zip(model.operators, model.operator_names, strict=True)):
+        return model
+    edited = model.editable()
+    for operator, name in zip(edited.graph.node, model.operator_names, strict=True):
+        operator.name = name
+    return Model(edited, model.folder)
 
 
 # -- which names

@@ -9,13 +9,14 @@ from functools import cached_property
 from onnx import NodeProto
 
 from graphmod.data import Data
-from graphmod.errors import GraphmodError, RefusedError
+from graphmod.errors import GraphmodError
 from graphmod.graph.wiring import Constant, Wiring, wiring
 from graphmod.model import Model
 from graphmod.model.initializers import n_stored_bytes
-from graphmod.rewrite.fuse import Candidate, candidates
+from graphmod.rewrite.draft import Draft
+from graphmod.rewrite.fuse import OPSET, Candidate, candidates
+from graphmod.rewrite.fusions import Bench
 from graphmod.rewrite.recipe import Edit, apply
-from graphmod.rewrite.verb import VERBS
 
 STANDARD = ("", "ai.onnx")
 
@@ -72,16 +73,29 @@ class Evidence:
             if (operator := points[i].operator) is not None and operator.domain in STANDARD
         ]
 
+    @cached_property
+    def overridable(self) -> frozenset[str]:
+        """The initializers that a caller may override; before version 4 of the format all were listed as inputs."""
+        proto = self.model._proto
+        declared = {value.name for value in proto.graph.input} if proto.ir_version >= 4 else set()
+        return frozenset(declared & self.model.initializers.keys())
+
     def constants(self) -> Iterator[tuple[int, Constant]]:
         """Yield the numbers and the constants of the wiring."""
         yield from enumerate(self.wiring.constants)
 
     def fusable(self, *kinds: str) -> list[Candidate]:
         """Return what could be fused or nearly could; nothing where the opset is too old for it, a smell of its own."""
-        try:
-            return candidates(self.model, kinds=list(kinds))
-        except RefusedError:
-            return []
+        return [one for one in self._candidates if one.kind in kinds]
+
+    @cached_property
+    def _candidates(self) -> list[Candidate]:
+        return candidates(self.model) if self.model.opset >= OPSET else []
+
+    @cached_property
+    def bench(self) -> Bench:
+        """A bench on which nothing is changed, to read linear maps."""
+        return Bench(Draft(self.model))
 
     def operator(self, name: str) -> NodeProto:
         """Return the operator of a point of the wiring."""
@@ -90,10 +104,6 @@ class Evidence:
     @cached_property
     def _operators(self) -> dict[str, NodeProto]:
         return {point.name: point.operator for point in self.wiring.points if point.operator is not None}
-
-    def mending(self, edit: Edit) -> tuple[Edit | None, str]:
-        """Return what a finding holds of an edit that is never refused: the edit, or that there is no such verb."""
-        return (edit, "") if edit.verb in VERBS else (None, f"there is no verb '{edit.verb}'")
 
     def tried(self, edit: Edit) -> tuple[Edit | None, str]:
         """Return what a finding holds of an edit that may be refused here: the edit, or why it is refused."""

@@ -36,7 +36,9 @@ def _unfused_batchnorms(evidence: Evidence) -> Iterator[Finding]:
 def _unfused_maps(evidence: Evidence) -> Iterator[Finding]:
     """Linear maps in a row or side by side, scales by constants and Pads that could be part of one linear map."""
     kinds = ("scale", "chain", "sum", "pad")
-    yield from _fused(evidence.fusable(*kinds), "could be part of a linear map beside", *kinds)
+    idle = {one.operator for one in evidence.fusable("identity") if not one.reason}
+    found = [one for one in evidence.fusable(*kinds) if one.operator not in idle]
+    yield from _fused(found, "could be part of a linear map beside", *kinds)
 
 
 @smell("identity_operator")
@@ -66,20 +68,17 @@ def _cancelling_casts(evidence: Evidence) -> Iterator[Finding]:
         if first.op_type != "Cast":
             continue
         before, inner, after = (model.tensors.get(t) for t in (first.input[0], first.output[0], operator.output[0]))
-        if before is None or inner is None or after is None or None in (before.dtype, inner.dtype):
+        if before is None or inner is None or after is None or before != after:
             continue
-        if before.dtype == after.dtype and _holds(inner.dtype, before.dtype):
+        if before.dtype is not None and inner.dtype is not None and _holds(inner.dtype, before.dtype):
             told = f"Cast '{name}' takes back to {before.dtype} what another Cast made {inner.dtype}"
             tried = Edit("remove", {"place": [first.input[0], operator.output[0]]})
             yield Finding(told, (name,), (first.output[0],), *evidence.tried(tried), n_operators=1)
 
 
-def _holds(wide: object, narrow: object) -> bool:
-    """Whether a type has every value of another."""
-    try:
-        return bool(np.can_cast(np.dtype(narrow), np.dtype(wide), "safe"))  # type: ignore[call-overload]  # any dtype
-    except TypeError:
-        return False
+def _holds(wide: np.dtype[np.generic], narrow: np.dtype[np.generic]) -> bool:
+    """Whether a type has every value of another; of types that NumPy does not know of itself nothing is said."""
+    return wide.isbuiltin == narrow.isbuiltin == 1 and np.can_cast(narrow, wide, "safe")
 
 
 @smell("large_constant")
@@ -100,7 +99,7 @@ def _large_constants(evidence: Evidence) -> Iterator[Finding]:
         size = sum(kind.size * kind.dtype.itemsize for _, _, kind in large if kind.dtype is not None)
         told = f"{counted(len(names), 'Constant operator')} hold {size:,} bytes, {quoted(names)}"
         tensors = tuple(operator.output[0] for _, operator, _ in large)
-        yield Finding(told, names, tensors, *evidence.mending(Edit("simplify")), n_operators=len(names))
+        yield Finding(told, names, tensors, Edit("simplify"), n_operators=len(names))
 
 
 LARGE = 1024

@@ -14,36 +14,52 @@ from graphmod.rewrite.smells.registry import Finding, smell
 VARIADIC = onnx.defs.OpSchema.FormalParameterOption.Variadic
 
 _COPIES = ("Identity", "Dropout")
+_INNER = "what lies in bodies and functions stays as it is; inline it first"
 
 
 @smell("dead_operator")
 def _dead_operators(evidence: Evidence) -> Iterator[Finding]:
     """Operators on which no output depends."""
-    wired, live = evidence.wiring, evidence.live
-    dead = [i for i, point in enumerate(wired.points) if point.kind == "operator" and i not in live]
+    points, live = evidence.wiring.points, evidence.live
+    dead = [i for i, point in enumerate(points) if point.kind == "operator" and i not in live]
+    main = [i for i in dead if not points[i].scope]
+    if main:
+        yield _dead(evidence, main, Edit("simplify"), "")
+    if len(main) < len(dead):
+        yield _dead(evidence, [i for i in dead if points[i].scope], None, _INNER)
+
+
+def _dead(evidence: Evidence, dead: list[int], edit: Edit | None, reason: str) -> Finding:
+    wired = evidence.wiring
     names = tuple(wired.points[i].name for i in dead)
-    if not names:
-        return
-    only = {c for i in dead for c in wired.held[i].values() if all(p not in live for p, _ in evidence.holders[c])}
-    size = sum(stored(wired.constants[c]) for c in only)
+    held = {c for i in dead for c in wired.held[i].values()}
+    alone = [c for c in held if all(point not in evidence.live for point, _ in evidence.holders[c])]
+    size = sum(stored(wired.constants[c]) for c in alone)
     told = f"no output depends on {counted(len(names), 'operator')}, {quoted(names)}"
     told += f", which alone {'read' if len(names) > 1 else 'reads'} {size:,} bytes of constants" if size else ""
-    yield Finding(told, names, (), *evidence.mending(Edit("simplify")), n_bytes=size, n_operators=len(names))
+    return Finding(told, names, (), edit, reason, n_bytes=size, n_operators=len(names))
 
 
 @smell("unused_constant")
 def _unused_constants(evidence: Evidence) -> Iterator[Finding]:
     """Initializers and Constant operators that nothing reads."""
+    model = evidence.model
     quantized = {
         entry.value
-        for annotation in evidence.model._proto.graph.quantization_annotation
+        for annotation in model._proto.graph.quantization_annotation
         for entry in annotation.quant_parameter_tensor_names
     }
-    unused = [c for i, c in evidence.constants() if i not in evidence.holders and c.name not in quantized]
-    if unused:
-        names, size = tuple(c.name for c in unused), sum(map(stored, unused))
-        told = f"nothing reads {counted(len(names), 'constant')} of {size:,} bytes, {quoted(names)}"
-        yield Finding(told, (), names, *evidence.mending(Edit("simplify")), n_bytes=size)
+    kept = quantized | evidence.overridable
+    unused = [c for i, c in evidence.constants() if i not in evidence.holders and c.name not in kept]
+    main = [c for c in unused if c.name in model.constants]
+    for some, edit, reason in (
+        (main, Edit("simplify"), ""),
+        ([c for c in unused if c.name not in model.constants], None, _INNER),
+    ):
+        if some:
+            names, size = tuple(c.name for c in some), sum(map(stored, some))
+            told = f"nothing reads {counted(len(names), 'constant')} of {size:,} bytes, {quoted(names)}"
+            yield Finding(told, (), names, edit, reason, n_bytes=size)
 
 
 @smell("unused_input")
@@ -98,10 +114,7 @@ def _repeated_outputs(evidence: Evidence) -> Iterator[Finding]:
 @smell("overridable_initializer")
 def _overridable_initializers(evidence: Evidence) -> Iterator[Finding]:
     """Initializers that are inputs too: a caller may override them, so no runtime can prepare them."""
-    proto = evidence.model._proto
-    if proto.ir_version < 4:  # such files list all initializers among the inputs
-        return
-    names = tuple(value.name for value in proto.graph.input if value.name in evidence.model.initializers)
+    names = tuple(name for name in evidence.model.initializers if name in evidence.overridable)
     if names:
         told = f"{counted(len(names), 'initializer')} may be overridden by the caller, {quoted(names)}"
         yield Finding(told, (), names, None, "who runs the model may feed them")

@@ -14,7 +14,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from graphmod.graph import find
 from graphmod.graph.wiring import Constant
+from graphmod.rewrite.fusions.maps import read_map
 from graphmod.rewrite.recipe import Edit
 from graphmod.rewrite.smells.evidence import Evidence, stored
 from graphmod.rewrite.smells.registry import Finding, smell
@@ -34,15 +36,19 @@ CHUNK = 2**17
 """Scalars read at a time, at least a row."""
 
 _MAPS = ("Conv", "Gemm", "MatMul")
+"""Operators of which the second input can be split."""
 
 
 @smell("tiny_rank", weights=True)
 def _tiny_ranks(evidence: Evidence) -> Iterator[Finding]:
     """Large weights of linear maps that two far smaller ones could stand for."""
     for number, constant in evidence.constants():
-        names = tuple(name for name, op_type, slot in evidence.readers(number) if op_type in _MAPS and slot == "1")
         shape = constant.shape
-        if not names or len(shape) < 2 or prod(shape) < HUGE or constant.indices is not None:
+        if len(shape) < 2 or prod(shape) < HUGE or constant.indices is not None:
+            continue
+        readers = evidence.readers(number)
+        names = tuple(name for name, op_type, slot in readers if op_type in _MAPS and slot == "1")
+        if not names or (len(shape) > 2 and any(op_type == "MatMul" for _, op_type, _ in readers)):
             continue
         rows, columns = shape[0], prod(shape[1:])
         rank = tiny_rank(constant, rows, columns)
@@ -50,8 +56,25 @@ def _tiny_ranks(evidence: Evidence) -> Iterator[Finding]:
             size = round(stored(constant) * (1 - rank * (rows + columns) / (rows * columns)))
             told = f"{rank} of {min(rows, columns)} dimensions hold {ENERGY:.2%} of the energy of '{constant.name}', "
             told += f"{constant}: two weights of that rank take {size:,} bytes less"
-            edit = Edit("low_rank", {"where": f'[name="{names[0]}"]', "rank": rank})
-            yield Finding(told, names, (constant.name,), *evidence.tried(edit), n_bytes=size)
+            yield Finding(told, names, (constant.name,), *_split(evidence, names, rank, len(readers)), n_bytes=size)
+
+
+def _split(evidence: Evidence, names: tuple[str, ...], rank: int, n_readers: int) -> tuple[Edit | None, str]:
+    """Return the edit that splits a weight, if all that read it are linear maps that can be split."""
+    if n_readers > len(names):
+        return None, "something other than a linear map reads it too"
+    for name in names:
+        if name not in evidence.model.position:
+            return None, f"'{name}' lies in a body or a function"
+        layer = read_map(evidence.bench, evidence.bench.draft.operator(name))
+        if isinstance(layer, str):
+            return None, layer
+        if layer.groups > 1:
+            return None, f"'{name}' has {layer.groups} groups"
+    where = ", ".join(f'[name="{name}"]' for name in names)
+    if {name for match in find(evidence.model, where) for name in match.operators} != set(names):
+        return None, f"the selector {where} picks other operators too; rename them first"
+    return Edit("low_rank", {"where": where, "rank": rank}), ""
 
 
 def tiny_rank(constant: Constant, rows: int, columns: int) -> int | None:

@@ -77,7 +77,11 @@ def _finding(evidence: Evidence, block: Block, best: Proposal, cka: float) -> Fi
     edit = Edit("remove", {"place": place})
     if best.kind != "identity":
         edit = Edit("replace", {"place": place, "data": dict(evidence.data_record or {}), "kind": best.kind})
-    mends, reason = evidence.tried(edit)
+    try:
+        best.apply(evidence.model)
+        mends, reason = edit, ""
+    except RefusedError as error:
+        mends, reason = None, str(error)
     return Finding(
         told,
         block.operators,

@@ -33,7 +33,7 @@ _NORMALIZATIONS = ("BatchNormalization", "LayerNormalization", "InstanceNormaliz
 @smell("repeated_constant", weights=True)
 def _repeated_constants(evidence: Evidence) -> Iterator[Finding]:
     """Initializers with the same values as another."""
-    main = evidence.model.initializers
+    main = evidence.model.initializers.keys() - evidence.overridable - evidence.model.outputs.keys()
     alike: defaultdict[object, list[Constant]] = defaultdict(list)
     for number, constant in evidence.constants():
         if constant.name in main and number in evidence.holders and stored(constant) > SMALL:
@@ -43,7 +43,7 @@ def _repeated_constants(evidence: Evidence) -> Iterator[Finding]:
             names, size = tuple(c.name for c in equals), stored(equals[0]) * (len(equals) - 1)
             told = f"{counted(len(names), 'initializer')} hold the same {equals[0]}, {quoted(names)}"
             told += f": {size:,} bytes for nothing"
-            yield Finding(told, (), names, *evidence.mending(Edit("simplify")), n_bytes=size)
+            yield Finding(told, (), names, Edit("simplify"), n_bytes=size)
 
 
 def _equal(constants: Sequence[Constant]) -> Iterator[list[Constant]]:
