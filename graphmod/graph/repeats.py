@@ -113,6 +113,7 @@ class _Runs:
     def __init__(self, model: Model):
         self.model = model
         self.order = structural_order(model)
+        self.scopes = [scope_parts(operator) for operator in model.operators]
         self.free = np.ones(len(self.order), bool)
         self.fixed = {*model.initializers, *(tensor.values.name for tensor in model._proto.graph.sparse_initializer)}
         labels = operator_hashes(model, rounds=0)
@@ -190,7 +191,7 @@ class _Runs:
         """Return how deep in one scope a run lies, and how few tensors connect it to the outside."""
         places = self.order[start : start + length]
         operators = [self.model.operators[place] for place in places]
-        depth = len(common_scope(map(scope_parts, operators)))
+        depth = len(common_scope(self.scopes[place] for place in places))
         made = {tensor for operator in operators for tensor in operator.output}
         read = {t for op in operators for t in op.input if t not in made and t not in self.fixed}
         inner = set(places)

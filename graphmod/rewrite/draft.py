@@ -238,7 +238,7 @@ class Draft:
                 self.discard(operator)
         _drop(self.graph.initializer, lambda tensor: tensor.name in dead)
         _drop(self.graph.sparse_initializer, lambda tensor: tensor.values.name in dead)
-        weights = {tensor.name for tensor in self.model._proto.graph.initializer}
+        weights = {*self._initializers, *(tensor.name for tensor in self.model._proto.graph.initializer)}
         _drop(self.graph.input, lambda value: value.name in dead & weights)  # files of IR version 3 list both
         self._initializers = {tensor.name: tensor for tensor in self.graph.initializer}
         there = {*self._producer, *self._initializers, *(value.name for value in self.graph.input)}

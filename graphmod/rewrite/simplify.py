@@ -2,19 +2,19 @@
 
 Constants are folded by ONNX Runtime itself, all in one session, so that they are what inference would compute. The rest
 is bookkeeping on the draft, which keeps names, metadata, signature, functions and external weights by not touching
-them. That is why no simplifier of others is used. Measured on the networks of the tests (bert, gpt2, vit12 as torch's
-TorchScript exporter writes them: 321, 528, 911 operators; and a transformer of 30,000):
+them. That is why no simplifier of others is used. Operators left of bert, gpt2 and vit12, networks of the tests as
+torch's TorchScript exporter writes them (321, 528 and 911 operators), and time for a transformer of 10,000:
 
-=================  =====================  =========  ===================================================
-by                 operators left         30,000 in  what is lost
-=================  =====================  =========  ===================================================
-this file          FIGURES                TIME       constants' own names; nothing else
-onnxsim 0.8.1      130, 157, 402          15 s       metadata, doc strings; declarations; fuses as well
-onnxslim 0.1.98    137, 175, 375          over 60 s  metadata, declarations; fuses as well
-onnxoptimizer      206, 294, 646          -          metadata, declarations
-onnxscript 0.7.2   174, 279, 585          4 s        evaluates a constant before it looks at its size
-ONNX Runtime       176, 257, 608          -          metadata
-=================  =====================  =========  ===================================================
+================  =============  =========================  ===================================================
+by                operators      10,000                     what else
+================  =============  =========================  ===================================================
+this file         127, 168, 378  4 s, checks and a session  names of constants that became part of others go
+onnxsim 0.8.1     138, 165, 406  3 s                        loses metadata and declarations; fuses, inexactly
+onnxslim 0.1.98   137, 175, 375  over 60 s                  loses metadata and declarations; fuses
+onnxoptimizer     206, 294, 646                             loses metadata and declarations; no constants
+onnxscript 0.7.2  174, 279, 585  1 s                        computes a constant before it looks at its size
+ONNX Runtime      176, 257, 608                             loses metadata
+================  =============  =========================  ===================================================
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ KEPT = {"QuantizeLinear", "DequantizeLinear"}
 FOLDED = {np.dtype(name) for name in ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]}
 """What folding takes and gives."""
 
+GROWTH = 1024
+"""Scalars up to which folding may give more than it takes: the file is to become no larger."""
+
 _ROUNDS = 10
 
 
@@ -70,7 +73,8 @@ def simplify(model: Model, limit: int = LIMIT) -> Model:
     ----------
     model : Model
     limit : int
-        The most scalars that a constant may have to be folded, or to come from folding.
+        The most scalars that a constant may have to be folded, or to come from folding; over 1,024 it is also to have
+        no more of them than what it comes from.
 
     Returns
     -------
@@ -95,7 +99,8 @@ def simplify(model: Model, limit: int = LIMIT) -> Model:
         done = [draft.sweep(), _merge_initializers(draft)]
         draft.prune()
         types = _types(draft)
-        done += [_fold_shapes(draft, types), _fold(draft, types, limit), _hand_on(draft, types), _merge_operators(draft)]
+        done += [_fold_shapes(draft, types), _fold(draft, types, limit)]
+        done += [_hand_on(draft, types), _merge_operators(draft)]
         if not any(done):
             break
         changed = True
@@ -185,6 +190,9 @@ def _fold(draft: Draft, types: Mapping[str, TensorType], limit: int) -> bool:
         known = kind is not None and kind.shape is not None and all(isinstance(size, int) for size in kind.shape)
         return known and kind is not None and kind.dtype in FOLDED and kind.size <= limit
 
+    def size(names: Iterable[str]) -> int:
+        return sum(types[name].size for name in names)
+
     constant = {name for name in fixed if is_small(name)}
     folded: list[NodeProto] = []
     for operator in draft.operators:
@@ -193,6 +201,7 @@ def _fold(draft: Draft, types: Mapping[str, TensorType], limit: int) -> bool:
             reads <= constant
             and gives.isdisjoint(outputs)
             and all(map(is_small, gives))
+            and (operator.op_type == "Constant" or size(gives) <= max(size(reads), GROWTH))
             and _is_standard(operator, opset)
             and operator.op_type not in KEPT
         ):

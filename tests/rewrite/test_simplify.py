@@ -211,6 +211,28 @@ def test_no_constant_explodes():
     assert types_of(gm.simplify(smaller, limit=20)) == ["Expand", "ReduceMean", "Add"]
 
 
+def test_a_constant_does_not_grow():
+    operators = [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])]
+    for side, left in ((8, ["Add"]), (64, ["ConstantOfShape", "Add"])):
+        sizes = {"s": np.array([side, side], np.int64)}
+        built = model(operators, {"x": [side, side]}, {"y": [side, side]}, sizes)
+        assert types_of(gm.simplify(built)) == left
+
+
+def test_files_that_list_weights_among_inputs():
+    operators = [helper.make_node("ConstantOfShape", ["s"], [name]) for name in "ab"]
+    operators += [helper.make_node("Add", pair, [made]) for pair, made in (("xa", "h"), ("hb", "y"))]
+    proto = model(operators, {"x": ["n", 4], "s": [1]}, {"y": ["n", 4]}, {"s": np.array([4], np.int64)})._proto
+    proto.graph.input[1].type.tensor_type.elem_type = TensorProto.INT64
+    proto.ir_version = 3
+    built = gm.load(onnx.ModelProto.FromString(proto.SerializeToString()))
+    found = gm.simplify(built)
+    assert types_of(found) == ["Add", "Add"]
+    assert list(found.inputs) == ["x"]
+    assert [value.name for value in found._proto.graph.input] == ["x", *found.initializers]
+    assert_equal(built, found, {"x": floats(3, 4)})
+
+
 def test_random_operators_and_quantised_weights_stay():
     operators = [
         *(helper.make_node("RandomNormal", [], [f"r{i}"], shape=[4]) for i in range(2)),
