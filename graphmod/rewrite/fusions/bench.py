@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,36 @@ _STEPS: dict[str, Step] = {
     "Unsqueeze": lambda reads, a: np.expand_dims(reads[0], _numbers(reads, a)),
 }
 """What the operators make that only copy, view or convert constants."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A constant whose values are read when they are asked for: looking for fusions must not read large weights."""
+
+    kind: TensorType
+    read: Callable[[], Array | None]
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The type of a scalar."""
+        assert self.kind.dtype is not None
+        return self.kind.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return tuple(d for d in self.kind.shape or () if isinstance(d, int))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the values."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def values(self) -> NDArray[np.float64]:
+        """Return the values in float64."""
+        value = self.read()
+        assert value is not None
+        return value.astype(np.float64)
 
 
 class Bench:
@@ -124,6 +156,14 @@ class Bench:
         if kind is None and operator.op_type == "CastLike":
             kind = self.kind(operator.input[1])
         return None if kind is None or kind.dtype is None else reads[0].astype(kind.dtype)
+
+    def held(self, tensor: str) -> Held | None:
+        """Return the same without its values, which can be read later; None for other tensors."""
+        if tensor in self.draft.model.initializers or tensor in self._made:
+            kind = self.kind(tensor)
+            return None if kind is None or kind.dtype is None else Held(kind, lambda: self.draft.constant(tensor))
+        value = self.constant(tensor)
+        return None if value is None else Held(TensorType(value.dtype, value.shape), lambda: value)
 
     def sole_reader(self, tensor: str) -> NodeProto | str:
         """Return the one operator that reads a tensor, or why there is none or more than that."""

@@ -20,7 +20,7 @@ from onnx import NodeProto
 from graphmod.errors import RefusedError
 from graphmod.model import TensorType
 from graphmod.rewrite.draft import shared_scope
-from graphmod.rewrite.fusions.bench import Array, Bench
+from graphmod.rewrite.fusions.bench import Array, Bench, Held
 
 Float = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class Map:
     operator : NodeProto
     add : NodeProto, optional
         The Add behind a MatMul, whose constant is the bias.
-    held : array
+    held : Held
         The weight as the file has it.
     offset : array, optional
         The bias as the file has it.
@@ -51,7 +51,7 @@ class Map:
     bench: Bench
     operator: NodeProto
     add: NodeProto | None
-    held: Array
+    held: Held
     offset: Array | None
     groups: int = 1
 
@@ -84,7 +84,7 @@ class Map:
     def rank(self) -> int | None:
         """The number of axes of what it reads and makes, None if it is not known."""
         if self.op_type in ("Conv", "ConvTranspose"):
-            return self.held.ndim
+            return len(self.held.shape)
         return 2 if self.op_type == "Gemm" else self.bench.rank(self.exit)
 
     @property
@@ -130,7 +130,7 @@ class Map:
 
     def weight(self) -> Float:
         """Return the weight, shape (groups, out, in, *kernel)."""
-        value = self.held.astype(np.float64)
+        value = self.held.values()
         g = self.groups
         if self.op_type == "Conv":
             return value.reshape(g, -1, *value.shape[1:])
@@ -176,8 +176,8 @@ class Map:
         """Return why its weight had better stay: a copy of a large one for another reader costs more than it saves."""
         name = self.operator.input[1]
         others = [op for op in self.bench.draft.readers(name) if op is not self.operator]
-        if others and self.held.nbytes > _COPIES:
-            size = f"{self.held.nbytes / 1e6:.1f} MB"
+        if others and self.held.n_bytes > _COPIES:
+            size = f"{self.held.n_bytes / 1e6:.1f} MB"
             return f"its weight '{name}' of {size} is shared with {self.bench.told(others[0])}"
         return None
 
@@ -254,15 +254,15 @@ def read_map(bench: Bench, operator: NodeProto) -> Map | str:
         return f"{bench.told(operator)} is no linear map"
     if operator.op_type == "BatchNormalization":
         return _read_normalization(bench, operator)
-    held = bench.constant(operator.input[1])
+    held = bench.held(operator.input[1])
     if held is None:
         return f"the weight '{operator.input[1]}' of {bench.told(operator)} is no constant"
     if held.dtype.kind != "f" and held.dtype.name != "bfloat16":
         return f"the weight of {bench.told(operator)} is of type {held.dtype}"
     if operator.op_type in ("Conv", "ConvTranspose"):
         return _read_convolution(bench, operator, held)
-    if held.ndim != 2:
-        return f"the weight of {bench.told(operator)} has {held.ndim} axes"
+    if len(held.shape) != 2:
+        return f"the weight of {bench.told(operator)} has {len(held.shape)} axes"
     if operator.op_type == "MatMul":
         return _read_product(bench, operator, held)
     attributes = bench.attributes(operator)
@@ -290,7 +290,7 @@ def read_map_of(bench: Bench, tensor: str) -> Map | str:
     return found
 
 
-def _read_convolution(bench: Bench, operator: NodeProto, held: Array) -> Map | str:
+def _read_convolution(bench: Bench, operator: NodeProto, held: Held) -> Map | str:
     groups = int(bench.attributes(operator).get("group", 1))
     n_out = held.shape[0] if operator.op_type == "Conv" else held.shape[1] * groups
     offset = _offset(bench, operator, n_out)
@@ -309,7 +309,7 @@ def _offset(bench: Bench, operator: NodeProto, n_out: int) -> Array | str | None
     return value
 
 
-def _read_product(bench: Bench, operator: NodeProto, held: Array) -> Map:
+def _read_product(bench: Bench, operator: NodeProto, held: Held) -> Map:
     """Return a MatMul, with the Add behind it where that adds one constant a channel and nothing else reads it."""
     alone = Map(bench, operator, None, held, None)
     reader = bench.sole_reader(operator.output[0])
@@ -331,13 +331,13 @@ def _read_normalization(bench: Bench, operator: NodeProto) -> Map | str:
         return f"{bench.told(operator)} is in training mode"
     if not attributes.get("spatial", 1):
         return f"{bench.told(operator)} normalises every position on its own"
+    held = bench.held(operator.input[1])
     values = [bench.constant(name) for name in operator.input[1:5]]
-    if any(value is None for value in values):
+    if held is None or any(value is None for value in values):
         name = next(n for n, value in zip(operator.input[1:5], values, strict=True) if value is None)
         return f"'{name}', which {bench.told(operator)} reads, is no constant"
-    scale, offset, _, variance = values
-    assert scale is not None
+    _, offset, _, variance = values
     assert variance is not None
     if not (variance.astype(np.float64) + attributes.get("epsilon", 1e-5) > 0).all():
         return f"{bench.told(operator)} has a variance that is not positive"
-    return Map(bench, operator, None, scale, offset, int(scale.shape[0]))
+    return Map(bench, operator, None, held, offset, held.shape[0])
