@@ -13,7 +13,7 @@ from graphmod.rewrite.region import Place, Region, check_passes_through, find_re
 from graphmod.rewrite.verb import verb
 
 
-@verb(exact=False, example="graphmod reorder resnet.onnx --places layer1.1 --places layer1.2 --order 1 --order 0")
+@verb(exact=False, example="graphmod reorder resnet.onnx layer1.1 layer1.2 '[1, 0]' --out swapped.onnx")
 def reorder(model: Model, places: list[Place], order: list[int]) -> Model:
     """Let blocks that follow each other run in another order.
 

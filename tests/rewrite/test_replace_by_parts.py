@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnx.backend.test.loader
 import pytest
 import torch
 import zoo
@@ -361,3 +362,16 @@ def test_quantised_weights_and_annotations_come_along():
     (kept,) = after.proto().graph.quantization_annotation
     assert kept.tensor_name == "scale"
     assert numpy_helper.to_array(after.initializers[kept.quant_parameter_tensor_names[0].value]) == np.float32(0.1)
+
+
+def test_light_models_of_old_formats():
+    """The tiny stand-ins of onnx's model zoo list their weights among the inputs."""
+    root = onnx.backend.test.loader.DATA_DIR
+    network = gm.load(f"{root}/light/light_squeezenet.onnx")
+    after = gm.replace(network, "Relu", by="LeakyRelu(alpha=0.1)")
+    assert list(after.inputs) == list(network.inputs)
+    deeper = gm.duplicate(after, next(name for name in after.operator_names if name.endswith("LeakyRelu")))
+    assert list(deeper.inputs) == list(network.inputs)
+    clipped = gm.replace(network, "Relu", by="Clip(min=0)")
+    found = gm.verify(network, clipped, {name: normal(1, *kind.shape[1:]) for name, kind in network.inputs.items()})
+    assert found.exact
