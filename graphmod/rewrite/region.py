@@ -124,6 +124,8 @@ def _between(model: Model, entry: str, exit_: str) -> Region:
     source = primary_input(model)
     if entry == exit_:
         raise RefusedError(f"the region from '{entry}' to itself is empty")
+    if exit_ == source:
+        raise RefusedError(f"activations begin at '{exit_}', so no region ends there")
     try:
         flow = data_flow(model, source, exit_)
     except InvalidModelError as error:
