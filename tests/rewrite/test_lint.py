@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -361,7 +362,7 @@ def test_there_is_an_edit(smell):
 
 def test_edits_of_all_smells_at_once_can_be_applied_together():
     plan = Plan()
-    for plant in (dead, unread_constants, batchnorm, transposes, neutral_arithmetic, names, tiny):
+    for plant in (dead, unread_constants, batchnorm, transposes, names, tiny):
         plant(plan)
     model = plan.model()
     findings = gm.lint(model)
@@ -525,6 +526,31 @@ def test_a_block_that_a_layer_can_stand_for_is_replaced_by_it():
     mended = gm.apply(gm.mending(findings), model, given=[data])
     assert gm.lint(mended, data, only=["redundant_block"]) == []
     assert gm.accuracy(mended, gm.demo.splits().test) > 0.98
+
+
+# -- what the documentation says
+
+PAGE = (Path(__file__).parents[2] / "docs" / "lint.md").read_text()
+
+
+def test_the_page_lists_every_smell_and_the_verb_that_mends_it():
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", PAGE, re.MULTILINE))
+    assert rows.keys() == SMELLS.keys()
+    for case in PLANTED:
+        smell, *_, found = found_in(case, only=[PLANTED[case][0]])
+        for finding in found:
+            assert finding.edit is None or f"`{finding.edit.verb}" in rows[smell]
+
+
+def test_the_smell_that_the_page_adds_is_found_and_mended(monkeypatch):
+    monkeypatch.setitem(SMELLS, "tanh", None)  # so that it is gone afterwards
+    exec(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], {})
+    plan = Plan()
+    plan.instead("b", node("Tanh", "b:before", "b"))
+    (finding,) = gm.lint(plan.model())
+    assert (finding.smell, finding.operators) == ("tanh", ("Tanh_b",))
+    assert gm.lint(gm.apply([finding.edit], plan.model())) == []
+    assert SMELLS["tanh"].description == "Tanh, which some accelerators compute slowly."
 
 
 # -- networks of others

@@ -106,7 +106,7 @@ def _fixed_batch(evidence: Evidence) -> Iterator[Finding]:
     if size is not None:
         names = tuple(evidence.model.inputs)
         told = f"{quoted(names)}: {counted(size, 'sample')} at a time, no more and no fewer"
-        yield Finding(told, (), names, *evidence.tried(Edit("rebatch", {"batch": "batch"})))
+        yield Finding(told, (), names, *evidence.tried(Edit("rebatch", {"size": "batch"})))
 
 
 @smell("old_version")
