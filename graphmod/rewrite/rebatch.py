@@ -1,98 +1,223 @@
-"""Making the batch dimension dynamic, or fixing it."""
+"""Giving a dimension of the inputs another size, or a name: what holds on to the old size in the graph is freed.
+
+The graph is followed at two sizes of the dimension, the file's and one that occurs nowhere
+(:mod:`graphmod.rewrite.sizing`). Where a constant stops the dimension (the target of a Reshape, the end of a Slice, a
+state or a token repeated for every sample) it is replaced by what follows the dimension; samples are run to prove it.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
-from onnx import ModelProto, NodeProto, ValueInfoProto, numpy_helper
+from numpy.typing import NDArray
+from onnx import GraphProto, ValueInfoProto
 
-from graphmod.data import fixed_batch
-from graphmod.errors import InvalidModelError, RefusedError
+from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.model import Model
+from graphmod.rewrite.freeing import Freed, free
+from graphmod.rewrite.verb import verb
+
+Array = NDArray[np.generic]
 
 
-def rebatch(model: Model, batch: int | str = "batch") -> Model:
-    """Give the batch dimension of every input and output another size, or a name to make it dynamic.
+@verb(exact=True, example="graphmod rebatch resnet.onnx --size batch --out dynamic.onnx")
+def rebatch(model: Model, size: int | str = "batch", axis: int = 0, inputs: list[str] | None = None) -> Model:
+    """Give a dimension of the inputs another size, or a name to make it dynamic.
 
-    Constants that fix the batch in Reshape operators are set to copy it from their input.
+    Constants that hold the old size are freed: targets of Reshape, Expand and Resize, ends of Slice, tensors repeated
+    for every sample. Where the dimension is the batch, samples are run through both models to prove that they are
+    computed as before, each by itself. A dimension that has a name already gets the new one wherever it stands.
 
     Parameters
     ----------
     model : Model
-    batch : int or str
-        A number of samples, or the name of a dynamic dimension.
+    size : int or str
+        A number, or the name of a dynamic dimension.
+    axis : int
+        Where the dimension stands in each input.
+    inputs : list of str, optional
+        The inputs that have it; all of them if None.
+
+    Returns
+    -------
+    Model
 
     Raises
     ------
     RefusedError
-        The inputs have no batch dimension in common.
-    InvalidModelError
-        Something else in the graph holds on to the old batch.
+        The inputs do not share the dimension, or an operator, which is named, cannot do without its old size.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> gm.rebatch(m, 4).outputs["logits"].shape
+    (4, 10)
+    >>> gm.rebatch(gm.rebatch(m, 4), "n").outputs["logits"].shape
+    ('n', 10)
     """
-    old = fixed_batch(model)
-    if old is None and any(not kind.shape or isinstance(kind.shape[0], int) for kind in model.inputs.values()):
-        raise RefusedError("the inputs have no batch dimension in common along axis 0")
+    chosen = list(model.inputs) if inputs is None else inputs
+    old = _shared(model, chosen, axis)
+    if old == {size}:
+        return model
+    (fixed,) = old if len(old) == 1 and all(isinstance(one, int) for one in old) else (None,)
+    if not isinstance(fixed, int):
+        return _renamed(model, chosen, axis, {one for one in old if isinstance(one, str)}, size)
+    for inner in (False, True):  # of two axes that the dimension may be in, the file does not say which
+        freed = free(model, chosen, axis, fixed, inner)
+        _declare(freed.draft.graph, freed, chosen, axis, "batch" if isinstance(size, int) else size)
+        result = freed.draft.finish()
+        wrong = _differs(model, result, freed, chosen, axis)
+        if not wrong or not freed.ambiguous:
+            break
+    if wrong:
+        raise RefusedError(wrong)
+    if isinstance(size, int):
+        proto = result.editable()
+        _declare(proto.graph, freed, chosen, axis, size)
+        result = result.derive(proto)
+    return result
+
+
+def _shared(model: Model, chosen: Sequence[str], axis: int) -> set[int | str | None]:
+    unknown = [name for name in chosen if name not in model.inputs]
+    if unknown:
+        raise RefusedError(f"there is no input '{unknown[0]}'; the inputs are {', '.join(model.inputs)}")
+    shapes = {name: model.inputs[name].shape or () for name in chosen}
+    short = [name for name, shape in shapes.items() if not -len(shape) <= axis < len(shape)]
+    sizes = {shape[axis] for name, shape in shapes.items() if name not in short}
+    if short or not sizes or (len(sizes) > 1 and any(isinstance(one, int) for one in sizes)):
+        told = ", ".join(f"'{name}' is {model.inputs[name]}" for name in chosen)
+        raise RefusedError(
+            f"the inputs have no batch dimension in common along axis {axis}: {told}; name those to change"
+        )
+    return sizes
+
+
+# -- dimensions that have a name
+
+
+def _renamed(model: Model, chosen: Sequence[str], axis: int, symbols: set[str], size: int | str) -> Model:
+    """Replace names of dimensions wherever they stand, in expressions too; numbers made of them are for inference."""
     proto = model.editable()
-    for value in (*proto.graph.input, *proto.graph.output):
-        if value.name in model.inputs or value.name in model.outputs:
-            _set_batch(value, batch)
-    del proto.graph.value_info[:]
-    if old is not None:
-        _free_reshapes(model, proto, old)
-        _check_freed(proto, old, batch)
+    elsewhere = {
+        dim
+        for name, kind in model.inputs.items()
+        for place, dim in enumerate(kind.shape or ())
+        if name not in chosen or place != axis % len(kind.shape or ())
+    }
+    everywhere = symbols - elsewhere
+    for value in proto.graph.input:
+        if value.name in chosen:
+            _set(value, axis, size)
+    for value in (*proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            words = set(re.findall(r"[^\W\d][\w.]*", dim.dim_param)) & everywhere
+            if dim.dim_param in everywhere and isinstance(size, int):
+                dim.dim_value = size
+            elif words and isinstance(size, int):
+                dim.Clear()
+            elif words:
+                dim.dim_param = re.sub(r"[^\W\d][\w.]*", lambda m: size if m[0] in everywhere else m[0], dim.dim_param)  # type: ignore[arg-type,return-value]  # size is a str here
+    if not symbols:
+        for value in proto.graph.output:
+            if model.outputs[value.name].shape and model.outputs[value.name].shape[axis:][:1] == (None,):  # type: ignore[index]
+                _set(value, axis, size)
     return model.derive(proto)
 
 
-def _set_batch(value: ValueInfoProto, batch: int | str) -> None:
-    shape = value.type.tensor_type.shape
-    if shape.dim:
-        if isinstance(batch, int):
-            shape.dim[0].dim_value = batch
-        else:
-            shape.dim[0].dim_param = batch
+def _set(value: ValueInfoProto, axis: int, size: int | str) -> None:
+    dim = value.type.tensor_type.shape.dim[axis]
+    if isinstance(size, int):
+        dim.dim_value = size
+    else:
+        dim.dim_param = size
 
 
-def _free_reshapes(model: Model, proto: ModelProto, old: int) -> None:
-    """Let every Reshape whose constant starts with the old batch copy it from its input instead."""
-    readers: dict[str, list[NodeProto]] = {}
-    for operator, reads in zip(proto.graph.node, model.reads, strict=True):
-        for name in reads:
-            readers.setdefault(name, []).append(operator)
-    constants = (op for op in proto.graph.node if op.op_type == "Constant")
-    made = {op.output[0]: a.t for op in constants for a in op.attribute if a.name == "value"}
-    for tensor_name, tensor in (*made.items(), *((tensor.name, tensor) for tensor in proto.graph.initializer)):
-        reshapes = readers.get(tensor_name, [])
-        if not reshapes or not all(_reshapes_batch(model, operator, tensor_name, old) for operator in reshapes):
-            continue
-        shape = np.array(numpy_helper.to_array(tensor) if tensor_name in made else model.initializer(tensor_name))
-        if shape.size and shape[0] == old:
-            shape[0] = 0
-            tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))
-            for operator in reshapes:
-                _copy_zeros(operator)
+# -- dimensions that are numbers
 
 
-def _reshapes_batch(model: Model, operator: NodeProto, target: str, old: int) -> bool:
-    source = model.tensors.get(operator.input[0]) if operator.op_type == "Reshape" else None
-    return bool(source and source.shape and source.shape[0] == old and operator.input[1] == target)
+def _declare(graph: GraphProto, freed: Freed, chosen: Sequence[str], axis: int, size: int | str) -> None:
+    """Declare a dimension wherever it stands in inputs and outputs; what inference must find is left open."""
+    for value in graph.input:
+        if value.name in chosen:
+            _set(value, axis, size)
+    for value in graph.output:
+        dims = value.type.tensor_type.shape.dim
+        for place, factor in enumerate(freed.factors(value.name, len(dims))):
+            taken = factor is None and place == axis == 0 and dims[place].dim_value == freed.old  # samples will tell
+            if factor == 1 or taken:
+                _set(value, place, size)
+            elif (factor is None and axis != 0) or (factor and isinstance(size, str)):
+                dims[place].Clear()
+            elif factor and isinstance(size, int):
+                _set(value, place, round(factor * size))
 
 
-def _copy_zeros(operator: NodeProto) -> None:
-    """Let a 0 in the target shape mean the input's size, whatever ``allowzero`` said before."""
-    for i in reversed(range(len(operator.attribute))):
-        if operator.attribute[i].name == "allowzero":
-            del operator.attribute[i]
-
-
-def _check_freed(proto: ModelProto, old: int, batch: int | str) -> None:
-    bare = ModelProto()
-    bare.CopyFrom(proto)
-    for value in bare.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = Model(bare).tensors
-    for value in proto.graph.output:
-        kind = inferred.get(value.name)
-        if kind and kind.shape and kind.shape[0] == old != batch:
-            raise InvalidModelError(
-                f"output '{value.name}' still has {old} samples; a constant in the graph other than a Reshape's holds "
-                "on to them"
+def _differs(model: Model, result: Model, freed: Freed, chosen: Sequence[str], axis: int) -> str:
+    """Run samples through both models; return what is wrong with the second, "" if nothing is."""
+    old = freed.old
+    factors = {name: freed.factors(name, len(kind.shape or ())) for name, kind in model.outputs.items()}
+    by_sample = axis == 0 and len(chosen) == len(model.inputs)
+    if by_sample:
+        stuck = [
+            name
+            for name, kind in factors.items()
+            if kind and kind[0] == 0 and (model.outputs[name].shape or ())[0] == old
+        ]
+        holding = f"; {freed.holding[-1]} holds on to them" if freed.holding else ""
+        if stuck:
+            return f"output '{stuck[0]}' still has {old} samples{holding}"
+        by_sample = all(kind[:1] != [0] and not any(kind[1:]) for kind in factors.values() if None not in kind)
+    count = 3 if by_sample else 1
+    feeds = _made_up(model, chosen, axis, old * count)
+    try:
+        parts = [model.run(_part(feeds, chosen, axis, i * old, old)) for i in range(count)]
+    except InvalidDataError:  # nothing can be told from made-up inputs
+        return ""
+    larger = feeds if by_sample else _made_up(model, chosen, axis, old + 1)
+    try:
+        found = result.run(feeds)
+        result.run(larger)
+    except InvalidDataError as error:
+        return f"it would not run at another size than {old}: {error}"
+    for name, value in found.items():
+        expected = np.concatenate([part[name] for part in parts]) if by_sample else parts[0][name]
+        if not _is_close(expected, value):
+            told = (
+                f"; the last to read the dimension and not to hand it on is {freed.holding[-1]}"
+                if freed.holding
+                else ""
             )
+            return f"output '{name}' of several samples is not that of each by itself{told}"
+    return ""
+
+
+def _is_close(expected: Array, found: Array) -> bool:
+    if expected.shape != found.shape or expected.dtype.kind not in "fiu":
+        return expected.shape == found.shape and bool(np.array_equal(expected, found))
+    scale = float(np.abs(expected, where=np.isfinite(expected), out=np.zeros_like(expected)).max(initial=0))
+    return bool(np.allclose(found, expected, rtol=0, atol=1e-4 * scale, equal_nan=True))
+
+
+def _made_up(model: Model, chosen: Sequence[str], axis: int, size: int) -> dict[str, Array]:
+    """Return random inputs: floats of deviation 1, and integers of 0 and 1, which are good indices almost anywhere."""
+    rng = np.random.default_rng(0)
+    numbers: dict[str | None, int] = {}
+    feeds = {}
+    for name, kind in model.inputs.items():
+        shape = [dim if isinstance(dim, int) else numbers.setdefault(dim, 32) for dim in kind.shape or ()]
+        if name in chosen:
+            shape[axis] = size
+        dtype = kind.dtype or np.dtype(np.float32)
+        drawn = rng.normal(size=shape) if kind.is_float else rng.integers(0, 2, shape)
+        feeds[name] = np.asarray(drawn).astype(dtype)
+    return feeds
+
+
+def _part(feeds: dict[str, Array], chosen: Sequence[str], axis: int, start: int, size: int) -> dict[str, Array]:
+    return {
+        name: value.take(range(start, start + size), axis) if name in chosen else value for name, value in feeds.items()
+    }

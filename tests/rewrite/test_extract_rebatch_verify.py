@@ -103,18 +103,6 @@ def test_rebatch_leaves_a_reshape_of_something_else_alone():
     np.testing.assert_allclose(found, x * network.initializer("w").reshape(1, 4))
 
 
-def test_rebatch_says_when_something_else_holds_on():
-    operators = [helper.make_node("Expand", ["w", "s"], ["v"]), helper.make_node("Concat", ["x", "v"], ["y"], axis=1)]
-    weights = {"s": np.array([2, 3]), "w": normal(1, 3)}
-    network = model(operators, {"x": [2, 4]}, {"y": [2, 7]}, weights)
-    with pytest.raises(gm.InvalidModelError):
-        gm.rebatch(network, 5)
-    flat = model([helper.make_node("Reshape", ["x", "s"], ["m"]), helper.make_node("Reshape", ["m", "t"], ["y"])],
-                 {"x": [2, 4]}, {"y": [2, 4]}, {"s": np.array([8]), "t": np.array([2, 4])})  # fmt: skip
-    with pytest.raises(gm.InvalidModelError, match="output 'y' still has 2 samples"):
-        gm.rebatch(flat)
-
-
 def test_rebatch_of_a_dynamic_batch():
     network, x = fan([5, 4], RNG), normal(3, 7)
     fixed = gm.rebatch(network, 3)
