@@ -72,6 +72,6 @@ def dominators(flow: nx.DiGraph, source: str, sink: str) -> list[str]:
         if furthest == place and node != source:
             chain.append(node)
         furthest = max([furthest, *(order[after] for after in flow.succ[node])])
-    if not chain or chain[-1] != sink:
+    if source != sink and (not chain or chain[-1] != sink):
         raise nx.NetworkXNoPath(f"the graph of data flow does not end in '{sink}'")
     return chain
