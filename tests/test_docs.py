@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import docstring_parser
 import pytest
 
 import graphmod as gm
+from graphmod.rewrite.verb import VERBS
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/importer.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/importer.md", "docs/selectors.md", "docs/diff.md"])
 def test_snippets_run(page, tmp_path):
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert snippets
@@ -37,6 +39,13 @@ def test_commands_in_the_docs_exist():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         used = set(re.findall(r"^graphmod ([\w-]+)", page.read_text(), re.MULTILINE))
         assert used <= names, page.name
+
+
+def test_the_page_on_surgery_has_every_verb():
+    page = (ROOT / "docs" / "surgery.md").read_text()
+    for verb in VERBS.values():
+        told = docstring_parser.parse(verb.function.__doc__).short_description
+        assert f"| `{verb.name}` | {'exact' if verb.exact else 'approximate'} | {told} |" in page
 
 
 def test_list_of_operators_is_true():
