@@ -148,6 +148,25 @@ def test_norms_in_training_mode_and_of_computed_values_stay():
     assert "'m', which BatchNormalization 'BatchNormalization_y' reads, is no constant" in why_not(network)[0].reason
 
 
+def test_tensors_of_unknown_rank():
+    weights = {"w": normal(4, 4), "t": np.float32(3), "u": normal(4), **norm("b", 4)}
+    for kind, left in (("BatchNormalization", "BatchNormalization Mul"), ("MatMul", "MatMul")):
+        reads = "r b0 b1 b2 b3" if kind == "BatchNormalization" else "r w"
+        operators = [
+            node("Reshape", "x shape", "r"),
+            node(kind, reads, "c"),
+            node("Mul", "c t", "d"),
+            node("Mul", "d u", "y"),
+        ]
+        network = model(operators, {"x": ["n", 4]}, {"y": ["n", 4]}, weights)
+        proto = network.proto()
+        proto.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [None]))
+        found = gm.fuse(gm.load(proto))
+        assert types(found) == Counter(f"Reshape {left}".split())
+        feeds = {"x": normal(3, 4), "shape": np.array([3, 4])}
+        np.testing.assert_allclose(found.run(feeds)["y"], gm.load(proto).run(feeds)["y"], atol=1e-5)
+
+
 def test_constants_that_broadcast_beyond_channels_stay():
     weights = {"w": normal(1, 4, 1, 1), "wide": normal(3, 1, 1), "tall": normal(7, 1), "v": normal(2, 3, 1, 1)}
     for constant, shape, after in (("wide", ["n", 3, 7, 7], "v"), ("tall", ["n", 1, 7, 7], "")):
@@ -371,6 +390,19 @@ def test_matrices_that_are_added_or_concatenated():
     fused(whole, "MatMul Add")
     samples = model([*branches, node("Concat", "q r", "y", axis=0)], {"x": [2, 3, 6]}, {"y": [4, 3, 6]}, weights)
     fused(samples, "MatMul Add MatMul Concat")
+
+
+def test_a_norm_beside_a_matrix_has_other_channels():
+    weights = {"w": normal(6, 6), **norm("b", 6)}
+    operators = [
+        node("MatMul", "x w", "p"),
+        node("BatchNormalization", "x b0 b1 b2 b3", "q"),
+        node("Add", "p q", "y"),
+    ]
+    network = model(operators, {"x": ["n", 6, 6]}, {"y": ["n", 6, 6]}, weights)
+    assert gm.fuse(network) is network
+    assert any("have channels on different axes" in one.reason for one in why_not(network))
+    fused(model(operators, {"x": ["n", 6]}, {"y": ["n", 6]}, weights), "Gemm")
 
 
 def test_convs_that_are_concatenated():

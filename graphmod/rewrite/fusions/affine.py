@@ -56,8 +56,13 @@ class Affine:
                     return "it normalises axis 1, and the channels of the linear map are on its last"
                 found.append(value)
                 continue
-            if value.ndim > (1 if rank is None else rank):
-                return "its constant has more axes than the tensor may have"
+            if value.ndim == 0:
+                found.append(np.full(n, value))
+                continue
+            if rank is None and (axis != -1 or value.ndim > 1):
+                return "how many axes it scales is not known"
+            if rank is not None and value.ndim > rank:
+                return "its constant has more axes than what it scales"
             shape = (1,) * ((rank or 1) - value.ndim) + value.shape
             own = shape[axis]
             if value.size != own or own not in (1, n):

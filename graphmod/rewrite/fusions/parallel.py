@@ -106,10 +106,13 @@ def _is_part(bench: Bench, inner: NodeProto, root: NodeProto) -> bool:
 def _merge(bench: Bench, found: _Sum, maps: Sequence[Map], entry: str, n_identities: int) -> Plan | str:
     """Return how maps of one tensor become one; as many as can, or why none can."""
     host = max(maps, key=lambda one: (one.op_type != "BatchNormalization", prod(one.kernel), one.has_room))
-    frame = None if host.op_type != "Conv" else window(host)
-    reason = frame if isinstance(frame, str) else host.why_not_change() or _why_not_alone(bench, host)
+    looks_at = None if host.op_type != "Conv" else window(host)
+    if isinstance(looks_at, str):
+        return looks_at
+    reason = host.why_not_change() or _why_not_alone(bench, host)
     if reason is not None:
-        return str(reason)
+        return reason
+    frame = looks_at
     members, reasons = [host], []
     for one in maps:
         if one is host:
@@ -143,19 +146,20 @@ def _why_not_alone(bench: Bench, one: Map) -> str | None:
     return reader if isinstance(reader, str) else None
 
 
-def _laid_over(host: Map, frame: Window | str | None, one: Map) -> _Fits | str:
+def _laid_over(host: Map, frame: Window | None, one: Map) -> _Fits | str:
     told = host.bench.told
     sizes = (one.n_in, one.n_out) == (host.n_in, host.n_out)
     if one.op_type == "BatchNormalization" and host.op_type != "BatchNormalization":
-        assert not isinstance(frame, str)
+        if host.axis != 1:
+            return f"{told(one.operator)} and {told(host.operator)} have channels on different axes"
         return _why_not_diagonal(host, frame) or _Fits(frame)
     if not sizes or one.is_dense != host.is_dense or one.groups != host.groups:
         return f"{told(one.operator)} and {told(host.operator)} differ in channels or groups"
-    if host.op_type != "Conv":
+    if frame is None:
         return _Fits(None)
     other = window(one)
-    if isinstance(frame, str) or isinstance(other, str) or frame is None:
-        return str(other)
+    if isinstance(other, str):
+        return other
     both = _union(frame, other)
     if isinstance(both, str):
         return f"{told(one.operator)} and {told(host.operator)} {both}"
@@ -186,12 +190,12 @@ def _union(a: Window, b: Window) -> Window | str:
     return Window(tuple(kernel), a.strides, tuple(dilations), (*begins, *ends))
 
 
-def _why_not_diagonal(host: Map, frame: Window | str | None) -> str | None:
+def _why_not_diagonal(host: Map, frame: Window | None) -> str | None:
     """Return why a host's weight cannot take in a map of each channel to itself."""
     told = host.bench.told(host.operator)
     if host.n_in != host.n_out:
         return f"{told} maps {host.n_in} channels to {host.n_out}, so the identity does not fit into it"
-    if host.is_dense or not isinstance(frame, Window):
+    if frame is None:
         return None
     if set(frame.strides) != {1} or any(frame.shrinkage):
         return f"{told} changes the size, so the identity does not fit into it"
@@ -202,16 +206,15 @@ def _why_not_diagonal(host: Map, frame: Window | str | None) -> str | None:
 
 
 def _apply(
-    bench: Bench, found: _Sum, members: Sequence[Map], n_identities: int, frame: Window | str | None, left: list[str]
+    bench: Bench, found: _Sum, members: Sequence[Map], n_identities: int, frame: Window | None, left: list[str]
 ) -> list[NodeProto]:
     host = members[0]
-    framed = frame if isinstance(frame, Window) else None
-    weight = sum((_in_frame(one, host, framed) for one in members), start=np.zeros(()))
-    weight = weight + n_identities * _diagonal(np.ones(host.n_in), host, framed)
+    weight = sum((_in_frame(one, host, frame) for one in members), start=np.zeros(()))
+    weight = weight + n_identities * _diagonal(np.ones(host.n_in), host, frame)
     biases = [bias for one in members if (bias := one.bias()) is not None]
     new = host.store(weight, sum(biases, start=np.zeros(host.n_out)) if biases else None)
-    if framed is not None:
-        set_window(host, framed)
+    if frame is not None:
+        set_window(host, frame)
     made = found.root.output[0]
     if left:
         host.move(bench.tensor(f"{host.exit}/sum", bench.kind(made)))
