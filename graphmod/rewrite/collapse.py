@@ -78,8 +78,8 @@ def collapse(
 ) -> Model:
     """Collapse similar blocks that follow each other into one, by merging their weights.
 
-    Blocks that were not trained to be alike may lose less where one of them is kept and :func:`graphmod.replace` fits a
-    layer in the place of the others; :func:`graphmod.verify` tells.
+    Blocks that were not trained to be alike may lose less where one of them is kept and ``replace`` fits a layer in the
+    place of the others; ``verify`` tells.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ _TOLD = 3
 """Reasons that a refusal tells."""
 
 
-@verb(exact=False, example="graphmod low_rank bert.onnx 'MatMul' --energy 0.9 --out thinner.onnx")
+@verb(exact=False, example="graphmod low-rank bert.onnx --where MatMul --energy 0.9 --out thinner.onnx")
 def low_rank(model: Model, where: str = "*", rank: int | None = None, energy: float | None = None) -> Model:
     """Split linear layers and convolutions into two thinner ones, where that takes fewer weights.
 
