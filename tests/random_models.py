@@ -11,7 +11,7 @@ SHAPE = ("batch", 4, SIZE, SIZE)
 
 IMAGE_KINDS = (
     "relu", "conv", "conv", "norm", "residual", "residual", "concat", "split", "side", "pad", "scale", "dropout",
-    "identity", "transposes", "if", "function", "repeat", "constant", "twin", "captured weight", "cast",
+    "identity", "transposes", "if", "function", "repeat", "repeat", "constant", "twin", "captured weight", "cast",
 )  # fmt: skip
 
 

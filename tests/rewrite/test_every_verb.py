@@ -93,7 +93,8 @@ def merge_weights(draw: st.DrawFn, model: gm.Model) -> Step:
     for tensor in other.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), tensor.name))
-    return {"others": [gm.load(other)], "method": draw(st.sampled_from(["average", "task-arithmetic"])), "base": model}
+    method = draw(st.sampled_from([{}, {"method": "task-arithmetic", "base": model}]))
+    return {"others": [gm.load(other)], **method}
 
 
 @step
