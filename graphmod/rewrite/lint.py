@@ -117,9 +117,7 @@ def _read(model: Model, data: object) -> tuple[Data | None, Mapping[str, str] | 
 
 
 def _turn(finding: Finding) -> int:
-    """Return when an edit has its turn: those that name operators first, then others, and new names at last."""
-    if finding.edit is None:
+    """Return when an edit has its turn: after those that name operators what shows others more to do, names at last."""
+    if finding.edit is None or any(name in finding.edit.parameters for name in _NAMING):
         return 0
-    if finding.edit.verb == "rename":
-        return 2
-    return int(not any(name in finding.edit.parameters for name in _NAMING))
+    return {"simplify": 1, "rename": 3}.get(finding.edit.verb, 2)

@@ -191,7 +191,7 @@ def reshape_to_the_same(plan):
     plan.instead("b", node("Reshape", "b:before same", "b"))
 
 
-@planted("cancelling_casts", "Cast_b", "b:middle")
+@planted("cancelling_casts", "Cast_b")
 def casts(plan):
     there, back = TensorProto.DOUBLE, TensorProto.FLOAT
     plan.instead("b", node("Cast", "b:before", "b:middle", to=there), node("Cast", "b:middle", "b", to=back))

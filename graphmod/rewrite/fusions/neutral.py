@@ -1,7 +1,8 @@
-"""Operators that change nothing for what they are given: Add of 0, Mul by 1, Pad by 0, Concat of one tensor."""
+"""Operators that change nothing for what they are given: Add of 0, Mul by 1, Pad by 0, Casts to and fro."""
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import NodeProto
 
 from graphmod.rewrite.fusions.bench import Bench
@@ -9,6 +10,8 @@ from graphmod.rewrite.fusions.registry import Plan, fusion
 
 LARGE = 1024
 """Scalars up to which a constant is read to see whether it is neutral."""
+
+STANDARD = ("", "ai.onnx")
 
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 _JOINING = ("Concat", "Max", "Mean", "Min", "Sum")
@@ -41,21 +44,42 @@ def _shaping(bench: Bench, operator: NodeProto) -> Plan | str | None:
     return _handed_on(bench, operator)
 
 
+@fusion("cast", "Cast")
+def _there_and_back(bench: Bench, operator: NodeProto) -> Plan | str | None:
+    first = bench.draft.producer(operator.input[0])
+    if first is None or first.op_type != "Cast" or first.domain not in STANDARD:
+        return None
+    before, inner, after = (bench.kind(name) for name in (first.input[0], first.output[0], operator.output[0]))
+    if before is None or inner is None or after is None or before.dtype is None or before.dtype != after.dtype:
+        return None
+    return _instead(bench, operator, first.input[0], first) if _holds(inner.dtype, before.dtype) else None
+
+
+def _holds(wide: np.dtype[np.generic] | None, narrow: np.dtype[np.generic]) -> bool:
+    """Whether a type has every value of another; nothing is said of types that NumPy does not know of itself."""
+    if wide is None or not wide.isbuiltin == narrow.isbuiltin == 1 or "O" in (wide.kind, narrow.kind):
+        return False
+    exact = wide.kind != "f" or narrow.kind not in "iu" or narrow.itemsize < wide.itemsize  # float64 for int64 is not
+    return exact and np.can_cast(narrow, wide, "safe")
+
+
 def _handed_on(bench: Bench, operator: NodeProto, place: int = 0) -> Plan | str | None:
     """Return the plan that lets one of an operator's inputs stand for its output, if both have the same known type."""
     before, after = bench.kind(operator.input[place]), bench.kind(operator.output[0])
     if before is None or before != after or before.shape is None or None in before.shape:
         return None
-    handing = NodeProto()
-    handing.CopyFrom(operator)
-    del handing.input[:]
-    handing.input.extend([operator.input[place], *operator.input[:place], *operator.input[place + 1 :]])
-    reason = bench.why_not_bypass(handing)
+    return _instead(bench, operator, operator.input[place])
+
+
+def _instead(bench: Bench, operator: NodeProto, tensor: str, *others: NodeProto) -> Plan | str:
+    """Return the plan that lets a tensor stand for an operator's output, or why that cannot be."""
+    reads = [tensor, *(name for name in operator.input if name != tensor)]
+    reason = bench.why_not_bypass(NodeProto(input=reads, output=operator.output))
     if reason:
         return reason
 
     def apply() -> list[NodeProto]:
-        bench.draft.set_inputs(operator, handing.input)
+        bench.draft.set_inputs(operator, reads)
         return bench.bypass(operator)
 
-    return Plan((operator,), apply)
+    return Plan((*others, operator), apply)

@@ -210,7 +210,8 @@ def _apply(
 ) -> list[NodeProto]:
     host = members[0]
     weight = sum((_in_frame(one, host, frame) for one in members), start=np.zeros(()))
-    weight = weight + n_identities * _diagonal(np.ones(host.n_in), host, frame)
+    if n_identities:
+        weight = weight + n_identities * _diagonal(np.ones(host.n_in), host, frame)
     biases = [bias for one in members if (bias := one.bias()) is not None]
     new = host.store(weight, sum(biases, start=np.zeros(host.n_out)) if biases else None)
     if frame is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import onnx
 
 from graphmod.rewrite.fuse import Candidate
@@ -60,25 +59,7 @@ def _repeated_layouts(evidence: Evidence) -> Iterator[Finding]:
 @smell("cancelling_casts")
 def _cancelling_casts(evidence: Evidence) -> Iterator[Finding]:
     """Casts to a wider type and back."""
-    model = evidence.model
-    for name, operator in zip(model.operator_names, model.operators, strict=True):
-        if operator.op_type != "Cast" or operator.domain not in STANDARD or operator.input[0] not in model.producer:
-            continue
-        first = model.operators[model.producer[operator.input[0]]]
-        if first.op_type != "Cast":
-            continue
-        before, inner, after = (model.tensors.get(t) for t in (first.input[0], first.output[0], operator.output[0]))
-        if before is None or inner is None or after is None or before != after:
-            continue
-        if before.dtype is not None and inner.dtype is not None and _holds(inner.dtype, before.dtype):
-            told = f"Cast '{name}' takes back to {before.dtype} what another Cast made {inner.dtype}"
-            tried = Edit("remove", {"place": [first.input[0], operator.output[0]]})
-            yield Finding(told, (name,), (first.output[0],), *evidence.tried(tried), n_operators=1)
-
-
-def _holds(wide: np.dtype[np.generic], narrow: np.dtype[np.generic]) -> bool:
-    """Whether a type has every value of another; of types that NumPy does not know of itself nothing is said."""
-    return wide.isbuiltin == narrow.isbuiltin == 1 and np.can_cast(narrow, wide, "safe")
+    yield from _fused(evidence.fusable("cast"), "cast back what another Cast made wider", "cast")
 
 
 @smell("large_constant")

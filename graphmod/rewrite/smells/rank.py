@@ -2,8 +2,8 @@ r"""Weights of far fewer dimensions than they have room for.
 
 The rank is found without an SVD of the weight (Halko, Martinsson & Tropp 2011, algorithm 4.1): with an orthonormal
 basis :math:`Q` of :math:`W \Omega`, for a random :math:`\Omega` of :math:`k` columns, the singular values of
-:math:`Q^T W` are at most those of :math:`W`, and so hold no more energy than the same rank of it does. Two passes over
-the weight, a chunk of rows at a time, in :math:`O(mnk)`.
+:math:`Q^T W` are at most those of :math:`W`, and so hold no more energy than the same rank of it does. Three passes
+over the weight, a chunk of rows at a time, in :math:`O(mnk)`; one where the first rows alone have too many dimensions.
 """
 
 from __future__ import annotations
@@ -80,15 +80,18 @@ def _split(evidence: Evidence, names: tuple[str, ...], rank: int, n_readers: int
 def tiny_rank(constant: Constant, rows: int, columns: int) -> int | None:
     """Return the rank that holds nearly all of a matrix's energy, None where it is not tiny or there is no energy."""
     most = min(RANKS, min(rows, columns) // 8)
-    rng = np.random.default_rng(0)
     step = max(1, CHUNK // columns) * columns
-    directions = rng.standard_normal((columns, most + 8))
+    energy = 0.0
+    first = np.zeros((0, columns))
     with np.errstate(over="ignore", invalid="ignore"):
-        image = np.concatenate([part @ directions for part in _rows(constant, columns, step)])
-        energy = sum(float(np.vdot(part, part)) for part in _rows(constant, columns, step))
-    if not np.isfinite(energy) or not energy:
+        for part in _rows(constant, columns, step):
+            energy += float(np.vdot(part, part))
+            if len(first) < 2 * most:
+                first = np.concatenate([first, part])[: 2 * most]
+    if not np.isfinite(energy) or not energy or _outside(first, most) > (1 - ENERGY) * energy:
         return None
-    basis, _ = np.linalg.qr(image)
+    directions = np.random.default_rng(0).standard_normal((columns, most + 8))
+    basis, _ = np.linalg.qr(np.concatenate([part @ directions for part in _rows(constant, columns, step)]))
     inside, start = np.zeros((basis.shape[1], columns)), 0
     for part in _rows(constant, columns, step):
         inside += basis[start : start + len(part)].T @ part
@@ -96,6 +99,11 @@ def tiny_rank(constant: Constant, rows: int, columns: int) -> int | None:
     held = np.cumsum(np.linalg.eigvalsh(inside @ inside.T)[::-1]) / energy
     rank = int(np.searchsorted(held, ENERGY)) + 1
     return rank if rank <= most else None
+
+
+def _outside(some: Float, rank: int) -> float:
+    """Return the energy of some rows that no space of that many dimensions holds: the whole matrix has no less."""
+    return float(np.linalg.eigvalsh(some @ some.T)[:-rank].sum())
 
 
 def _rows(constant: Constant, columns: int, step: int) -> Iterator[Float]:

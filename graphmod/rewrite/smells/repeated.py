@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx
 from onnx import NodeProto
@@ -10,7 +10,7 @@ from onnx import NodeProto
 from graphmod.graph.fingerprint import attribute_key
 from graphmod.model import Model
 from graphmod.rewrite.recipe import Edit
-from graphmod.rewrite.simplify import FOLDED, KEPT, LIMIT, RANDOM
+from graphmod.rewrite.simplify import FOLDED, GROWTH, KEPT, LIMIT, RANDOM
 from graphmod.rewrite.smells.evidence import STANDARD, Evidence, counted, quoted
 from graphmod.rewrite.smells.registry import Finding, smell
 
@@ -21,13 +21,19 @@ def _constant_results(evidence: Evidence) -> Iterator[Finding]:
     model = evidence.model
     constant = {name for name in model.initializers if name not in evidence.overridable and _is_small(model, name)}
     names = []
+
+    def size(tensors: Iterable[str]) -> int:
+        return sum(model.tensors[tensor].size for tensor in tensors)
+
     for name, operator in zip(model.operator_names, model.operators, strict=True):
         made = [tensor for tensor in operator.output if tensor]
+        reads = {read for read in operator.input if read}
         if (
             _is_steady(operator, model.opset)
             and operator.op_type not in KEPT
-            and all(read in constant for read in operator.input if read)
+            and reads <= constant
             and all(_is_small(model, tensor) and tensor not in model.outputs for tensor in made)
+            and (operator.op_type == "Constant" or size(made) <= max(size(reads), GROWTH))
         ):
             constant.update(made)
             if operator.op_type != "Constant":
