@@ -156,6 +156,19 @@ def scale(plan):
     plan.instead("c", node("Mul", "c:before s", "c"))
 
 
+@planted("unfused_map", "Add_y2")
+def side_by_side(plan):
+    plan.weights |= {"w3": normal(16, 8, 3, 3), "w4": normal(16, 8, 1, 1), "w5": normal(8, 16, 1, 1)}
+    plan.instead(
+        "y",
+        node("Conv", "y:before w3", "y0", pads=[1] * 4),
+        node("Conv", "y:before w4", "y1"),
+        node("Add", "y0 y1", "y2"),
+        node("Relu", "y2", "y3"),
+        node("Conv", "y3 w5", "y"),
+    )
+
+
 @planted("identity_operator", "Identity_b Dropout_c Cast_a")
 def identities(plan):
     plan.instead("a", node("Cast", "a:before", "a", to=TensorProto.FLOAT))
@@ -439,6 +452,39 @@ def test_a_mask_of_infinities_is_no_smell():
     plan.weights["mask"] = np.triu(np.full((6, 6), -np.inf, np.float32), 1)
     plan.instead("y", node("Add", "y:before mask", "y"))
     assert "no_number" not in {finding.smell for finding in gm.lint(plan.model())}
+
+
+@pytest.mark.parametrize(
+    ("kind", "inner", "is_smell"),
+    [
+        ("FLOAT", "DOUBLE", True),
+        ("FLOAT16", "FLOAT", True),
+        ("INT32", "INT64", True),
+        ("INT32", "DOUBLE", True),
+        ("BOOL", "FLOAT", True),
+        ("FLOAT", "FLOAT16", False),
+        ("INT64", "DOUBLE", False),
+        ("INT32", "FLOAT", False),
+        ("INT32", "UINT64", False),
+        ("FLOAT", "INT64", False),
+    ],
+)
+def test_casts_cancel_where_the_type_between_has_every_value(kind, inner, is_smell):
+    outer, between = (getattr(TensorProto, name) for name in (kind, inner))
+    operators = [
+        node("Cast", "x", "in", to=outer),
+        node("Cast", "in", "there", to=between),
+        node("Cast", "there", "back", to=outer),
+        node("Cast", "back", "y", to=TensorProto.FLOAT),
+    ]
+    declared = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    graph = helper.make_graph(operators, "casts", declared[:1], declared[1:])
+    model = gm.load(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]))
+    found = {name for finding in gm.lint(model, only=["cancelling_casts"]) for name in finding.operators}
+    assert ("Cast_back" in found) == is_smell
+    fused = gm.fuse(model, kinds=["cast"])
+    samples = {"x": np.array([[0, 1, -7, 16_777_217]], np.float32)}
+    assert (fused.run(samples)["y"] == model.run(samples)["y"]).all()
 
 
 def test_float64_that_is_meant_stays():
