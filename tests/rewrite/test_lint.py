@@ -615,12 +615,16 @@ def test_networks_of_the_zoo_are_linted_and_mended(any_network):
     check_mended(any_network.model, any_network.feeds)
 
 
+def exact_edits(model):
+    return [edit for edit in gm.mending(gm.lint(model)) if VERBS[edit.verb].exact]
+
+
 def check_mended(model, samples):
-    """Check that the exact edits leave the outputs as they are, and nothing that they mend."""
-    findings = gm.lint(model)
-    edits = [edit for edit in gm.mending(findings) if VERBS[edit.verb].exact]
-    mended = gm.apply(edits, model)
-    assert not [finding for finding in gm.lint(mended) if finding.edit in edits]
+    """Check that the exact edits leave the outputs as they are, and soon nothing that they mend."""
+    mended = model
+    for _ in range(3):  # an edit can make room for another
+        mended = gm.apply(exact_edits(mended), mended)
+    assert exact_edits(mended) == []
     before, after = model.run(samples), mended.run(samples)
     for name, value in before.items():
         scale = np.abs(value[np.isfinite(value)]).max(initial=0) if value.dtype.kind == "f" else 0

@@ -1,4 +1,7 @@
-"""Operators that need not be there: what :func:`graphmod.fuse` takes out, or nearly could."""
+"""Operators that need not be there: what :func:`graphmod.fuse` takes out, or nearly could.
+
+What gives what it gets comes first, for it can stand between operators that fuse.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,6 @@ def _fused(found: list[Candidate], told: str, *kinds: str) -> Iterator[Finding]:
     if names:
         message = f"{counted(len(names), 'operator')} {told}, {quoted(names)}"
         yield Finding(message, names, (), Edit("fuse", {"kinds": list(kinds)}), n_operators=len(names))
-
-
-@smell("unfused_batchnorm")
-def _unfused_batchnorms(evidence: Evidence) -> Iterator[Finding]:
-    """BatchNormalization beside a convolution or a matrix product that could do its work."""
-    found = evidence.fusable("batchnorm")
-    yield from _fused(found, "could be part of the linear map beside", "batchnorm")
-    for one in found:
-        if one.reason:
-            told = f"BatchNormalization '{one.operator}' is no part of a linear map"
-            yield Finding(told, (one.operator,), (), None, one.reason)
-
-
-@smell("unfused_map")
-def _unfused_maps(evidence: Evidence) -> Iterator[Finding]:
-    """Linear maps in a row or side by side, scales by constants and Pads that could be part of one linear map."""
-    kinds = ("scale", "chain", "sum", "pad")
-    idle = {one.operator for one in evidence.fusable("identity") if not one.reason}
-    found = [one for one in evidence.fusable(*kinds) if one.operator not in idle]
-    yield from _fused(found, "could be part of a linear map beside", *kinds)
 
 
 @smell("identity_operator")
@@ -60,6 +43,26 @@ def _repeated_layouts(evidence: Evidence) -> Iterator[Finding]:
 def _cancelling_casts(evidence: Evidence) -> Iterator[Finding]:
     """Casts to a wider type and back."""
     yield from _fused(evidence.fusable("cast"), "cast back what another Cast made wider", "cast")
+
+
+@smell("unfused_batchnorm")
+def _unfused_batchnorms(evidence: Evidence) -> Iterator[Finding]:
+    """BatchNormalization beside a convolution or a matrix product that could do its work."""
+    found = evidence.fusable("batchnorm")
+    yield from _fused(found, "could be part of the linear map beside", "batchnorm")
+    for one in found:
+        if one.reason:
+            told = f"BatchNormalization '{one.operator}' is no part of a linear map"
+            yield Finding(told, (one.operator,), (), None, one.reason)
+
+
+@smell("unfused_map")
+def _unfused_maps(evidence: Evidence) -> Iterator[Finding]:
+    """Linear maps in a row or side by side, scales by constants and Pads that could be part of one linear map."""
+    kinds = ("scale", "chain", "sum", "pad")
+    idle = {one.operator for one in evidence.fusable("identity") if not one.reason}
+    found = [one for one in evidence.fusable(*kinds) if one.operator not in idle]
+    yield from _fused(found, "could be part of a linear map beside", *kinds)
 
 
 @smell("large_constant")
