@@ -218,6 +218,83 @@ def test_weights_wherever_they_are_and_other_names():
     assert merged.initializer("unread") == 1
 
 
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_weights_that_the_file_lists_among_inputs(ir_version):
+    plain = [linear(normal(4, 3), normal(3)) for _ in range(2)]
+    listed = []
+    for one in plain:
+        proto = one.proto()
+        proto.ir_version = ir_version
+        for tensor in proto.graph.initializer:
+            kind = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            proto.graph.input.insert(0, kind)
+        listed.append(gm.load(proto))
+    x = normal(5, 4)
+    expected = gm.merge_weights(plain[0], plain[1:]).run({"x": x})["y"]
+    for first, other in (listed, (listed[0], plain[1])):
+        np.testing.assert_array_equal(gm.merge_weights(first, [other]).run({"x": x})["y"], expected)
+
+
+def branches(then, otherwise, around, swap=False):
+    """Return a model whose branches call their weights by one name, and both read one from outside."""
+    bodies = [
+        helper.make_graph(
+            [make("Mul", ["x", "w"], ["p"]), make("Add", ["p", "q" if swap and i else "b"], ["r"])], "body", [],
+            [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)], [numpy_helper.from_array(value, "w")],
+        )
+        for i, value in enumerate((then, otherwise))
+    ]  # fmt: skip
+    operators = [
+        make("ReduceMax", ["x"], ["m"], keepdims=0),
+        make("Cast", ["m"], ["c"], to=TensorProto.BOOL),
+        make("If", ["c"], ["y"], then_branch=bodies[0], else_branch=bodies[1]),
+    ]
+    return model(operators, {"x": [2]}, {"y": [2]}, {"b": around, "q": around})
+
+
+def test_branches_with_weights_of_one_name():
+    values = normal(2, 3, 2)
+    one, two = (branches(*value) for value in values)
+    merged = gm.merge_weights(one, [two])
+    expected = branches(*values.mean(0))
+    for x in (np.zeros(2, np.float32), normal(2) ** 2 + 1):
+        np.testing.assert_allclose(merged.run({"x": x})["y"], expected.run({"x": x})["y"], atol=1e-6)
+    with pytest.raises(gm.RefusedError, match="is 'b' in one and 'q' in the other"):
+        gm.merge_weights(one, [branches(*values[1], swap=True)])
+
+
+def test_variances_in_functions():
+    rng = np.random.default_rng(0)
+    networks = []
+    for _ in range(2):
+        operators, weights, before = [], {}, "x"
+        for i in range(3):
+            weights |= {f"{name}{i}": np.float32(rng.uniform(1, 9, 4)) for name in "sbmv"}
+            operators += [make("BatchNormalization", [before, *(f"{n}{i}" for n in "sbmv")], [f"n{i}"]),
+                          make("Relu", [f"n{i}"], [f"r{i}"]), make("Neg", [f"r{i}"], [f"g{i}"]),
+                          make("Exp", [f"g{i}"], [f"e{i}"])]  # fmt: skip
+            before = f"e{i}"
+        networks.append(model(operators, {"x": ["n", 4]}, {before: ["n", 4]}, weights))
+    outlined = [gm.outline(one) for one in networks]
+    assert outlined[0].functions
+    merged, expected = gm.merge_weights(outlined[0], outlined[1:]), gm.merge_weights(networks[0], networks[1:])
+    for name in expected.initializers:
+        np.testing.assert_array_equal(merged.initializer(name), expected.initializer(name))
+
+
+def test_a_weight_that_is_an_output():
+    networks = []
+    for value in (1, 3):
+        proto = linear(np.full((4, 3), value, np.float32), normal(3)).proto()
+        proto.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3]))
+        del proto.graph.node[:]
+        proto.graph.node.append(make("Neg", ["x"], ["y"]))
+        proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4]))
+        networks.append(gm.load(proto))
+    merged = gm.merge_weights(networks[0], networks[1:])
+    np.testing.assert_array_equal(merged.run({"x": normal(1, 4)})["w"], np.full((4, 3), 2))
+
+
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
 def test_types(kind):
     dtype = helper.tensor_dtype_to_np_dtype(kind)
