@@ -85,10 +85,10 @@ def as_type(text: str) -> TensorType:
     found = re.fullmatch(r"\s*(\w+)\s*\[([^\[\]]*)\]\s*", text)
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(_elem(found[1] if found else text))
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # a KeyError of "undefined"
         raise RefusedError(f"'{text}' is no type; write it as 'uint8[batch, 224, 224, 3]'") from error
     words = [word.strip() for word in found[2].split(",")] if found and found[2].strip() else []
-    return TensorType(dtype, tuple(None if w == "?" else int(w) if w.isdigit() else w for w in words))
+    return TensorType(dtype, tuple(None if w == "?" else int(w) if w.isdecimal() else w for w in words))
 
 
 def _calls(text: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -124,7 +124,7 @@ def _operator(
         if key in known:
             operator.attribute.append(_attribute(key, value, known[key].type))
         elif schema is None:
-            operator.attribute.append(onnx.helper.make_attribute(key, value))
+            operator.attribute.append(_attribute(key, value))
         elif key not in {one.name for one in inputs}:
             names = ", ".join((*known, *(one.name for one in inputs))) or "none"
             raise RefusedError(f"{op_type} has no parameter '{key}' in this model's operator set; it has {names}")
@@ -183,9 +183,10 @@ def _schema(proto: ModelProto, domain: str, op_type: str) -> OpSchema | None:
     return schema
 
 
-def _attribute(key: str, value: Any, kind: OpSchema.AttrType) -> AttributeProto:
-    name = str(kind).rpartition(".")[2]
-    wanted = AttributeProto.AttributeType.Value(name)
+def _attribute(key: str, value: Any, kind: OpSchema.AttrType | None = None) -> AttributeProto:
+    """Return an attribute, of the type that the value suggests where ONNX says none."""
+    name = "" if kind is None else str(kind).rpartition(".")[2]
+    wanted = AttributeProto.AttributeType.Value(name) if name else None
     try:
         if wanted == AttributeProto.INT and isinstance(value, str):
             value = _elem(value)
@@ -195,7 +196,8 @@ def _attribute(key: str, value: Any, kind: OpSchema.AttrType) -> AttributeProto:
             value = numpy_helper.from_array(_array(value))
         return onnx.helper.make_attribute(key, value, attr_type=wanted)
     except (TypeError, ValueError) as error:
-        raise RefusedError(f"'{key}' is of type {name}, and {value!r} is none") from error
+        told = f"is of type {name}, and {value!r} is none" if name else f"cannot be {value!r}"
+        raise RefusedError(f"'{key}' {told}") from error
 
 
 def _elem(name: str) -> int:
@@ -225,8 +227,11 @@ def _constant(
     if one.type_str == main.type_str:
         if kind.dtype is None:
             raise RefusedError(f"the type of what {op_type} reads is unknown, so '{one.name}' cannot be made")
-        return np.asarray(value).astype(kind.dtype)
-    found = _array(value)
+        return _exactly(f"'{one.name}' of {op_type}", value, kind.dtype)
+    try:
+        found = _array(value)
+    except ValueError as error:
+        raise RefusedError(f"'{one.name}' of {op_type} is a tensor, and {value!r} is none") from error
     variables = schema.type_constraints if schema else []
     allowed = next((list(v.allowed_type_strs) for v in variables if v.type_param_str == one.type_str), [one.type_str])
     named = onnx.helper.tensor_dtype_to_string(onnx.helper.np_dtype_to_tensor_dtype(found.dtype))
@@ -236,4 +241,25 @@ def _constant(
             f"'{one.name}' of {op_type} is one of {', '.join(allowed)}, and {value!r} is {wanted}; "
             "use a model of its own for this"
         )
+    return found
+
+
+def _exactly(what: str, value: Any, dtype: np.dtype[np.generic]) -> np.ndarray[Any, np.dtype[np.generic]]:
+    """Return numbers in a type that holds them, rounded where that is a float type; strings as they are."""
+    try:
+        given = np.asarray(value)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            found = given.astype(dtype)
+    except (ValueError, TypeError) as error:
+        raise RefusedError(f"{what} is a tensor of {dtype}, and {value!r} is none") from error
+    if dtype.kind == "O":
+        fits = given.dtype.kind in "US"
+    elif given.dtype.kind not in "iufb":
+        fits = given.dtype.kind == dtype.kind
+    elif TensorType(dtype, ()).is_float:
+        fits = bool((np.isfinite(found.astype(np.float64)) | ~np.isfinite(given)).all())
+    else:
+        fits = bool((found.astype(np.complex128) == given).all())
+    if not fits:
+        raise RefusedError(f"{what} is a tensor of {dtype}, which cannot hold {value!r}")
     return found

@@ -201,6 +201,7 @@ def test_capturing_subgraphs_read_the_result():
         ("x", {"by": "Transpose(perm=[1,0])"}, "'x' is .* and would become"),
         ("t0", {"by": "Relu", "takes": "uint8[3]"}, "graph input"),
         ("x", {"by": "Relu", "takes": "bytes"}, "is no type"),
+        ("x", {"by": "Relu", "takes": "undefined[3]"}, "is no type"),
         ("t0", {"by": "Relu", "readers": "Tanh"}, "no operator that reads 't0' matches"),
         ("t0", {"by": "Relu", "readers": "MatMul", "before": True}, "leave out 'readers'"),
         ("t0", {}, "say either"),

@@ -98,6 +98,8 @@ def test_what_an_expression_says():
         ("Pad(pads=[0,1,0,1]) > Slice(starts=[1], ends=[7], axes=[1])", raw),
         ("com.microsoft::QuickGelu(alpha=1.702)", raw / (1 + np.exp(-1.702 * raw))),
         ("Identity", raw),
+        ("Clip(min=-1e999)", raw),
+        ("Cast(to='int64') > Mul(B=2.0) > Cast(to='float32')", 2 * np.trunc(raw)),
     ]:
         after = gm.replace(network, ("m1", "t1"), by=text)
         np.testing.assert_allclose(after.run({"x": x})["t1"], expected, atol=1e-6, err_msg=text)
@@ -119,6 +121,15 @@ def test_what_an_expression_says():
         ("ReduceMean(axes=[1])", "would make it"),
         ("Cast(to='float16')", "would make it"),
         ("QuantizeLinear(y_scale=1, y_zero_point=3)", "is one of"),
+        ("com.microsoft::Gelu(x=None)", "'x' cannot be None"),
+        ("Add(B='a')", "'B' of Add is a tensor of float32, and 'a' is none"),
+        ("Add(B=[[1], [1, 2]])", "and .* is none"),
+        ("Gather(indices=[[1], [1, 2]])", "'indices' of Gather is a tensor"),
+        ("Add(B=None)", "which cannot hold None"),
+        ("Add(B=1e300)", r"float32, which cannot hold 1e\+300"),
+        ("Cast(to='uint8') > Add(B=256) > Cast(to='float32')", "uint8, which cannot hold 256"),
+        ("Cast(to='uint8') > Mul(B=0.5) > Cast(to='float32')", "uint8, which cannot hold 0.5"),
+        ("Cast(to='string') > Equal(B=1)", "cannot hold 1"),
     ],
 )
 def test_expressions_that_are_refused(text, match):
