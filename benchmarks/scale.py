@@ -8,7 +8,7 @@
 ``large`` is a transformer of 20,000 operators with 4 GB of weights in external data, ``growth`` the same shape with
 1,000 to 100,000 operators and small weights. Every figure is of a process of its own, which is refused torch: wall and
 processor time, start of Python included, and the peak of resident memory. ``saving`` sets saving beside ``cp`` of the
-same files, both down to the disk.
+same files, both down to the disk. ``session alone`` is the part of every edit that is ONNX Runtime's.
 
 Results go to ``benchmarks/results/scale.json``, one entry a section, with machine and versions.
 """
@@ -49,6 +49,12 @@ STEPS: dict[str, tuple[str, str]] = {
         HEAD + "gm.remove(gm.load(sys.argv[1]), sys.argv[2]).save(sys.argv[3])",
         "{model} {block} {out}",
     ),
+    "session alone": (
+        HEAD + "from graphmod.model.model import _open_once; m = gm.load(sys.argv[1]); _open_once(m._proto, m.folder)",
+        "{model}",
+    ),
+    "fuse": (HEAD + "gm.fuse(gm.load(sys.argv[1]))", "{model}"),
+    "find": (COMMAND, "find {model} MatMul>Add --json"),
     "diff": (HEAD + "a, b = map(gm.load, sys.argv[1:]); assert gm.diff(a, b)", "{model} {edited}"),
 }
 """What is measured: a program, and its arguments."""
@@ -206,9 +212,6 @@ def _steps(folder: Path, model: Path, block: str) -> dict[str, Any]:
     values = {"model": model, "block": block, "out": edited, "edited": edited}
     figures = {}
     for name, (program, arguments) in STEPS.items():
-        if name == "diff" and not (ROOT / "graphmod" / "rewrite" / "diff.py").exists():
-            figures[name] = {"skipped": "this version of graphmod has no diff"}
-            continue
         given = [argument.format(**values) for argument in arguments.split()]
         figures[name] = _measured([sys.executable, "-c", program, *given])
         print(f"  {name}: {figures[name]}", flush=True)
@@ -227,7 +230,6 @@ def large(folder: Path, quick: bool) -> dict[str, Any]:
     figures["within"] = {
         name: figures[name].get("seconds", math.inf) <= MAX_SECONDS and figures[name].get("peak_mb", math.inf) <= MAX_MB
         for name in held
-        if "skipped" not in figures[name]
     }
     return figures
 
@@ -280,11 +282,9 @@ def growth(folder: Path, quick: bool) -> dict[str, Any]:
     figures["exponents"] = {}
     for name in STEPS:
         points = [
-            (n, figures[str(n)][name]["cpu_seconds"] - figures[str(n)]["start"]["cpu_seconds"])
-            for n in sizes[1:]
-            if "cpu_seconds" in figures[str(n)][name]
+            (n, figures[str(n)][name]["cpu_seconds"] - figures[str(n)]["start"]["cpu_seconds"]) for n in sizes[1:]
         ]
-        if name != "start" and len(points) > 1:
+        if name != "start":
             figures["exponents"][name] = round(_slope([(math.log(n), math.log(max(t, 0.01))) for n, t in points]), 2)
     print(figures["exponents"], flush=True)
     return figures
