@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from graphmod.rewrite.recipe import Edit, Recipe, replay_parts
 from graphmod.rewrite.verb import VERBS, Verb
 
 _PLAIN = (str, int, float, bool)
+_INTEGER = re.compile(r"-?[0-9]+")
 
 
 def command(verb: Verb) -> Callable[..., None]:
@@ -110,7 +112,7 @@ def _members(kinds: tuple[Any, ...]) -> set[Any]:
 def _parsed(verb: Verb, name: str, value: Any) -> Any:
     """Return what a parameter was given as a recipe would hold it: numbers, lists and mappings are YAML."""
     kinds = _members((_without_none(verb.types[name]),))
-    if isinstance(value, list) and len(value) == 1 and int in kinds and value[0].lstrip("-").isdigit():
+    if isinstance(value, list) and len(value) == 1 and int in kinds and _INTEGER.fullmatch(value[0]):
         return int(value[0])
     if verb.reference(name) is not None or not isinstance(value, str) or kinds == {str}:
         return value

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -169,12 +170,12 @@ def _defaults(domain: str, op_type: str, version: int) -> dict[str, bytes]:
     return {name: attribute_key(one.default_value) for name, one in known.items() if one.default_value.name}
 
 
-def attribute_key(attribute: AttributeProto) -> bytes:
-    """Return bytes that two attributes share where they say the same, however it is written."""
+def attribute_key(attribute: AttributeProto, folder: Path | None = None) -> bytes:
+    """Return bytes that two attributes share where they say the same, however it is written and wherever it lies."""
     if attribute.type == AttributeProto.TENSOR:
-        return b"tensor" + _tensor_key(attribute.t)
+        return b"tensor" + _tensor_key(attribute.t, folder)
     if attribute.type == AttributeProto.TENSORS:
-        return b"tensors" + b"".join(_tensor_key(tensor) for tensor in attribute.tensors)
+        return b"tensors" + b"".join(_tensor_key(tensor, folder) for tensor in attribute.tensors)
     if attribute.doc_string:
         bare = AttributeProto.FromString(attribute.SerializeToString())
         bare.ClearField("doc_string")
@@ -182,8 +183,8 @@ def attribute_key(attribute: AttributeProto) -> bytes:
     return bytes(attribute.SerializeToString(deterministic=True))
 
 
-def _tensor_key(tensor: TensorProto) -> bytes:
-    content = b"".join(Stored(tensor).chunks())
+def _tensor_key(tensor: TensorProto, folder: Path | None) -> bytes:
+    content = b"".join(Stored(tensor, folder).chunks())
     return digest(tensor.data_type, str(list(tensor.dims)).encode(), content).to_bytes(8, "little")
 
 

@@ -123,7 +123,7 @@ class _Runs:
         for i, place in enumerate(self.order):
             operator = model.operators[place]
             own[i] = (
-                digest(labels[place], *map(attribute_key, operator.attribute))
+                digest(labels[place], *(attribute_key(a, model.folder) for a in operator.attribute))
                 if _is_constant(operator)
                 else labels[place]
             )

@@ -173,6 +173,7 @@ def _beside(path: Path) -> Iterator[tuple[IO[bytes], str]]:
 
 def check_writable(path: str | PathLike[str]) -> None:
     """Raise NotWritableError unless a file can be written at ``path``; nothing is left there."""
+    _refuse_folder(Path(path))
     with _beside(Path(path)):
         pass
 

@@ -210,16 +210,21 @@ def external_places(some: Iterable[TensorProto], folder: Path | None) -> Iterato
     Raises
     ------
     InvalidModelError
-        A file is missing, outside the model's folder, or too short.
+        A file is missing, outside the model's folder, or too short, or a tensor has more or less than its shape says.
     """
     sizes: dict[str, tuple[Path, int]] = {}
     for tensor in some:
-        info = ExternalDataInfo(tensor)
+        try:
+            info = ExternalDataInfo(tensor)
+        except ValueError as error:
+            raise InvalidModelError(f"{_called(tensor)} has no place in an external file: {error}") from error
         if info.location not in sizes:
             sizes[info.location] = _data_file(tensor, info.location, folder)
         path, size = sizes[info.location]
-        offset = int(info.offset or 0)
-        length = int(info.length) if info.length else n_stored_bytes(tensor)
+        offset, needed = int(info.offset or 0), n_stored_bytes(tensor)
+        length = int(info.length) if info.length else needed
+        if length != needed:
+            raise InvalidModelError(f"{_called(tensor)} takes {needed} bytes, and {length} are said to lie in '{path}'")
         if size < offset + length:
             raise InvalidModelError(f"external data file '{path}' is too short for {_called(tensor)}")
         yield path, offset, length

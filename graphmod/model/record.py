@@ -13,10 +13,13 @@ from graphmod.model.model import RECORD, Model
 def edits_of(model: Model) -> list[dict[str, Any]]:
     """Return the edits that a model's metadata records, the first one first."""
     text = model.metadata.get(RECORD)
+    told = f"the model's metadata '{RECORD}' is no record of edits; remove that entry"
     try:
         edits: list[dict[str, Any]] = json.loads(text)["edits"] if text else []
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidModelError(f"the model's metadata '{RECORD}' is no record of edits; remove that entry") from error
+        raise InvalidModelError(told) from error
+    if not isinstance(edits, list):
+        raise InvalidModelError(told)
     return edits
 
 

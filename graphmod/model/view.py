@@ -35,6 +35,7 @@ def consumed(operator: NodeProto) -> Iterator[str]:
             for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
                 made.update(value.name for value in body.input)
                 made.update(tensor.name for tensor in body.initializer)
+                made.update(tensor.values.name for tensor in body.sparse_initializer)
                 made.update(name for inner in body.node for name in inner.output)
                 pending.extend(body.node)
                 yield from (value.name for value in body.output if value.name not in made)

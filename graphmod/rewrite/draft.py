@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from onnx.helper import make_tensor_value_info
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, common_scope, scope_parts
 from graphmod.model import Model, consumed, copy_without
+from graphmod.model.initializers import values
 
 Array = NDArray[np.generic]
 
@@ -96,21 +96,21 @@ class Draft:
     def constant(self, tensor: str) -> Array | None:
         """Return the value of an initializer, or of what a Constant makes; None for any other tensor."""
         if tensor in self._initializers:
-            as_it_was = tensor in self.model.initializers and tensor not in self._changed
-            return self.model.initializer(tensor) if as_it_was else numpy_helper.to_array(self._initializers[tensor])
+            return values(self._initializers[tensor], self.model.folder)
         operator = self._producer.get(tensor)
-        held = [a.t for a in operator.attribute if a.name == "value"] if operator is not None else []
-        return numpy_helper.to_array(held[0]) if held and operator and operator.op_type == "Constant" else None
+        if operator is None or operator.op_type != "Constant":
+            return None
+        return next((values(a.t, self.model.folder) for a in operator.attribute if a.name == "value"), None)
 
     # -- names
 
     @cached_property
-    def _taken(self) -> set[str]:
-        return set(tensor_names(self.graph, self._operators.values()))
+    def _taken(self) -> dict[str, int]:
+        return dict.fromkeys(tensor_names(self.graph, self._operators.values()), 1)
 
     @cached_property
-    def _taken_by_operators(self) -> set[str]:
-        return {*self._named, *(operator.name for operator in self._operators.values())}
+    def _taken_by_operators(self) -> dict[str, int]:
+        return dict.fromkeys((*self._named, *(operator.name for operator in self._operators.values())), 1)
 
     def unused(self, name: str) -> str:
         """Return a name that no tensor of the graph or of its subgraphs has: this one, or numbered."""
@@ -130,7 +130,7 @@ class Draft:
 
     def add_initializer(self, tensor: TensorProto) -> None:
         """Add an initializer under its own name, which no tensor may have."""
-        self._taken.add(tensor.name)
+        self._taken.setdefault(tensor.name, 1)
         if self.proto.ir_version < 4:  # such files list initializers among the inputs
             self.graph.input.append(make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         own = self.graph.initializer.add()
@@ -186,8 +186,9 @@ class Draft:
         entered = [self._enter(operator, position) for operator in operators]
         for operator in entered:
             if operator.name:
-                self._taken_by_operators.add(operator.name)
-            self._taken.update(name for name in operator.output if name)
+                self._taken_by_operators.setdefault(operator.name, 1)
+            for name in filter(None, operator.output):
+                self._taken.setdefault(name, 1)
             if scope is not None:
                 entry = operator.metadata_props.add()
                 entry.key, entry.value = GRAPHMOD_SCOPE, scope
@@ -309,9 +310,13 @@ def shared_scope(operators: Iterable[NodeProto]) -> str:
     return ".".join(common_scope(scope_parts(operator) for operator in operators))
 
 
-def _claim(name: str, taken: set[str]) -> str:
-    fresh = name if name not in taken else next(n for i in count(2) if (n := f"{name}_{i}") not in taken)
-    taken.add(fresh)
+def _claim(name: str, taken: dict[str, int]) -> str:
+    """Return a name that is not taken; of names that are, the dict has the numbers given out last."""
+    fresh = name
+    while fresh in taken:
+        taken[name] += 1
+        fresh = f"{name}_{taken[name]}"
+    taken[fresh] = 1
     return fresh
 
 

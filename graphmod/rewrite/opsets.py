@@ -10,6 +10,7 @@ from onnx import ModelProto, NodeProto
 from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.model import Model
 from graphmod.model.initializers import without_large_values
+from graphmod.rewrite.draft import bodies
 
 _DEFAULT = ("", "ai.onnx")
 
@@ -62,12 +63,7 @@ def _raised(model: Model, highest: dict[str, int]) -> Model:
 
 
 def _inside(operator: NodeProto) -> Iterator[NodeProto]:
-    pending = [operator]
-    while pending:
-        for attribute in pending.pop().attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from body.node
-                pending.extend(body.node)
+    return (inner for body in bodies(operator) for inner in body.node)
 
 
 def _changed(operators: Iterable[NodeProto], domain: str, low: int, high: int) -> list[NodeProto]:

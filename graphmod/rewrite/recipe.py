@@ -13,7 +13,7 @@ import yaml
 
 from graphmod.errors import GraphmodError, InvalidRecipeError
 from graphmod.model import Model, edits_of, replace_file
-from graphmod.rewrite.verb import VERBS, Reference, Verb, perform
+from graphmod.rewrite.verb import VERBS, Reference, Verb, perform, plain
 
 FORMAT = 1
 
@@ -212,7 +212,7 @@ def _as_recipe(recipe: Recipe | str | PathLike[str] | Sequence[Any]) -> Recipe:
         return recipe
     if isinstance(recipe, str | PathLike):
         return Recipe.load(recipe)
-    return Recipe.read(list(recipe))
+    return Recipe.read(list(recipe) if isinstance(recipe, Sequence) else recipe)
 
 
 def _apply_one(steps: Recipe, number: int, edit: Edit, model: Model, offered: list[object]) -> list[Model]:
@@ -223,7 +223,7 @@ def _apply_one(steps: Recipe, number: int, edit: Edit, model: Model, offered: li
         for name, value in edit.parameters.items():
             mark = verb.reference(name)
             if mark is None or value is None:
-                arguments[name], told[name] = _validated(verb, name, value), value
+                arguments[name], told[name] = _validated(verb, name, value), plain(value)
             elif mark.many:
                 found = [_resolve(mark, model, one, steps.folder, offered) for one in _listed(value)]
                 arguments[name], told[name] = [one for one, _ in found], [record for _, record in found]
@@ -305,8 +305,9 @@ def _problems(edit: Edit, folder: Path | None) -> Iterator[str]:
 def _wrong_references(mark: Reference, name: str, value: Any, folder: Path | None) -> Iterator[str]:
     for one in _listed(value) if mark.many else [value]:
         if isinstance(one, Mapping):
-            if not one.get("sha256") or not set(one) <= {"file", "sha256"}:
-                yield f"'{name}' names a {mark.what} by 'sha256' and possibly 'file', not by {sorted(one)}"
+            texts = all(isinstance(text, str) for text in one.values())
+            if not texts or not one.get("sha256") or not one.keys() <= {"file", "sha256"}:
+                yield f"'{name}' names a {mark.what} by 'sha256' and possibly 'file', not by {dict(one)}"
         elif not isinstance(one, str | PathLike):
             yield f"'{name}' is the path of a {mark.what}, not {one!r}"
         elif not ((folder or Path()) / one).exists():

@@ -160,7 +160,7 @@ def _around(model: Model, names: Sequence[str], carrying: Container[str]) -> Reg
             f"{told} joins {len(entries)} tensors of activations ({', '.join(entries) or 'none'}); name the two "
             "tensors to connect instead"
         )
-    return Region(entries[0], model.operators[places[-1]].output[0])
+    return Region(entries[0], next(name for name in model.operators[places[-1]].output if name))
 
 
 def bridge(draft: Draft, region: Region) -> None:

@@ -11,6 +11,7 @@ from onnx import TensorProto, TypeProto, ValueInfoProto
 from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.graph import Block, blocks, find
 from graphmod.model import Model
+from graphmod.rewrite.draft import bodies
 
 _WRAPPED = re.compile(r"(seq|optional)\((.*)\)")
 _TENSOR = re.compile(r"tensor\((\w+)\)")
@@ -78,11 +79,8 @@ def _inside(model: Model) -> dict[str, str]:
     """Return the tensors that subgraphs make, and the operator of the main graph that each is in."""
     found: dict[str, str] = {}
     for name, operator in zip(model.operator_names, model.operators, strict=True):
-        pending = [body for a in operator.attribute for body in (*([a.g] if a.HasField("g") else []), *a.graphs)]
-        while pending:
-            for inner in pending.pop().node:
-                found.update((made, name) for made in inner.output if made)
-                pending += [body for a in inner.attribute for body in (*([a.g] if a.HasField("g") else []), *a.graphs)]
+        inside = (inner for body in bodies(operator) for inner in body.node)
+        found.update((made, name) for inner in inside for made in inner.output if made)
     return found
 
 

@@ -65,7 +65,8 @@ def verify(a: Model, b: Model, data: object, *, batch_size: int = 64) -> Verific
     Raises
     ------
     RefusedError
-        The models differ in the names of inputs or outputs, or an output differs in shape.
+        The models differ in the names of inputs or outputs, or an output differs in shape or holds no numbers that
+        numpy has.
 
     Examples
     --------
@@ -79,6 +80,12 @@ def verify(a: Model, b: Model, data: object, *, batch_size: int = 64) -> Verific
             f"the models have different signatures: {list(a.inputs)} -> {list(a.outputs)} and "
             f"{list(b.inputs)} -> {list(b.outputs)}"
         )
+    for name, kind in (*a.outputs.items(), *b.outputs.items()):
+        if kind.dtype is None or kind.dtype.kind not in "fiub":
+            raise RefusedError(
+                f"output '{name}' is {kind}, and only tensors of numbers that numpy has are compared; graphmod.hide "
+                "takes it from the outputs"
+            )
     samples = as_data(a, data)
     names = list(a.outputs)
     totals = {name: np.zeros(4) for name in names}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
+import numpy as np
+import onnx
 import pytest
 from command_line import graphmod
 
@@ -99,3 +101,20 @@ def test_verify_exits_with_1_where_outputs_differ(tmp_path):
     assert graphmod("verify", MODEL, tmp_path / "a.onnx", "--tolerance", 10).returncode == 0
     told = json.loads(graphmod("verify", MODEL, tmp_path / "a.onnx", "--json").stdout)
     assert told["logits"]["relative"] > 1e-5
+
+
+def test_verify_takes_what_is_no_number_for_a_difference(tmp_path):
+    model = gm.load(MODEL)
+    proto = model.proto()
+    name = next(name for name, kind in model.tensors.items() if name in model.initializers and kind.is_float)
+    (weight,) = (one for one in proto.graph.initializer if one.name == name)
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(model.initializer(name), np.nan), name))
+    (tmp_path / "nan.onnx").write_bytes(proto.SerializeToString())
+    assert graphmod("verify", MODEL, tmp_path / "nan.onnx").returncode == 1
+    assert graphmod("verify", tmp_path / "nan.onnx", tmp_path / "nan.onnx").returncode == 0
+
+
+def test_a_folder_is_refused_before_anything_is_computed(tmp_path):
+    told = graphmod("remove", "none.onnx", "layer1.3", "--out", tmp_path)
+    assert told.returncode == 2
+    assert "it is a folder" in told.stderr

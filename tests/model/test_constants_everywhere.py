@@ -168,6 +168,37 @@ def test_different_weights_beside_each_other(tmp_path):
     assert result(kept, yes=True) == 111_112
 
 
+@pytest.mark.parametrize("edit", [gm.fuse, gm.outline, gm.inline])
+def test_verbs_read_constants_wherever_they_lie(tmp_path, edit):
+    inside, outside = edit(gm.load(proto())), edit(moved_out(tmp_path))
+    assert outside.digest == inside.digest
+    assert result(outside, yes=True) == 111_112
+
+
+def test_lint_reads_constants_wherever_they_lie(tmp_path):
+    assert gm.lint(moved_out(tmp_path)) == gm.lint(gm.load(proto()))
+
+
+def test_equal_constants_of_operators_in_one_file_are_repeats(tmp_path):
+    held = tensor("", 3)
+    (tmp_path / "c.bin").write_bytes(held.raw_data)
+    onnx.external_data_helper.set_external_data(held, "c.bin")
+    held.ClearField("raw_data")
+    nodes = []
+    for before, after in ("xa", "ab", "by"):
+        nodes += [
+            helper.make_node("Constant", [], [f"c{after}"], value=held),
+            helper.make_node("Add", [before, f"c{after}"], [after]),
+        ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [N]) for name in "xy"]
+    graph = helper.make_graph(nodes, "repeats", values[:1], values[1:])
+    whole = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    (tmp_path / "m.onnx").write_bytes(whole.SerializeToString())
+    outlined = gm.outline(gm.load(tmp_path / "m.onnx"), size=2)
+    assert [len(function.node) for function in outlined.functions] == [2]
+    np.testing.assert_array_equal(outlined.run({"x": X})["y"], X + 9)
+
+
 # -- more than one message holds
 
 

@@ -158,3 +158,19 @@ def test_a_git_lfs_pointer_is_told_from_a_model(tmp_path):
 def test_what_holds_no_model_is_named(thing):
     with pytest.raises(gm.GraphmodError, match=f"a {type(thing).__name__} is no model"):
         gm.load(thing)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("length", "2", "takes"), ("length", "many", "has no place"), ("offset", "-8", "has no place")],
+)
+def test_a_place_that_is_none_is_refused(tmp_path, key, value, message):
+    path = external_copy(tmp_path)
+    proto = onnx.load_model(path, load_external_data=False)
+    tensor = next(one for one in proto.graph.initializer if one.external_data)
+    entry = next((entry for entry in tensor.external_data if entry.key == key), None) or tensor.external_data.add()
+    entry.key, entry.value = key, value
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(gm.InvalidModelError, match=f"'{tensor.name}'") as told:
+        gm.load(path)
+    assert message in str(told.value)

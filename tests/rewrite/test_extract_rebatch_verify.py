@@ -175,6 +175,22 @@ def test_verify_refuses():
         gm.verify(fan([4], RNG), fan([5], RNG), normal(5, 7))
 
 
+@pytest.mark.parametrize("kind", ["sequence", "bfloat16", "string"])
+def test_verify_refuses_outputs_that_numpy_has_no_numbers_for(kind):
+    made = {"bfloat16": onnx.TensorProto.BFLOAT16, "string": onnx.TensorProto.STRING}
+    if kind in made:
+        operator = helper.make_node("Cast", ["x"], ["y"], to=made[kind])
+        output = helper.make_tensor_value_info("y", made[kind], ["n", 4])
+    else:
+        operator = helper.make_node("SequenceConstruct", ["x"], ["y"])
+        output = helper.make_tensor_sequence_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])
+    source = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])
+    graph = helper.make_graph([operator], "graph", [source], [output])
+    m = gm.load(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]))
+    with pytest.raises(gm.RefusedError, match=r"output 'y' is .*graphmod\.hide"):
+        gm.verify(m, m, {"x": normal(3, 4)})
+
+
 def test_extract_between_blocks_operators_and_selectors():
     demo = gm.load(gm.demo.model_path())
     block = gm.blocks(demo)["layer1.1"]

@@ -147,3 +147,30 @@ def test_every_verb_can_stand_in_a_recipe(verb):
     }
     assert set(verb.parameters) <= described
     assert verb.example.startswith(f"graphmod {verb.name.replace('_', '-')} ")
+
+
+@pytest.mark.parametrize("text", ['{"edits": 3}', '{"edits": "remove"}', "[]"])
+def test_what_is_no_list_of_edits_is_no_record(demo, text):
+    proto = demo.proto()
+    proto.metadata_props.add(key=RECORD, value=text)
+    with pytest.raises(gm.InvalidModelError, match="no record of edits"):
+        gm.remove(gm.load(proto), "layer1.3")
+
+
+def test_a_step_may_hold_a_block_and_a_recipe_be_a_mapping(demo):
+    block = gm.blocks(demo)["layer1.3"]
+    expected = gm.remove(demo, block)
+    assert content(gm.apply({"edits": [{"remove": {"place": block}}]}, demo)) == content(expected)
+    assert content(gm.apply(gm.Recipe.of(expected), demo)) == content(expected)
+
+
+@pytest.mark.parametrize(("recipe", "message"), [(None, "is a list of steps"), ([{"fuse": {}, "hide": {}}], "no step")])
+def test_what_is_no_recipe_is_refused(demo, recipe, message):
+    with pytest.raises(gm.InvalidRecipeError, match=message):
+        gm.apply(recipe, demo)
+
+
+def test_a_file_is_named_by_text(demo):
+    step = {"replace": {"place": "layer3.5", "data": {"file": 3, "sha256": "0"}}}
+    with pytest.raises(gm.InvalidRecipeError, match="'data' names a data by 'sha256'"):
+        gm.apply([step], demo)

@@ -112,3 +112,13 @@ def test_operators_that_no_output_needs_keep_what_they_read():
     found = gm.remove(network, ("x", "b"))
     assert [op.output[0] for op in found.operators] == ["idle", "a", "idle too", "y"]
     assert list(found.initializers) == ["w"]
+
+
+def test_the_first_output_that_has_a_name_is_the_exit():
+    weights = {name: np.zeros((1, 16, 4), np.float32) for name in "wr"}
+    operators = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["", "h"], name="lstm", hidden_size=4),
+        helper.make_node("Relu", ["h"], ["y"]),
+    ]
+    network = model(operators, {"x": [1, "n", 4]}, {"y": [1, "n", 4]}, weights)
+    assert [op.op_type for op in gm.remove(network, "lstm").operators] == ["Relu"]
