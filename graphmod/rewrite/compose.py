@@ -22,6 +22,7 @@ from graphmod.model import RECORD, Model, consumed
 from graphmod.model.initializers import tensors
 from graphmod.model.model import type_of
 from graphmod.rewrite.draft import Draft
+from graphmod.rewrite.graft import raise_format
 from graphmod.rewrite.opsets import with_one_opset
 from graphmod.rewrite.split import any_random
 from graphmod.rewrite.tensors import tensor_type_of
@@ -118,6 +119,8 @@ class _Whole:
         """Join the next model, and return the keys of ``connect`` that it has used."""
         proto = model.editable()
         _move_external(proto, model.folder, self.folder)
+        for one, other in ((self.proto, proto), (proto, self.proto)):
+            raise_format(one, other.ir_version)
         graph = proto.graph
         fed = self._connections(model, connect, prefix or "")
         shared = self._shared_inputs(model, fed) if connect == "name" and not prefix else set()
@@ -435,8 +438,7 @@ def _rename_tensors(graph: GraphProto, names: Mapping[str, str], symbols: Mappin
 
 
 def _join_metadata(whole: ModelProto, proto: ModelProto, mark: str) -> None:
-    """Add versions and metadata; what says something else than the whole's goes under a prefixed key."""
-    whole.ir_version = max(whole.ir_version, proto.ir_version)
+    """Add operator sets and metadata; what says something else than the whole's goes under a prefixed key."""
     domains = {entry.domain or "ai.onnx" for entry in whole.opset_import}
     whole.opset_import.extend(entry for entry in proto.opset_import if (entry.domain or "ai.onnx") not in domains)
     there = {entry.key: entry.value for entry in whole.metadata_props}

@@ -14,6 +14,7 @@ from graphmod.model import Model, consumed
 from graphmod.rewrite.draft import Draft, bodies
 from graphmod.rewrite.graft import annotate, renamed, set_scope
 from graphmod.rewrite.region import Place, carrying_tensors, check_passes_through, find_region, inside
+from graphmod.rewrite.split import any_random
 from graphmod.rewrite.verb import verb
 
 _NEVER_TRAINED = frozenset({TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING})
@@ -113,7 +114,7 @@ def _owned(model: Model, draft: Draft, block: Iterable[NodeProto]) -> _Owned:
     stored = {**model.initializers, **sparse}
     constant, trained = set(stored), {name for name, t in stored.items() if t.data_type not in _NEVER_TRAINED}
     for operator, reads in zip(model.operators, model.reads, strict=True):
-        if constant.issuperset(reads) and not operator.op_type.startswith("Random"):
+        if constant.issuperset(reads) and not any_random([[operator]]):
             constant.update(operator.output)
             if not trained.isdisjoint(reads) or _holds_a_weight(operator):
                 trained.update(name for name in operator.output if name)

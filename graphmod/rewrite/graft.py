@@ -16,6 +16,12 @@ from graphmod.rewrite.draft import Draft, bodies, tensor_names
 Call = tuple[str, str, str]
 """Domain, name and overload of a function."""
 
+FUNCTIONS_SINCE = 8
+"""The version of the file format that brought functions."""
+
+_LISTED_UNTIL = 4
+"""The version of the file format from which initializers among the inputs are defaults, and no constants."""
+
 
 def graft(
     draft: Draft,
@@ -128,6 +134,17 @@ def set_scope(operator: NodeProto, path: str) -> None:
         operator.metadata_props.add(key=key, value=value)
 
 
+def raise_format(proto: ModelProto, version: int) -> None:
+    """Bring a model to a version of the file format, or leave it at a higher one; constants stay constants."""
+    if proto.ir_version < _LISTED_UNTIL <= version:
+        graph = proto.graph
+        constant = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+        inputs = [value for value in graph.input if value.name not in constant]
+        graph.ClearField("input")
+        graph.input.extend(inputs)
+    proto.ir_version = max(proto.ir_version, version)
+
+
 def adapted(part: Model, host: Model) -> Model:
     """Return a model in the version of ONNX's own operator set that another model imports.
 
@@ -211,12 +228,8 @@ def _adopt_functions(proto: ModelProto, functions: Iterable[FunctionProto]) -> d
         own.name = calls.get(key, own.name)
         for inner in chain.from_iterable((op, *(i for body in bodies(op) for i in body.node)) for op in own.node):
             inner.op_type = calls.get((inner.domain, inner.op_type, inner.overload), inner.op_type)
-    proto.ir_version = max(proto.ir_version, _FUNCTIONS_SINCE)
+    raise_format(proto, FUNCTIONS_SINCE)
     return calls
-
-
-_FUNCTIONS_SINCE = 8
-"""The version of the file format that brought functions."""
 
 
 def _call(function: FunctionProto) -> Call:

@@ -18,14 +18,12 @@ from graphmod.graph.repeats import repeats
 from graphmod.graph.scope import GRAPHMOD_SCOPE, common_scope, scope
 from graphmod.model import Model
 from graphmod.rewrite.draft import Draft, shared_scope
+from graphmod.rewrite.graft import FUNCTIONS_SINCE, raise_format
 from graphmod.rewrite.inline import ORIGINALS
 from graphmod.rewrite.verb import verb
 
 DOMAIN = "graphmod.outlined"
 """The domain of the functions."""
-
-IR_VERSION = 8
-"""The first version of the file format that has functions."""
 
 Occurrence = Sequence[NodeProto]
 
@@ -71,7 +69,7 @@ def outline(model: Model, size: int = 4) -> Model:
     ]
     if not any(made):
         return model
-    draft.proto.ir_version = max(draft.proto.ir_version, IR_VERSION)
+    raise_format(draft.proto, FUNCTIONS_SINCE)
     if not any(entry.domain == DOMAIN for entry in draft.proto.opset_import):
         draft.proto.opset_import.add(domain=DOMAIN, version=1)
     return draft.finish()

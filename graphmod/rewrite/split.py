@@ -22,14 +22,13 @@ from graphmod.graph import Block, boundaries
 from graphmod.graph.costs import cost
 from graphmod.model import Model, copy_without
 from graphmod.model.session import run
+from graphmod.rewrite.simplify import RANDOM
 from graphmod.rewrite.tensors import declarations, named_tensors
 from graphmod.rewrite.verb import verb
 
 _SHAPE_READERS = frozenset({"Shape", "Size"})
 
-_RANDOM = frozenset(
-    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
+_UNSTEADY = frozenset(RANDOM | {"Dropout"})
 """Operators that may give something else each time, and so must not run twice."""
 
 
@@ -264,22 +263,23 @@ class _Plan:
 
 def _constant_operators(model: Model) -> set[int]:
     """Return the places of operators that depend on no input and give the same each time."""
-    with_random_calls = {f.name for f in model.functions} if any_random(f.node for f in model.functions) else set()
+    calls = [function.name for function in model.functions] if any_random(f.node for f in model.functions) else []
     known = model.initializers.keys() | {t.values.name for t in model._proto.graph.sparse_initializer}
     found = set()
     for place, operator in enumerate(model.operators):
-        steady = operator.op_type not in with_random_calls and not any_random([[operator]])
+        steady = not any_random([[operator]], calls)
         if steady and all(name in known or model.producer.get(name) in found for name in model.reads[place]):
             found.add(place)
     return found
 
 
-def any_random(lists: Iterable[Iterable[NodeProto]]) -> bool:
-    """Whether an operator, or one in a subgraph, may give something else each time."""
+def any_random(lists: Iterable[Iterable[NodeProto]], calls: Iterable[str] = ()) -> bool:
+    """Whether an operator, or one in a subgraph, may give something else each time, as functions in ``calls`` do."""
+    unsteady = _UNSTEADY.union(calls)
     pending = list(lists)
     while pending:
         for operator in pending.pop():
-            if operator.op_type in _RANDOM:
+            if operator.op_type in unsteady:
                 return True
             for attribute in operator.attribute:
                 pending += [body.node for body in (attribute.g, *attribute.graphs) if body.node]

@@ -289,6 +289,23 @@ def test_metadata():
     assert whole.ir_version == 9
 
 
+@pytest.mark.parametrize("old", [(0,), (1,), (0, 1)])
+def test_weights_that_old_files_list_among_inputs_stay_constant(old):
+    models = [square(seed=seed) for seed in (0, 1)]
+    expected = gm.compose(*models, connect="position")
+    for which in old:
+        proto = models[which].proto()
+        proto.ir_version = 3
+        for tensor in proto.graph.initializer:
+            proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        models[which] = gm.load(proto)
+    whole = gm.compose(*models, connect="position")
+    assert whole.inputs == expected.inputs
+    listed = len(whole.initializers) if len(old) == 2 else 0
+    assert len(whole._proto.graph.input) == len(whole.inputs) + listed
+    assert gm.verify(expected, whole, {"x": np.ones((3, 4), np.float32)}).exact
+
+
 def test_external_data_of_two_folders(tmp_path):
     networks, loaded = [square(40, 0), square(40, 1)], []
     for i, network in enumerate(networks):

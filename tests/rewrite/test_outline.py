@@ -163,6 +163,15 @@ def test_nothing_repeated_gives_the_model_itself():
     assert gm.inline(demo) is demo
 
 
+def test_weights_that_old_files_list_among_inputs_stay_constant():
+    proto = gm.load(gm.demo.model_path()).proto()
+    proto.ir_version = 3
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    short = gm.outline(gm.load(proto))
+    assert (short.ir_version, [value.name for value in short._proto.graph.input]) == (8, ["image"])
+
+
 def test_a_second_time_outlines_what_is_left():
     demo = gm.load(gm.demo.model_path())
     x = gm.demo.splits().test.inputs

@@ -236,6 +236,26 @@ def test_random_numbers_are_drawn_once():
     assert (list(before.outputs), [op.op_type for op in after.operators]) == (["cut", "noise"], ["Sub"])
 
 
+def test_random_numbers_of_a_function_that_a_branch_calls_are_drawn_once():
+    make = helper.make_node
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    noise = helper.make_function("own", "noise", ["i"], ["o"], [make("RandomNormalLike", ["i"], ["o"])], opsets)
+    result = [helper.make_tensor_value_info("r", TensorProto.FLOAT, [4])]
+    body = helper.make_graph([make("noise", ["w"], ["r"], domain="own")], "body", [], result)
+    operators = [
+        make("If", ["yes"], ["noise"], then_branch=body, else_branch=body),
+        make("Add", ["x", "noise"], ["a"]),
+        make("Relu", ["a"], ["cut"]),
+        make("Sub", ["cut", "noise"], ["y"]),
+    ]
+    weights = {"w": np.ones(4, np.float32), "yes": np.array(True)}
+    proto = model(operators, {"x": [2, 4]}, {"y": [2, 4]}, weights).proto()
+    proto.functions.append(noise)
+    proto.opset_import.append(opsets[1])
+    before, after = gm.split(gm.load(proto), ["cut"])
+    assert (list(before.outputs), [op.op_type for op in after.operators]) == (["cut", "noise"], ["Sub"])
+
+
 def test_external_weights_stay_where_they_are(tmp_path):
     network = fan([40, 40, 40], RNG, (40,))
     onnx.save_model(network.proto(), tmp_path / "m.onnx", save_as_external_data=True, location="w", size_threshold=0)
