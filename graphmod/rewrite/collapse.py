@@ -310,15 +310,14 @@ def _values(draft: Draft, name: str, alike: Sequence[_Alike]) -> Iterator[Array]
 
 
 def _set(draft: Draft, name: str, value: Array, readers: Sequence[NodeProto]) -> None:
-    """Give a constant another value for some operators; others that read it keep the old one."""
+    """Give a constant another value for some operators; others that need it keep the old one."""
     own = {id(operator) for operator in readers}
-    if name in draft.model.initializers and all(id(one) in own for one in draft.readers(name)):
+    inside = [one for one in draft.readers(name) if id(one) in own]
+    is_private = len(inside) == len(draft.readers(name)) and name not in draft.outputs
+    if is_private and name in draft.model.initializers:
         draft.set_initializer(name, value)
-        return
-    fresh = draft.weight(f"{name}/merged", value)
-    for operator in readers:
-        if name in operator.input:
-            draft.set_inputs(operator, [fresh if read == name else read for read in operator.input])
+    else:
+        draft.redirect(name, draft.weight(f"{name}/merged", value), inside)
 
 
 # -- fitting
@@ -326,8 +325,8 @@ def _set(draft: Draft, name: str, value: Array, readers: Sequence[NodeProto]) ->
 
 def _calibrate(merged: Model, rest: Region, normed: str, data: Data) -> Model:
     """Give a BatchNormalization the mean and variance of what it reads once the other blocks are gone."""
-    draft = Draft(merged)
-    operator = draft.producer(normed)
+    bench = Bench(Draft(merged))
+    operator = bench.draft.producer(normed)
     assert operator is not None
     read = operator.input[0]
     rank = len(merged.tensors[read].shape or ()) if read in merged.tensors else 0
@@ -339,10 +338,11 @@ def _calibrate(merged: Model, rest: Region, normed: str, data: Data) -> Model:
     if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
         raise RefusedError(f"activations at '{read}' are not finite, so nothing can be calibrated")
     for place, value in ((3, mean), (4, variance)):
-        held = draft.constant(operator.input[place])
+        held = bench.held(operator.input[place])
         assert held is not None
-        _set(draft, operator.input[place], value.astype(held.dtype), [operator])
-    return draft.finish()
+        name = bench.store(operator.input[place], value.astype(held.dtype), operator)
+        bench.set_input(operator, place, name)
+    return bench.draft.finish()
 
 
 def _corrected(model: Model, merged: Model, shorter: Model, rest: Region, data: Data, kind: str, ridge: float) -> Model:

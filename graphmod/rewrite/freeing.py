@@ -12,12 +12,10 @@ from onnx import NodeProto, helper, numpy_helper
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.rewrite.draft import Draft, shared_scope
+from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.sizing import Sizes, reshaped
 
 Array = NDArray[np.generic]
-
-_ALL = 2**63 - 1
-"""An end past which no Slice goes."""
 
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 """The inputs of recurrent operators that hold a state for every sample, along axis 1."""
@@ -137,7 +135,7 @@ class _Freeing:
         return None if not name or self._depends(name) else self.before.values.get(name)
 
     def _free(self, operator: NodeProto, why: str) -> None:
-        match operator.op_type:
+        match operator.op_type if operator.domain in STANDARD else "":
             case "Reshape":
                 self._free_reshape(operator)
             case "Expand":
@@ -215,10 +213,9 @@ class _Freeing:
         if not open_ or ends is None:
             return
         along = np.arange(len(ends)) if axes is None else axes
-        fresh = np.array(
-            [_ALL if int(axis) % len(old) in open_ else end for axis, end in zip(along, ends, strict=True)]
-        )
-        self._set_constant(operator, 2, fresh.astype(np.int64))
+        all_ = 2 ** (8 * ends.dtype.itemsize - 1) - 1  # past which no Slice goes
+        fresh = [all_ if int(axis) % len(old) in open_ else end for axis, end in zip(along, ends, strict=True)]
+        self._set_constant(operator, 2, np.array(fresh, ends.dtype))
         self._follow_again(operator)
 
     def _free_resize(self, operator: NodeProto) -> None:
@@ -274,8 +271,8 @@ class _Freeing:
         repeated = self.draft.unused(f"{name}_repeated")
         self._add(operator, helper.make_node("Expand", [one, self._joined(operator, parts)], [repeated]))
         self._replace_input(operator, place, repeated)
-        after = list(shape)
-        after[axis] = (self.after.shapes[like])[along]
+        after, grown = list(shape), self.after.shapes.get(like)
+        after[axis] = grown[along] if grown else None
         self.before.shapes[repeated], self.after.shapes[repeated] = shape, tuple(after)
         self.before.like[repeated] = self.after.like[repeated] = self.after.like.get(name, name)
 
@@ -303,11 +300,8 @@ class _Freeing:
                 f"{_told(operator)} reads '{name}', which holds different values for each of {self.old} samples"
             )
         one = self.draft.unused(f"{name}_first")
-        bounds = [
-            self.draft.weight(f"{one}_{what}", np.array([bound]))
-            for what, bound in (("start", 0), ("end", 1), ("axis", axis))
-        ]
-        self._add(operator, helper.make_node("Slice", [name, *bounds], [one]))
+        place = self.draft.weight(f"{one}_place", np.array([0]))
+        self._add(operator, helper.make_node("Gather", [name, place], [one], axis=axis))
         return one
 
     # -- operators

@@ -121,8 +121,13 @@ def _layer(bench: Bench, operator: NodeProto, chosen: Container[int]) -> Map | s
         for one in bench.draft.readers(name)
         if id(one) not in chosen or one.op_type != operator.op_type or one.input[1] != name
     ]
+    while not others and (maker := bench.draft.producer(name)) is not None and maker.input:
+        name = maker.input[0]  # a weight that is transposed or cast before it is used
+        others = [one for one in bench.draft.readers(name) if one is not maker]
     if others:
         return f"the weight '{name}' of {told} would stay, as {bench.told(others[0])} reads it"
+    if bench.is_output(name):
+        return f"the weight '{name}' of {told} would stay, as it is an output of the model"
     return layer
 
 
@@ -175,7 +180,6 @@ def _store(bench: Bench, layer: Map, second: Float, first: Float) -> _Split:
 def _put_in_place(bench: Bench, layer: Map, split: _Split) -> None:
     """Let a new operator read what the layer read, and the layer the new one."""
     operator = layer.operator
-    beta = layer.bench.attributes(operator).get("beta", 1.0)
     made = bench.draft.unused(f"{operator.output[0]}/low_rank")
     first = NodeProto(op_type="MatMul", domain=operator.domain, input=[operator.input[0], split.first], output=[made])
     first.name = bench.draft.unused_operator(f"{operator.name or operator.output[0]}/low_rank")
@@ -186,6 +190,6 @@ def _put_in_place(bench: Bench, layer: Map, split: _Split) -> None:
             operator, kernel_shape=[1] * len(layer.kernel), strides=None, pads=None, dilations=None, auto_pad=None
         )
     elif layer.op_type == "Gemm":
-        bench.set_attributes(operator, transB=None, alpha=None, beta=beta)
+        bench.set_attributes(operator, transB=None, alpha=None)
     bench.draft.add([first], at=operator, scope=shared_scope([operator]))
     bench.draft.set_inputs(operator, [made, split.second, *operator.input[2:]])

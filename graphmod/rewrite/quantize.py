@@ -30,6 +30,9 @@ BATCH = 32
 OLDEST = {"static": 13, "dynamic": 11, "weights": 13}
 """The first operator set in which ONNX Runtime's tools write what each mode needs."""
 
+_METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+"""ONNX Runtime's names for the ways to calibrate."""
+
 _FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, OSError),
     *(RuntimeError, TypeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError),
@@ -98,8 +101,11 @@ def quantize(
     if mode not in OLDEST:
         raise RefusedError(f"'{mode}' is no mode; the modes are {', '.join(OLDEST)}")
     weight_type = weight_type or ("int4" if mode == "weights" else "int8")
-    if mode != "weights" and weight_type == "int4":
-        raise RefusedError(f"'{mode}' knows no int4; take int8 or uint8, or mode 'weights'")
+    known = ("int4", "int8") if mode == "weights" else ("int8", "uint8")
+    if weight_type not in known:
+        raise RefusedError(f"mode '{mode}' knows no {weight_type}; it knows {' and '.join(known)}")
+    if calibrate not in _METHODS:
+        raise RefusedError(f"'{calibrate}' is no way to calibrate; the ways are {', '.join(_METHODS)}")
     if mode == "static" and data is None:
         raise RefusedError(
             "to quantize statically takes data that show the range of activations; pass data, or 'dynamic'"
@@ -142,9 +148,6 @@ def _writer(
     }
     if mode == "dynamic":
         return lambda source, target: quantization.quantize_dynamic(source, target, **shared)
-    method = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}.get(calibrate)
-    if method is None:
-        raise RefusedError(f"'{calibrate}' is no way to calibrate; the ways are minmax, entropy and percentile")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
         batches: Iterator[Data] = _batches(model, data)
@@ -159,7 +162,7 @@ def _writer(
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
         activation_type=quantization.QuantType.QUInt8 if weight_type == "uint8" else quantization.QuantType.QInt8,
-        calibrate_method=quantization.CalibrationMethod[method],
+        calibrate_method=quantization.CalibrationMethod[_METHODS[calibrate]],
         **shared,
     )
 
@@ -169,8 +172,6 @@ def _weights_writer(weight_type: WeightType, kept: list[str]) -> Write:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     except ImportError as error:
         raise RefusedError(f"mode 'weights' takes a package that is not installed: {error}") from error
-    if weight_type == "uint8":
-        raise RefusedError("mode 'weights' knows int4 and int8")
 
     def write(source: Path, target: Path) -> None:
         tool = MatMulNBitsQuantizer(
@@ -243,6 +244,9 @@ def _restored(model: Model, proto: ModelProto) -> ModelProto:
     there = {t.name for t in proto.graph.initializer if (was := model.initializers.get(t.name)) and was.dims == t.dims}
     gone = model.initializers.keys() - there
     proto.graph.input.extend(value for value in before.graph.input if value.name not in gone)
+    if proto.ir_version < 4:  # such files list initializers among the inputs
+        fresh = (tensor for tensor in proto.graph.initializer if tensor.name not in there)
+        proto.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in fresh)
     proto.graph.output.extend(before.graph.output)
     made = {*there, *(name for operator in proto.graph.node for name in operator.output)}
     proto.graph.value_info.extend(value for value in before.graph.value_info if value.name in made)

@@ -21,6 +21,9 @@ from graphmod.rewrite.verb import verb
 
 Array = NDArray[np.generic]
 
+_NAME = r"[^\W\d][\w.]*"
+"""A name of a dimension, alone or in an expression of several."""
+
 
 @verb(exact=True, example="graphmod rebatch resnet.onnx --size batch --out dynamic.onnx")
 def rebatch(model: Model, size: int | str = "batch", axis: int = 0, inputs: list[str] | None = None) -> Model:
@@ -47,7 +50,8 @@ def rebatch(model: Model, size: int | str = "batch", axis: int = 0, inputs: list
     Raises
     ------
     RefusedError
-        The inputs do not share the dimension, or an operator, which is named, cannot do without its old size.
+        The size is none, the inputs do not share the dimension, or an operator, which is named, cannot do without its
+        old size.
 
     Examples
     --------
@@ -58,6 +62,7 @@ def rebatch(model: Model, size: int | str = "batch", axis: int = 0, inputs: list
     >>> gm.rebatch(gm.rebatch(m, 4), "n").outputs["logits"].shape
     ('n', 10)
     """
+    _check(size)
     chosen = list(model.inputs) if inputs is None else inputs
     old = _shared(model, chosen, axis)
     if old == {size}:
@@ -79,6 +84,13 @@ def rebatch(model: Model, size: int | str = "batch", axis: int = 0, inputs: list
         _declare(proto.graph, freed, chosen, axis, size)
         result = result.derive(proto)
     return result
+
+
+def _check(size: int | str) -> None:
+    if isinstance(size, str) and not re.fullmatch(_NAME, size):
+        raise RefusedError(f"'{size}' is no name of a dimension; use letters, digits and _, such as 'batch'")
+    if isinstance(size, int) and size < 1:
+        raise RefusedError(f"a size of {size} is none; give a number above 0, or a name such as 'batch'")
 
 
 def _shared(model: Model, chosen: Sequence[str], axis: int) -> set[int | str | None]:
@@ -114,13 +126,13 @@ def _renamed(model: Model, chosen: Sequence[str], axis: int, symbols: set[str], 
             _set(value, axis, size)
     for value in (*proto.graph.output, *proto.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            words = set(re.findall(r"[^\W\d][\w.]*", dim.dim_param)) & everywhere
+            words = set(re.findall(_NAME, dim.dim_param)) & everywhere
             if dim.dim_param in everywhere and isinstance(size, int):
                 dim.dim_value = size
             elif words and isinstance(size, int):
                 dim.Clear()
             elif words:
-                dim.dim_param = re.sub(r"[^\W\d][\w.]*", lambda m: size if m[0] in everywhere else m[0], dim.dim_param)  # type: ignore[arg-type,return-value]  # size is a str here
+                dim.dim_param = re.sub(_NAME, lambda m: size if m[0] in everywhere else m[0], dim.dim_param)  # type: ignore[arg-type,return-value]  # size is a str here
     if not symbols:
         for value in proto.graph.output:
             if model.outputs[value.name].shape and model.outputs[value.name].shape[axis:][:1] == (None,):  # type: ignore[index]
@@ -184,8 +196,9 @@ def _differs(model: Model, result: Model, freed: Freed, chosen: Sequence[str], a
     except InvalidDataError as error:
         return f"it would not run at another size than {old}: {error}"
     for name, value in found.items():
-        expected = np.concatenate([part[name] for part in parts]) if by_sample else parts[0][name]
-        if not _is_close(expected, value):
+        if not isinstance(value, np.ndarray):  # which parts of a sequence or a map are samples nothing tells
+            continue
+        if not _is_close(_together([part[name] for part in parts]), value):
             told = (
                 f"; the last to read the dimension and not to hand it on is {freed.holding[-1]}"
                 if freed.holding
@@ -193,6 +206,12 @@ def _differs(model: Model, result: Model, freed: Freed, chosen: Sequence[str], a
             )
             return f"output '{name}' of several samples is not that of each by itself{told}"
     return ""
+
+
+def _together(found: Sequence[Array]) -> Array:
+    """Return what several runs gave as one run would: samples in a row; what has no samples is always the same."""
+    alike = found[0].ndim > 0 and len({value.shape[1:] for value in found}) == 1
+    return np.concatenate(found) if alike else found[0]
 
 
 def _is_close(expected: Array, found: Array) -> bool:

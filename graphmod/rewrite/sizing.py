@@ -7,6 +7,7 @@ taken one by one, by ONNX's own shape inference and reference implementation, so
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -52,6 +53,10 @@ class Sizes:
             if prod(tensor.dims) <= LARGE:
                 self.values[name] = values(tensor, self.model.folder)
 
+    @cached_property
+    def _opsets(self) -> dict[str, int]:
+        return {entry.domain: entry.version for entry in self.model._proto.opset_import} | {"": self.model.opset}
+
     def follow(self, operator: NodeProto) -> str:
         """Note what an operator makes; return why inference fails where it does, "" otherwise."""
         given = [name for name in operator.input if name]
@@ -76,18 +81,20 @@ class Sizes:
         has_bodies = any(attribute.HasField("g") or attribute.graphs for attribute in operator.attribute)
         if has_bodies or operator.domain not in STANDARD or operator.op_type in _RANDOM:
             return False
-        if operator.op_type in ("ConstantOfShape", "Expand", "Tile", "Range") and not self._stays_small(operator):
-            return False
-        return all(name in self.values for name in given)
+        return all(name in self.values for name in given) and self._stays_small(operator)
 
     def _stays_small(self, operator: NodeProto) -> bool:
-        sizes = self.values.get(operator.input[-1])
-        return sizes is not None and bool(np.abs(sizes.astype(np.float64)).prod() <= LARGE)
+        match operator.op_type:
+            case "Range":
+                start, limit, delta = (float(self.values[name].item()) for name in operator.input)
+                return abs(limit - start) <= LARGE * abs(delta)
+            case "ConstantOfShape" | "Expand" | "Tile":
+                return bool(np.abs(self.values[operator.input[-1]].astype(np.float64)).prod() <= LARGE)
+        return True
 
     def _compute(self, operator: NodeProto) -> None:
-        opsets = {entry.domain: entry.version for entry in self.model._proto.opset_import}
         try:
-            evaluator = ReferenceEvaluator(operator, opsets=opsets)
+            evaluator = ReferenceEvaluator(operator, opsets=self._opsets)
             found: Any = evaluator.run(None, {name: self.values[name] for name in operator.input if name})
         except Exception:  # noqa: BLE001  # the reference implementation raises what it likes; then nothing is known
             return
@@ -97,7 +104,7 @@ class Sizes:
 
     def _infer(self, operator: NodeProto, given: list[str]) -> str:
         domain = "" if operator.domain in STANDARD else operator.domain
-        version = self.model.opset if not domain else 1
+        version = self._opsets.get(domain, 1)
         types = {name: kind for name in given if (kind := self._type(name)) is not None}
         if not onnx.defs.has(operator.op_type, version, domain) or len(types) < len(set(given)):
             return ""

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import time
 import warnings
 from collections import Counter
 from functools import cache
@@ -235,6 +236,21 @@ def test_half_precision_and_overflow():
 # -- chains
 
 
+def test_a_norm_whose_scale_would_overflow_stays_as_it_is():
+    n, half = 3, np.float16
+    weights = {"s": np.full((n, 1), 100, half), "b0": np.full(n, 1000, half), "b3": np.full(n, 10000, half)}
+    weights |= {"b1": np.zeros(n, half), "b2": np.zeros(n, half)}
+    proto = model(
+        [node("Mul", "x s", "m"), node("BatchNormalization", "m b0 b1 b2 b3", "y")],
+        *({name: [2, n, 4]} for name in "xy"),
+        weights,
+    ).proto()
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    network = gm.load(proto)
+    assert gm.fuse(network) is network
+
+
 def test_conv_norm_conv_is_one():
     weights = {"w": normal(8, 4, 1, 1), "v": normal(5, 8, 3, 3), "b": normal(5), **norm("b", 8)}
     operators = [
@@ -305,6 +321,12 @@ def test_products_of_computed_matrices_take_a_bias():
 
 
 # -- side by side
+
+
+def test_a_product_that_scales_no_bias_does_not_scale_the_one_that_it_gets():
+    operators = [node("Gemm", "x w", "p", alpha=2.0, beta=0.5), node("Add", "p b", "y")]
+    network = model(operators, {"x": ["n", 4]}, {"y": ["n", 3]}, {"w": normal(4, 3), "b": normal(3)})
+    fused(network, "Gemm", kinds=["gemm"])
 
 
 def repvgg(deep=True):
@@ -423,6 +445,34 @@ def test_a_long_chain_of_sums_takes_linear_time():
     assert gm.fuse(network) is network
 
 
+def test_a_linear_map_far_below_the_sum_that_it_is_part_of():
+    operators = [node("MatMul", "x w", "t0"), *(node("Add", f"t{i} z", f"t{i + 1}") for i in range(40))]
+    network = model(operators, {"x": [4, 4], "z": [4, 4]}, {"t40": [4, 4]}, {"w": normal(4, 4)})
+    assert gm.fuse(network) is network
+
+
+def test_annotations_stay_true():
+    weights = {"v": normal(8, 8), "w": normal(8, 8), "a": normal(8), "b": normal(8)}
+    small, large = [1, 3, 8], [4, 3, 8]
+
+    def check(operators, shapes, made, expected):
+        network = model(operators, {"x": small, "few": small, "many": large}, {"y": made}, weights)
+        proto = network.proto()
+        tensor = helper.make_tensor_value_info
+        proto.graph.value_info.extend(tensor(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+        found = fused(gm.load(proto), expected)
+        values = found.run({name: normal(*kind.shape) for name, kind in found.inputs.items()}, list(found.producer))
+        assert {name: value.shape for name, value in values.items()} == {
+            name: found.tensors[name].shape for name in values
+        }
+
+    products = [node("MatMul", "x v", "p"), node("MatMul", "x w", "q")]
+    sums = [node("Add", "few many", "r"), node("Add", "r p", "s"), node("Add", "s q", "y")]
+    check([*products, *sums], {"p": small, "q": small, "r": large, "s": large}, large, "MatMul Add Add")
+    both = [node("Add", "p a", "r"), node("Add", "q b", "s"), node("Concat", "r s", "y", axis=-1)]
+    check([*products, *both], {"p": small, "q": small, "r": small, "s": small}, [1, 3, 16], "MatMul Add")
+
+
 # -- padding and layout
 
 
@@ -486,6 +536,17 @@ def test_transposes_and_reshapes():
     fused(kept, "Transpose")  # of which nothing is left, but the output cannot be the input
 
 
+def test_many_operators_that_change_nothing_beside_each_other_take_linear_time():
+    n = 2000
+    operators = [node("Relu", "x", "r")]
+    operators += [one for i in range(n) for one in (node("Identity", "r", f"i{i}"), node("Tanh", f"i{i}", f"t{i}"))]
+    operators.append(node("Sum", " ".join(f"t{i}" for i in range(n)), "y"))
+    network = model(operators, {"x": [2]}, {"y": [2]})
+    begun = time.process_time()
+    assert types(gm.fuse(network)) == {"Relu": 1, "Tanh": n, "Sum": 1}
+    assert time.process_time() - begun < 5
+
+
 def test_dropout_by_opset():
     for opset in (7, 10, 12, 13):
         operators = [node("Relu", "x", "r"), node("Dropout", "r", "y")]
@@ -533,6 +594,37 @@ def test_unknown_operators_and_quantised_weights_stay():
     network = model(operators, {"x": SHAPE}, {"y": SHAPE}, weights)
     assert gm.fuse(network) is network
     assert "the weight 'w' of Conv 'Conv_c' is no constant" in why_not(network)[0].reason
+
+
+def function(name, op_type, n_inputs=1):
+    """Return a function that has the name of one operator and does what another does."""
+    reads = list("ab"[:n_inputs])
+    body = [helper.make_node(op_type, reads, ["c"])]
+    return helper.make_function("my", name, reads, ["c"], body, [helper.make_opsetid("", 17)], attributes=["perm"])
+
+
+@pytest.mark.parametrize(
+    ("name", "op_type", "operators"),
+    [
+        ("Transpose", "Neg", [("Transpose", "x", "t"), ("Transpose", "t", "y")]),
+        ("Identity", "Neg", [("Identity", "w", "z"), ("MatMul", "x z", "p"), ("Mul", "p w", "y")]),
+        ("Sum", "Mul", [("MatMul", "x w", "p"), ("MatMul", "x u", "q"), ("Add", "p q", "r"), ("MatMul", "x v", "s"),
+                        ("Sum", "r s", "y")]),
+    ],
+)  # fmt: skip
+def test_functions_that_are_called_like_operators_of_the_standard(name, op_type, operators):
+    nodes = [node(*one) for one in operators]
+    foreign = next(one for one in nodes if one.op_type == name)
+    foreign.domain = "my"
+    tensor = helper.make_tensor_value_info
+    weights = [onnx.numpy_helper.from_array(normal(4, 4), letter) for letter in "uvw"]
+    outer = [tensor(letter, TensorProto.FLOAT, [4, 4]) for letter in "xyr"]
+    graph = helper.make_graph(nodes, "graph", outer[:1], outer[1:2], weights, value_info=outer[2:])
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    functions = [function(name, op_type, len(foreign.input))]
+    network = gm.load(helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=8))
+    found, x = gm.fuse(network), {"x": normal(4, 4)}
+    np.testing.assert_allclose(found.run(x)["y"], network.run(x)["y"], atol=1e-5)
 
 
 # -- networks

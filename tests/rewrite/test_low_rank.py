@@ -139,6 +139,23 @@ def test_groups_computed_and_shared_weights():
         gm.low_rank(shared, "MatMul[name=a]", rank=2)
 
 
+def test_weights_that_would_stay():
+    tied = [
+        helper.make_node("Gather", ["w", "i"], ["e"], name="embedding"),
+        helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
+        helper.make_node("MatMul", ["e", "wt"], ["y"], name="head"),
+    ]
+    weights = {"w": normal(64, 32), "i": np.arange(5)}
+    with pytest.raises(
+        gm.RefusedError, match="the weight 'w' of MatMul 'head' would stay, as Gather 'embedding' reads"
+    ):
+        gm.low_rank(model(tied, {}, {"y": [5, 64]}, weights), rank=2)
+    product = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    shown = model([product], {"x": ["n", 64]}, {"y": ["n", 32], "w": [64, 32]}, {"w": normal(64, 32)})
+    with pytest.raises(gm.RefusedError, match="the weight 'w' of MatMul 'product' would stay, as it is an output"):
+        gm.low_rank(shown, rank=2)
+
+
 @pytest.mark.parametrize("exporter", zoo.EXPORTERS)
 @pytest.mark.parametrize("name", ["vgg", "gpt2", "resnet18"])
 def test_networks(name, exporter):

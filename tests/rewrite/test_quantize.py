@@ -111,6 +111,21 @@ def test_random_graphs(graph):
             assert error(network, small, feeds) < 0.25
 
 
+def test_a_file_that_lists_weights_among_inputs():
+    network = model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], *({n: ["n", 16]} for n in "xy"), {"w": normal(16, 16)}, 13
+    )
+    proto = network.proto()
+    proto.ir_version = 3
+    proto.graph.input.append(helper.make_tensor_value_info("w", 1, [16, 16]))
+    early = gm.load(proto)
+    for mode in ("dynamic", "weights"):
+        found = gm.quantize(early, mode=mode)
+        assert list(found.inputs) == ["x"]
+        assert {value.name for value in found.proto().graph.input} == {"x", *found.initializers}
+        assert error(early, found, {"x": normal(5, 16)}) < 0.3
+
+
 def test_refusals_leave_nothing_behind(demo):
     network, splits = demo
     early = gm.load(LIGHT / "light_squeezenet.onnx")
@@ -119,6 +134,8 @@ def test_refusals_leave_nothing_behind(demo):
         ({"mode": "weights"}, "nothing in the model can be quantized"),
         ({"mode": "weights", "weight_type": "uint8"}, "int4 and int8"),
         ({"mode": "dynamic", "weight_type": "int4"}, "knows no int4"),
+        ({"weight_type": "int5"}, "knows no int5"),
+        ({"mode": "dynamic", "calibrate": "guess"}, "no way to calibrate"),
         ({"mode": "fast"}, "no mode"),
         ({"exclude": "LSTM"}, "no operator matches"),
         ({"data": splits.test, "calibrate": "guess"}, "no way to calibrate"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from onnx import NodeProto
 
 from graphmod.model import TensorType
 from graphmod.rewrite.draft import Draft
+from graphmod.rewrite.element_types import STANDARD
 
 Array = NDArray[np.generic]
 
@@ -83,6 +84,11 @@ class Held:
         return value.astype(np.float64)
 
 
+def is_a(operator: NodeProto | None, *op_types: str) -> TypeGuard[NodeProto]:
+    """Whether there is an operator, and it is of one of some types of the standard's, not of one that is called so."""
+    return operator is not None and operator.domain in STANDARD and operator.op_type in op_types
+
+
 class Bench:
     """A draft that fusions change.
 
@@ -132,10 +138,10 @@ class Bench:
             name = pending[-1]
             operator = self.draft.producer(name)
             value = self.draft.constant(name)
-            if value is None and operator is not None and operator.op_type == "Constant":
+            if value is None and is_a(operator, "Constant"):
                 value = _written_out(self.attributes(operator))
             if value is None:
-                if operator is None or operator.op_type not in (*_STEPS, *_CASTS) or len(pending) > _DEPTH:
+                if not is_a(operator, *_STEPS, *_CASTS) or len(pending) > _DEPTH:
                     return None
                 reads = [name for name in operator.input if name][: 1 if operator.op_type == "CastLike" else None]
                 missing = [name for name in reads if name not in values]
@@ -241,6 +247,7 @@ class Bench:
     def bypass(self, operator: NodeProto) -> list[NodeProto]:
         """Take out an operator whose output is its first input; see :meth:`why_not_bypass`."""
         source, made = operator.input[0], operator.output[0]
+        around = self.draft.readers(made)
         self.draft.discard(operator)
         if made in self._outputs:
             maker = self.draft.producer(source)
@@ -250,7 +257,6 @@ class Bench:
             around = [maker, *self.draft.readers(made)]
         else:
             self.draft.redirect(made, source)
-            around = self.draft.readers(source)
         self.drop_unread([*operator.input[1:]])
         return around
 

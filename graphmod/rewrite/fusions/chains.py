@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from onnx import NodeProto
 
-from graphmod.rewrite.fusions.bench import Bench
+from graphmod.rewrite.fusions.bench import Bench, is_a
 from graphmod.rewrite.fusions.maps import Map, read_map, read_map_of
 from graphmod.rewrite.fusions.registry import Plan, fusion
 from graphmod.rewrite.fusions.windows import Window, set_window, window
@@ -114,9 +114,9 @@ def _gemm(bench: Bench, operator: NodeProto) -> Plan | str | None:
     for place, name in enumerate(operator.input):
         product = bench.draft.producer(name)
         offset = bench.constant(operator.input[1 - place])
-        if product is None or offset is None or product.op_type not in ("MatMul", "Gemm"):
+        if offset is None or not is_a(product, "MatMul", "Gemm"):
             continue
-        if product.domain not in ("", "ai.onnx") or any(product.input[2:]):
+        if any(product.input[2:]):
             return None
         if any(bench.rank(read) != 2 for read in (*product.input[:2], name)):
             return None
@@ -135,6 +135,7 @@ def _gemm(bench: Bench, operator: NodeProto) -> Plan | str | None:
 
 def _to_gemm(bench: Bench, product: NodeProto, add: NodeProto, offset: str) -> list[NodeProto]:
     product.op_type = "Gemm"
+    bench.set_attributes(product, beta=None)  # it scaled nothing so far
     bench.draft.set_inputs(product, [*product.input[:2], offset])
     bench.draft.set_outputs(product, [add.output[0]])
     bench.discard(add)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
-from graphmod.rewrite.fusions.bench import Bench
+from graphmod.rewrite.fusions.bench import Bench, is_a
 from graphmod.rewrite.fusions.registry import Plan, fusion
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -44,7 +44,7 @@ def _transpose(bench: Bench, operator: NodeProto) -> Plan | str | None:
     if order == sorted(order):
         return _bypass(bench, operator)
     first = bench.draft.producer(operator.input[0])
-    inner = None if first is None or first.op_type != "Transpose" else _order(bench, first)
+    inner = _order(bench, first) if is_a(first, "Transpose") else None
     if first is None or inner is None:
         return None
     both = [inner[axis] for axis in order]
@@ -71,7 +71,7 @@ def _reshape(bench: Bench, operator: NodeProto) -> Plan | str | None:
         if None not in dynamic:
             return _bypass(bench, operator)
     first = bench.draft.producer(operator.input[0])
-    if first is None or first.op_type not in _RESHAPES or first.domain not in ("", "ai.onnx"):
+    if not is_a(first, *_RESHAPES):
         return None
     target = bench.constant(operator.input[1])
     if target is None or (target == 0).any():

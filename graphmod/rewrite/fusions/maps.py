@@ -20,7 +20,7 @@ from onnx import NodeProto
 from graphmod.errors import RefusedError
 from graphmod.model import TensorType
 from graphmod.rewrite.draft import shared_scope
-from graphmod.rewrite.fusions.bench import Array, Bench, Held
+from graphmod.rewrite.fusions.bench import Array, Bench, Held, is_a
 
 Float = NDArray[np.float64]
 
@@ -186,9 +186,9 @@ class Map:
         last = self.operators[-1]
         self.bench.draft.set_outputs(last, [exit_, *last.output[1:]])
 
-    def check(self, weight: Float, bias: Float | None) -> None:
+    def _check(self, *values: Float | None) -> None:
         """Raise RefusedError unless values fit the type of the weight."""
-        for value in (weight, *([] if bias is None else [bias])):
+        for value in (value for value in values if value is not None):
             with np.errstate(over="ignore"):
                 fits = np.isfinite(value.astype(self.held.dtype).astype(np.float64)).all()
             if not fits:
@@ -199,9 +199,9 @@ class Map:
 
         A MatMul becomes a Gemm where it needs a bias and reads a matrix; elsewhere it gets an Add, which is returned.
         """
-        self.check(weight, bias)
         if self.op_type == "BatchNormalization":
             return self._store_normalization(weight, bias)
+        self._check(weight, bias)
         n_out = weight.shape[0] * weight.shape[1]
         dtype = self.held.dtype
         if self.op_type == "Conv":
@@ -242,6 +242,7 @@ class Map:
         """Keep mean and variance, and let scale and bias make up for the rest."""
         w = weight.ravel()
         values = (w * self._deviation, (0 if bias is None else bias) + w * self._mean)
+        self._check(*values)
         for place, value in zip((1, 2), values, strict=True):
             name = self.bench.store(self.operator.input[place], value.astype(self.held.dtype), self.operator)
             self.bench.set_input(self.operator, place, name)
@@ -250,7 +251,7 @@ class Map:
 
 def read_map(bench: Bench, operator: NodeProto) -> Map | str:
     """Return the linear map that begins with an operator, or why it is none."""
-    if operator.domain not in ("", "ai.onnx") or operator.op_type not in FIRST:
+    if not is_a(operator, *FIRST):
         return f"{bench.told(operator)} is no linear map"
     if operator.op_type == "BatchNormalization":
         return _read_normalization(bench, operator)
@@ -277,7 +278,7 @@ def read_map_of(bench: Bench, tensor: str) -> Map | str:
     operator = bench.draft.producer(tensor)
     if operator is None:
         return f"no operator makes '{tensor}'"
-    if operator.op_type == "Add" and operator.domain in ("", "ai.onnx"):
+    if is_a(operator, "Add"):
         for name in operator.input:
             product = bench.draft.producer(name)
             if product is not None and product.op_type == "MatMul":
@@ -313,7 +314,7 @@ def _read_product(bench: Bench, operator: NodeProto, held: Held) -> Map:
     """Return a MatMul, with the Add behind it where that adds one constant a channel and nothing else reads it."""
     alone = Map(bench, operator, None, held, None)
     reader = bench.sole_reader(operator.output[0])
-    if isinstance(reader, str) or reader.op_type != "Add" or reader.domain not in ("", "ai.onnx"):
+    if isinstance(reader, str) or not is_a(reader, "Add"):
         return alone
     other = reader.input[1 if reader.input[0] == operator.output[0] else 0]
     offset = bench.constant(other)

@@ -11,7 +11,7 @@ from typing import Any
 
 from onnx import NodeProto
 
-from graphmod.rewrite.fusions.bench import Bench
+from graphmod.rewrite.fusions.bench import Bench, is_a
 from graphmod.rewrite.fusions.registry import Plan, fusion
 
 _READERS = ("Conv", "AveragePool")
@@ -20,12 +20,12 @@ _READERS = ("Conv", "AveragePool")
 @fusion("pad", *_READERS)
 def _pad(bench: Bench, operator: NodeProto) -> Plan | str | None:
     pad = bench.draft.producer(operator.input[0])
-    if pad is None or pad.op_type != "Pad" or pad.domain not in ("", "ai.onnx"):
+    if not is_a(pad, "Pad"):
         return None
     pads = _zeros(bench, pad)
     if isinstance(pads, str):
         return pads
-    others = [op for op in bench.draft.readers(pad.output[0]) if op.op_type not in _READERS]
+    others = [op for op in bench.draft.readers(pad.output[0]) if not is_a(op, *_READERS)]
     if bench.is_output(pad.output[0]) or others:
         needed = bench.told(others[0]) if others else "the model's caller"
         return f"{bench.told(pad)} stays, as {needed} needs '{pad.output[0]}'"

@@ -18,7 +18,7 @@ import numpy as np
 from onnx import NodeProto
 
 from graphmod.model import TensorType
-from graphmod.rewrite.fusions.bench import Bench
+from graphmod.rewrite.fusions.bench import Bench, is_a
 from graphmod.rewrite.fusions.maps import Float, Map, read_map_of
 from graphmod.rewrite.fusions.registry import Plan, fusion
 from graphmod.rewrite.fusions.windows import Window, set_window, window
@@ -55,7 +55,7 @@ def _parallel(bench: Bench, operator: NodeProto) -> Plan | str | None:
         if isinstance(plan, Plan):
             return plan
         reasons.append(plan)
-    told_at = next(one for one in (root, *found.inner) if _adds_map(bench, one))
+    told_at = next((one for one in (root, *found.inner) if _adds_map(bench, one)), operator)
     return "; ".join(reasons) or None if operator is told_at else None
 
 
@@ -66,7 +66,7 @@ def _adds_map(bench: Bench, operator: NodeProto) -> bool:
 def _root(bench: Bench, operator: NodeProto) -> NodeProto:
     for _ in range(LIMIT):
         reader = bench.sole_reader(operator.output[0])
-        if isinstance(reader, str) or reader.op_type not in _SUMS or not _same_kind(bench, operator, reader):
+        if isinstance(reader, str) or not is_a(reader, *_SUMS) or not _same_kind(bench, operator, reader):
             break
         operator = reader
     return operator
@@ -86,9 +86,8 @@ def _tree(bench: Bench, root: NodeProto) -> _Sum:
     while pending:
         tensor = pending.pop()
         maker = bench.draft.producer(tensor)
-        opens = maker is not None and maker.op_type in _SUMS and maker.domain in ("", "ai.onnx")
         full = len(terms) + len(pending) >= LIMIT
-        if maker is not None and opens and not full and _is_part(bench, maker, root):
+        if is_a(maker, *_SUMS) and not full and _is_part(bench, maker, root):
             inner.append(maker)
             pending += reversed(maker.input)
         else:
@@ -218,7 +217,7 @@ def _apply(
         set_window(host, frame)
     made = found.root.output[0]
     if left:
-        host.move(bench.tensor(f"{host.exit}/sum", bench.kind(made)))
+        host.move(bench.tensor(f"{host.exit}/sum", host.kind))
         return [*host.operators, *new, *_add_up(bench, found, [host.exit, *left])]
     bench.draft.discard(found.root)
     host.move(made)
@@ -233,9 +232,12 @@ def _add_up(bench: Bench, found: _Sum, terms: list[str]) -> list[NodeProto]:
         root.op_type = "Sum"
         bench.draft.set_inputs(root, terms)
     else:
-        before, *rest = terms
+        whole = bench.kind(root.output[0])
+        before, *rest = sorted(terms, key=lambda term: bench.kind(term) != whole)
         for operator, term in zip(inner, rest[:-1], strict=False):
             bench.draft.set_inputs(operator, [before, term])
+            if bench.kind(before) != whole:  # nor need this sum be as large as the one whose name it has
+                bench.draft.set_outputs(operator, [bench.tensor(operator.output[0], None)])
             before = operator.output[0]
         bench.draft.set_inputs(root, [before, rest[-1]])
     bench.drop_unread([*found.terms, *(op.output[0] for op in inner)])
@@ -322,15 +324,19 @@ def _stack(bench: Bench, concat: NodeProto, run: Sequence[Map], start: int) -> C
         inputs = list(concat.input)
         made, n_out = concat.output[0], weight.shape[1]
         kind = host.kind
+        if kind is not None and kind.shape is not None:
+            shape = tuple(n_out if axis == host.axis else size for axis, size in enumerate(kind.shape))
+            kind = TensorType(kind.dtype, shape)
         new = host.store(weight, bias)
+        if host.add is not None:  # what the file says of the product is true no longer
+            product = host.operator.output[0]
+            bench.draft.set_outputs(host.operator, [bench.tensor(product, kind)])
+            bench.draft.redirect(product, host.operator.output[0])
         if len(run) == len(inputs):
             bench.draft.discard(concat)
             host.move(made)
             bench.drop_unread(inputs)
             return [*host.operators, *new]
-        if kind is not None and kind.shape is not None:
-            shape = tuple(n_out if axis == host.axis else size for axis, size in enumerate(kind.shape))
-            kind = TensorType(kind.dtype, shape)
         host.move(bench.tensor(f"{made}/{start}", kind))
         bench.draft.set_inputs(concat, [*inputs[:start], host.exit, *inputs[start + len(run) :]])
         bench.drop_unread(inputs)
