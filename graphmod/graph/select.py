@@ -187,7 +187,12 @@ def _longest(found: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     for match in matches:
         for place in match:
             containing[place].append(frozenset(match))
-    return [match for match in matches if not any(frozenset(match) < other for other in containing[match[0]])]
+
+    def is_contained(match: tuple[int, ...]) -> bool:
+        own = frozenset(match)
+        return any(own < other for other in min((containing[place] for place in match), key=len))
+
+    return [match for match in matches if not is_contained(match)]
 
 
 def bind_patterns(model: Model, selector: str) -> list[BoundPattern]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class Draft:
         self.proto = copy_without(model._proto, "node")
         self._operators: dict[int, NodeProto] = {}
         self._place: dict[int, tuple[int, int]] = {}
+        self._age = count()
         self._producer: dict[str, NodeProto] = {}
         self._readers: dict[str, dict[int, NodeProto]] = {}
         self._named: dict[str, NodeProto] = {}
@@ -153,7 +155,7 @@ class Draft:
         own = NodeProto()
         own.CopyFrom(operator)
         self._operators[id(own)] = own
-        self._place[id(own)] = (position, len(self._place))
+        self._place[id(own)] = (position, next(self._age))
         self._index(own)
         return own
 

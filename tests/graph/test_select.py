@@ -421,3 +421,13 @@ def test_a_hundred_thousand_operators_take_seconds():
     assert time.perf_counter() - start < 10
     assert len(gm.find(model, "[between=t10..t99990]")) == 99_980
     assert len(gm.explain(model, "Relu > Relu")) == 50_000
+
+
+def test_an_operator_that_ten_thousand_read_is_no_matter_of_time():
+    names = [f"y{i}" for i in range(10_000)]
+    operators = [helper.make_node("Relu", ["x"], ["r"]), *(helper.make_node("Neg", ["r"], [name]) for name in names)]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("x", names[-1])]
+    graph = helper.make_graph(operators, "star", values[:1], values[1:])
+    m = gm.load(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]))
+    assert len(gm.find(m, "Relu > Neg?")) == len(names)
+    assert len(gm.find(m, "Relu? > Neg")) == len(names)

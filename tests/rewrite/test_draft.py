@@ -2,7 +2,7 @@
 
 import numpy as np
 from handmade import model
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 import graphmod as gm
 from graphmod.model import consumed
@@ -57,3 +57,23 @@ def test_a_sparse_constant_of_a_body_is_not_captured():
     body.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
     operator = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=body)
     assert set(consumed(operator)) == {"yes", "x"}
+
+
+def test_new_operators_keep_the_order_in_which_they_came():
+    """Whatever memory those that are gone again leave to others."""
+    draft = Draft(adding(["a"]))
+    last = draft.producer("y")
+    names = []
+    room = [NodeProto() for _ in range(300)]
+    while room:
+        del room[0]  # what is taken next lies the further back, the later it is taken
+    for number in range(90):
+        (fresh,) = draft.add([helper.make_node("Relu", ["x"], [f"r{number}"])], last)
+        if number % 3:
+            names.append(f"r{number}")
+        else:
+            draft.discard(fresh)
+        del fresh
+    draft.add([helper.make_node("Sum", names, ["y"])], last)
+    draft.discard(last)
+    assert [operator.output[0] for operator in draft.finish().operators] == [*names, "y"]
