@@ -607,7 +607,7 @@ def function(name, op_type, n_inputs=1):
     ("name", "op_type", "operators"),
     [
         ("Transpose", "Neg", [("Transpose", "x", "t"), ("Transpose", "t", "y")]),
-        ("Identity", "Neg", [("Identity", "w", "z"), ("MatMul", "x z", "p"), ("Mul", "p w", "y")]),
+        ("Identity", "Neg", [("Identity", "w", "z"), ("MatMul", "x z", "p"), ("MatMul", "p w", "y")]),
         ("Sum", "Mul", [("MatMul", "x w", "p"), ("MatMul", "x u", "q"), ("Add", "p q", "r"), ("MatMul", "x v", "s"),
                         ("Sum", "r s", "y")]),
     ],
