@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from google.protobuf.message import Message
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
@@ -23,6 +23,7 @@ from graphmod.model.initializers import tensors
 from graphmod.model.model import type_of
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.graft import raise_format
+from graphmod.rewrite.names import Call, graphs, key_of, rename_calls, rename_tensors, tensor_names, with_inner
 from graphmod.rewrite.opsets import with_one_opset
 from graphmod.rewrite.split import any_random
 from graphmod.rewrite.tensors import tensor_type_of
@@ -95,10 +96,6 @@ def compose(
     return whole.finish(outputs)
 
 
-Key = tuple[str, str, str]
-"""Domain, name and overload of a function."""
-
-
 class _Whole:
     """The models joined so far."""
 
@@ -106,7 +103,7 @@ class _Whole:
         self.proto = model.editable()
         self.folder = folder
         _move_external(self.proto, model.folder, folder)
-        self.taken = set(_names(self.proto.graph))
+        self.taken = set(tensor_names(self.proto.graph))
         self.operator_names = set(_operator_names(self.proto.graph.node))
         self.symbols = set(_symbols(self.proto.graph))
         self.constants = _constants(self.proto)
@@ -135,7 +132,7 @@ class _Whole:
                 _check_fit(self.outputs[fed[name]] if name in fed else self.inputs[name], model, name)
         known = _constants(proto)
         equal = {name for name, content in known.items() if self.constants.get(name) == content and not prefix}
-        mark = prefix or _free_prefix(number, set(_names(graph)), self.taken)
+        mark = prefix or _free_prefix(number, set(tensor_names(graph)), self.taken)
         apart = bool(prefix) or self._clashes(model, equal)
         names = self._names_for(model, {**fed, **{name: name for name in shared}}, equal, mark, apart, bool(prefix))
         symbols = self._symbols_for(model, fed, shared, mark)
@@ -170,7 +167,7 @@ class _Whole:
         """Whether a name inside of the next model is taken: of a tensor other than its ends, or of an operator."""
         ends = {*model.inputs, *model.outputs, *equal}
         makers = {op.name for op in model.operators if equal.intersection(op.output)}
-        inner = (name for name in _names(model._proto.graph) if name not in ends)
+        inner = (name for name in tensor_names(model._proto.graph) if name not in ends)
         operators = (name for name in _operator_names(model.operators) if name not in makers)
         return not (self.taken.isdisjoint(inner) and self.operator_names.isdisjoint(operators))
 
@@ -178,7 +175,9 @@ class _Whole:
         self, model: Model, joined: Mapping[str, str], equal: set[str], mark: str, apart: bool, ends_too: bool
     ) -> dict[str, str]:
         """Return what tensors of the next model are called in the whole: by a new name, or one that is meant."""
-        own = [name for name in dict.fromkeys(_names(model._proto.graph)) if name not in joined and name not in equal]
+        own = [
+            name for name in dict.fromkeys(tensor_names(model._proto.graph)) if name not in joined and name not in equal
+        ]
         clash = [name for name in own if mark + name in self.taken]
         if clash:
             raise RefusedError(f"with prefix '{mark}' tensor '{clash[0]}' still clashes; take another prefix")
@@ -201,27 +200,27 @@ class _Whole:
                 found[symbol] = mark + symbol
         return found
 
-    def _join_functions(self, proto: ModelProto, mark: str) -> dict[Key, str]:
+    def _join_functions(self, proto: ModelProto, mark: str) -> dict[Call, str]:
         """Add the functions of the next model, and return the names of those that had to be renamed."""
-        there = {_key(function): function for function in self.proto.functions}
+        there = {key_of(function): function for function in self.proto.functions}
         word = "".join(c if c.isalnum() else "_" for c in mark.strip("/"))
-        renamed: dict[Key, str] = {}
+        renamed: dict[Call, str] = {}
         changed = True
         while changed:  # what calls a renamed function is another function too
             changed = False
             for function in proto.functions:
-                key = _key(function)
-                calls = {_call(operator) for operator in _all_operators(function.node)}
+                key = key_of(function)
+                calls = {key_of(operator) for operator in with_inner(function.node)}
                 if key in there and key not in renamed and (there[key] != function or calls & renamed.keys()):
                     names = (f"{key[1]}_{word}{i if i > 1 else ''}" for i in count(1))
                     renamed[key] = next(name for name in names if (key[0], name, key[2]) not in there)
                     changed = True
         for function in proto.functions:
-            if _key(function) not in there or _key(function) in renamed:
+            if key_of(function) not in there or key_of(function) in renamed:
                 own = self.proto.functions.add()
                 own.CopyFrom(function)
-                own.name = renamed.get(_key(function), own.name)
-                _rename_calls(own.node, renamed)
+                own.name = renamed.get(key_of(function), own.name)
+                rename_calls(own.node, renamed)
         return renamed
 
     def _join_graph(
@@ -229,15 +228,15 @@ class _Whole:
         proto: ModelProto,
         names: Mapping[str, str],
         symbols: Mapping[str, int | str],
-        calls: Mapping[Key, str],
+        calls: Mapping[Call, str],
         equal: set[str],
         mark: str,
     ) -> None:
         graph, whole = proto.graph, self.proto.graph
         if mark:
             _prefix_operators(graph.node, mark)
-        _rename_calls(graph.node, calls)
-        _rename_tensors(graph, names, symbols)
+        rename_calls(graph.node, calls)
+        _rename(graph, names, symbols)
         whole.node.extend(op for op in graph.node if equal.isdisjoint(op.output))
         whole.initializer.extend(t for t in graph.initializer if t.name not in equal)
         whole.sparse_initializer.extend(t for t in graph.sparse_initializer if t.values.name not in equal)
@@ -250,7 +249,7 @@ class _Whole:
         weights = {tensor.name for tensor in whole.initializer}
         self.inputs = {value.name: value for value in whole.input if value.name not in weights}
         self.outputs = {value.name: value for value in whole.output}
-        self.taken.update(_names(graph))
+        self.taken.update(tensor_names(graph))
         self.operator_names.update(_operator_names(graph.node))
         self.symbols.update(_symbols(graph))
         self.constants |= _constants(proto)
@@ -320,43 +319,12 @@ def _free_prefix(number: int, own: set[str], taken: set[str]) -> str:
     return next(mark for mark in candidates if not any(name.startswith(mark) for name in (*own, *taken)))
 
 
-def _bodies(operator: NodeProto) -> Iterator[GraphProto]:
-    for attribute in operator.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _all_operators(operators: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yield operators and those in their bodies."""
-    pending = list(operators)
-    while pending:
-        operator = pending.pop()
-        yield operator
-        pending += [inner for body in _bodies(operator) for inner in body.node]
-
-
-def _all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for operator in _all_operators(graph.node):
-        yield from _bodies(operator)
-
-
-def _names(graph: GraphProto) -> Iterator[str]:
-    """Yield the names of all tensors, those in bodies included."""
-    for scope_ in _all_graphs(graph):
-        yield from (value.name for value in scope_.input)
-        yield from (tensor.name for tensor in scope_.initializer)
-        yield from (tensor.values.name for tensor in scope_.sparse_initializer)
-        yield from (name for operator in scope_.node for name in operator.output if name)
-
-
 def _operator_names(operators: Iterable[NodeProto]) -> Iterator[str]:
-    return (operator.name for operator in _all_operators(operators) if operator.name)
+    return (operator.name for operator in with_inner(operators) if operator.name)
 
 
 def _values(graph: GraphProto) -> Iterator[ValueInfoProto]:
-    for scope_ in _all_graphs(graph):
+    for scope_ in graphs(graph):
         yield from (*scope_.input, *scope_.output, *scope_.value_info)
 
 
@@ -368,7 +336,7 @@ def _symbols(graph: GraphProto) -> Iterator[str]:
 
 def _constants(proto: ModelProto) -> dict[str, bytes]:
     """Return a hash of what each constant tensor of the main graph holds or is made by."""
-    graph, functions = proto.graph, {_key(function) for function in proto.functions}
+    graph, functions = proto.graph, {key_of(function) for function in proto.functions}
     found = {tensor.name: _hash(tensor) for tensor in graph.initializer}
     found |= {tensor.values.name: _hash(tensor) for tensor in graph.sparse_initializer}
     if proto.ir_version >= 4:  # such inputs have defaults that who runs the model may change
@@ -377,7 +345,7 @@ def _constants(proto: ModelProto) -> dict[str, bytes]:
     for operator in graph.node:
         read = list(consumed(operator))
         steady = all(name in found for name in read) and not any_random([[operator]])
-        if steady and functions.isdisjoint(_call(inner) for inner in _all_operators([operator])):
+        if steady and functions.isdisjoint(key_of(inner) for inner in with_inner([operator])):
             content = _hash(operator, *(found[name] for name in read))
             found.update((name, content) for name in operator.output if name)
     return found
@@ -387,22 +355,9 @@ def _hash(message: Message, *read: bytes) -> bytes:
     return hashlib.sha256(b"".join((message.SerializeToString(deterministic=True), *read))).digest()
 
 
-def _key(function: FunctionProto) -> Key:
-    return function.domain, function.name, function.overload
-
-
-def _call(operator: NodeProto) -> Key:
-    return operator.domain, operator.op_type, operator.overload
-
-
-def _rename_calls(operators: Iterable[NodeProto], renamed: Mapping[Key, str]) -> None:
-    for operator in _all_operators(operators):
-        operator.op_type = renamed.get(_call(operator), operator.op_type)
-
-
 def _prefix_operators(operators: Iterable[NodeProto], mark: str) -> None:
     """Put a prefix in front of operators' names and scopes."""
-    for operator in _all_operators(operators):
+    for operator in with_inner(operators):
         path = scope(operator)
         if path:
             others = [entry for entry in operator.metadata_props if entry.key != GRAPHMOD_SCOPE]
@@ -413,10 +368,9 @@ def _prefix_operators(operators: Iterable[NodeProto], mark: str) -> None:
             operator.name = mark + operator.name
 
 
-def _rename_tensors(graph: GraphProto, names: Mapping[str, str], symbols: Mapping[str, int | str]) -> None:
+def _rename(graph: GraphProto, names: Mapping[str, str], symbols: Mapping[str, int | str]) -> None:
     """Give tensors other names and dimensions other symbols, bodies included."""
     for value in _values(graph):
-        value.name = names.get(value.name, value.name)
         for dim in tensor_type_of(value.type).shape.dim:
             match symbols.get(dim.dim_param):
                 case int(size):
@@ -425,16 +379,7 @@ def _rename_tensors(graph: GraphProto, names: Mapping[str, str], symbols: Mappin
                     dim.ClearField("dim_param")
                 case str(symbol):
                     dim.dim_param = symbol
-    for inside in _all_graphs(graph):
-        for tensor in (*inside.initializer, *(sparse.values for sparse in inside.sparse_initializer)):
-            tensor.name = names.get(tensor.name, tensor.name)
-        for note in inside.quantization_annotation:
-            note.tensor_name = names.get(note.tensor_name, note.tensor_name)
-            for entry in note.quant_parameter_tensor_names:
-                entry.value = names.get(entry.value, entry.value)
-        for operator in inside.node:
-            operator.input[:] = [names.get(name, name) for name in operator.input]
-            operator.output[:] = [names.get(name, name) for name in operator.output]
+    rename_tensors(graph, names)
 
 
 def _join_metadata(whole: ModelProto, proto: ModelProto, mark: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableSequence
-from itertools import chain, count
+from collections.abc import Iterable, Mapping
+from itertools import count
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -11,10 +11,9 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
 from graphmod.model import Model
-from graphmod.rewrite.draft import Draft, bodies, tensor_names
-
-Call = tuple[str, str, str]
-"""Domain, name and overload of a function."""
+from graphmod.rewrite.draft import Draft
+from graphmod.rewrite.names import Call, key_of, rename_calls, rename_tensors, tensor_names, with_inner
+from graphmod.rewrite.tensors import tensor_type_of
 
 FUNCTIONS_SINCE = 8
 """The version of the file format that brought functions."""
@@ -60,7 +59,7 @@ def graft(
     graph = source.graph
     passed = {name: tensor for name, tensor in makes.items() if name not in part.producer}
     names = {**reads, **{name: tensor for name, tensor in makes.items() if name not in passed}, "": ""}
-    for name in tensor_names(graph, graph.node):
+    for name in tensor_names(graph):
         if name not in names:
             names[name] = draft.unused(f"{prefix}/{name}")
     _import_sets(draft, part)
@@ -99,7 +98,7 @@ def annotate(draft: Draft, graph: GraphProto, names: Mapping[str, str], *, symbo
         own = draft.graph.value_info.add()
         own.CopyFrom(value)
         own.name = names[value.name]
-        for dim in () if symbols else own.type.tensor_type.shape.dim:
+        for dim in () if symbols else tensor_type_of(own.type).shape.dim:
             if dim.HasField("dim_param"):
                 dim.ClearField("dim_param")
     for annotation in [one for one in graph.quantization_annotation if one.tensor_name in names]:
@@ -112,15 +111,10 @@ def annotate(draft: Draft, graph: GraphProto, names: Mapping[str, str], *, symbo
 
 def renamed(operator: NodeProto, names: Mapping[str, str], calls: Mapping[Call, str] | None = None) -> NodeProto:
     """Return a copy of an operator, subgraphs included, with other names of tensors and of the functions it calls."""
-    own = NodeProto()
-    own.CopyFrom(operator)
-    inside = list(bodies(own))
-    for one in (own, *(inner for body in inside for inner in body.node)):
-        _rename(one.input, names)
-        _rename(one.output, names)
-        one.op_type = (calls or {}).get((one.domain, one.op_type, one.overload), one.op_type)
-    for body in inside:
-        _rename_declarations(body, names)
+    around = GraphProto(node=[operator])
+    rename_tensors(around, names)
+    rename_calls(around.node, calls or {})
+    own: NodeProto = around.node[0]
     return own
 
 
@@ -173,8 +167,7 @@ def adapted(part: Model, host: Model) -> Model:
 
 def _changed(part: Model, opset: int) -> list[str]:
     """Return the types of operators whose definition differs between a model's operator set and another version."""
-    within = chain.from_iterable((one, *(i for body in bodies(one) for i in body.node)) for one in part.operators)
-    types = {one.op_type for one in within if one.domain in ("", "ai.onnx")}
+    types = {one.op_type for one in with_inner(part.operators) if one.domain in ("", "ai.onnx")}
     return sorted(name for name in types if _definition(name, part.opset) != _definition(name, opset))
 
 
@@ -189,7 +182,11 @@ def _import_sets(draft: Draft, part: Model) -> None:
         domain = _domain(one.domain)
         if domain not in imported:
             draft.proto.opset_import.append(one)
-        elif domain and imported[domain] != one.version and any(op.domain == one.domain for op in part.operators):
+        elif (
+            domain
+            and imported[domain] != one.version
+            and any(op.domain == one.domain for op in with_inner(part.operators))
+        ):
             raise RefusedError(
                 f"the other model uses version {one.version} of operator set '{one.domain}', this one "
                 f"{imported[domain]}; bring both to the same version"
@@ -202,8 +199,8 @@ def _domain(name: str) -> str:
 
 def _adopt_functions(proto: ModelProto, functions: Iterable[FunctionProto]) -> dict[Call, str]:
     """Add functions to a model, and return the new names of those whose name another function has there."""
-    there = {_call(one): _content(one) for one in proto.functions}
-    coming = {_call(one): one for one in functions}
+    there = {key_of(one): _content(one) for one in proto.functions}
+    coming = {key_of(one): one for one in functions}
     if not coming:
         return {}
     clashing = {key for key, one in coming.items() if key in there and there[key] != _content(one)}
@@ -226,19 +223,13 @@ def _adopt_functions(proto: ModelProto, functions: Iterable[FunctionProto]) -> d
         own = proto.functions.add()
         own.CopyFrom(one)
         own.name = calls.get(key, own.name)
-        for inner in chain.from_iterable((op, *(i for body in bodies(op) for i in body.node)) for op in own.node):
-            inner.op_type = calls.get((inner.domain, inner.op_type, inner.overload), inner.op_type)
+        rename_calls(own.node, calls)
     raise_format(proto, FUNCTIONS_SINCE)
     return calls
 
 
-def _call(function: FunctionProto) -> Call:
-    return function.domain, function.name, function.overload
-
-
 def _calls(function: FunctionProto) -> set[Call]:
-    within = chain.from_iterable((op, *(i for body in bodies(op) for i in body.node)) for op in function.node)
-    return {(one.domain, one.op_type, one.overload) for one in within}
+    return set(map(key_of, with_inner(function.node)))
 
 
 def _content(function: FunctionProto) -> bytes:
@@ -247,19 +238,6 @@ def _content(function: FunctionProto) -> bytes:
     unnamed.CopyFrom(function)
     unnamed.ClearField("name")
     return bytes(unnamed.SerializeToString(deterministic=True))
-
-
-def _rename(field: MutableSequence[str], names: Mapping[str, str]) -> None:
-    field[:] = [names.get(name, name) for name in field]
-
-
-def _rename_declarations(body: GraphProto, names: Mapping[str, str]) -> None:
-    for value in (*body.input, *body.output, *body.value_info):
-        value.name = names.get(value.name, value.name)
-    for tensor in body.initializer:
-        tensor.name = names.get(tensor.name, tensor.name)
-    for sparse in body.sparse_initializer:
-        sparse.values.name = names.get(sparse.values.name, sparse.values.name)
 
 
 def _renamed_tensor(tensor: TensorProto, names: Mapping[str, str]) -> TensorProto:

@@ -8,16 +8,17 @@ input on as an output (the inliner loses it), and carries over what belongs to t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx
 import onnx.inliner
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
 from graphmod.model import Model, copy_without
+from graphmod.rewrite.names import Call, key_of, rename_tensors, with_inner
 from graphmod.rewrite.verb import verb
 
 ORIGINALS = "graphmod.outlined"
@@ -103,7 +104,7 @@ def _unify_versions(proto: ModelProto, chosen: set[Key]) -> None:
                 proto.opset_import.add(domain=entry.domain, version=entry.version)
             if opsets[domain] == entry.version:
                 continue
-            for operator in _operators(function):
+            for operator in with_inner(function.node):
                 if _domain(operator.domain) == domain and not _means_the_same(
                     operator, entry.version, opsets[domain], (operator.domain, operator.op_type) in chosen
                 ):
@@ -130,7 +131,7 @@ def _domain(name: str) -> str:
 
 def _part_outputs_from_inputs(function: FunctionProto) -> None:
     """Let an operator make every output, each once."""
-    taken = {*function.input, *(name for operator in _operators(function) for name in operator.output)}
+    taken = {*function.input, *(name for operator in with_inner(function.node) for name in operator.output)}
     seen = set(function.input)
     for i, name in enumerate(function.output):
         if name in seen:
@@ -145,22 +146,9 @@ def _part_outputs_from_inputs(function: FunctionProto) -> None:
         seen.add(name)
 
 
-def _operators(graph: Graph) -> Iterator[NodeProto]:
-    """Yield the operators of a graph and of the subgraphs in it."""
-    pending = list(graph.node)
-    while pending:
-        operator = pending.pop()
-        yield operator
-        pending.extend(inner for body in _bodies(operator) for inner in body.node)
-
-
-def _bodies(operator: NodeProto) -> list[GraphProto]:
-    return [body for a in operator.attribute for body in (*([a.g] if a.HasField("g") else []), *a.graphs)]
-
-
 def _imports(proto: ModelProto, domains: set[str]) -> Iterable[onnx.OperatorSetIdProto]:
     """Yield what the model imports, without domains that only the functions inlined belonged to."""
-    used = {_domain(op.domain) for graph in (proto.graph, *proto.functions) for op in _operators(graph)}
+    used = {_domain(op.domain) for graph in (proto.graph, *proto.functions) for op in with_inner(graph.node)}
     return [entry for entry in proto.opset_import if entry.domain not in domains or _domain(entry.domain) in used]
 
 
@@ -177,9 +165,9 @@ def _carry(bare: ModelProto, flat: GraphProto, chosen: set[Key]) -> None:
         before, after = pending.pop()
         made = iter(after.node)
         for operator in before.node:
-            size = sizes.get(_callee(operator))
+            size = sizes.get(key_of(operator))
             if size is None:
-                pending.extend(zip(_bodies(operator), _bodies(next(made)), strict=True))
+                pending.extend(zip(_own_bodies(operator), _own_bodies(next(made)), strict=True))
                 continue
             inlined = [next(made) for _ in range(size)]
             told = _originals(operator, inlined)
@@ -190,17 +178,18 @@ def _carry(bare: ModelProto, flat: GraphProto, chosen: set[Key]) -> None:
     names.apply()
 
 
-def _callee(operator: NodeProto) -> tuple[str, str, str]:
-    return operator.domain, operator.op_type, operator.overload
+def _own_bodies(operator: NodeProto) -> list[GraphProto]:
+    """Return the subgraphs of an operator, without those in them."""
+    return [body for a in operator.attribute for body in (*([a.g] if a.HasField("g") else []), *a.graphs)]
 
 
-def _sizes(functions: Mapping[tuple[str, str, str], FunctionProto]) -> dict[tuple[str, str, str], int]:
+def _sizes(functions: Mapping[Call, FunctionProto]) -> dict[Call, int]:
     """Return how many operators a call of each function becomes."""
-    sizes: dict[tuple[str, str, str], int] = {}
+    sizes: dict[Call, int] = {}
     pending = list(functions)
     while pending:
         key = pending[-1]
-        calls = [_callee(op) for op in functions[key].node if _callee(op) in functions]
+        calls = [key_of(op) for op in functions[key].node if key_of(op) in functions]
         unknown = [callee for callee in calls if callee not in sizes]
         pending.extend(unknown)
         if not unknown:
@@ -243,7 +232,7 @@ class _Names:
         fixed = {value.name for value in (*graph.input, *graph.output)}
         fixed |= {tensor.name for tensor in graph.initializer}
         fixed |= {tensor.values.name for tensor in graph.sparse_initializer}
-        self.taken = fixed | {name for operator in _operators(graph) for name in operator.output}
+        self.taken = fixed | {name for operator in with_inner(graph.node) for name in operator.output}
         self.fixed = fixed
 
     def restore(self, operator: NodeProto, told: Mapping[str, Any]) -> None:
@@ -262,18 +251,4 @@ class _Names:
 
     def apply(self) -> None:
         """Rename tensors wherever they stand."""
-        if not self.instead:
-            return
-        for operator in _operators(self.graph):
-            for names in (operator.input, operator.output):
-                for i, name in enumerate(names):
-                    if name in self.instead:
-                        names[i] = self.instead[name]
-            for body in _bodies(operator):
-                _rename(body.output, self.instead)
-        _rename(self.graph.value_info, self.instead)
-
-
-def _rename(values: Iterable[ValueInfoProto], instead: Mapping[str, str]) -> None:
-    for value in values:
-        value.name = instead.get(value.name, value.name)
+        rename_tensors(self.graph, self.instead)

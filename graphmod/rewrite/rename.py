@@ -18,6 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorShapeProto, TypeProto,
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
 from graphmod.model import Model
+from graphmod.rewrite.names import graphs, rename_tensors, tensor_names, with_inner
 from graphmod.rewrite.verb import verb
 
 Mapped = dict[str, str]
@@ -83,7 +84,7 @@ def rename(
     ['pixels']
     """
     unnamed, model = model, _with_names(model) if missing else model
-    tensors = list(dict.fromkeys(_tensor_names(model._proto.graph)))
+    tensors = list(dict.fromkeys(tensor_names(model._proto.graph)))
     operators = list(dict.fromkeys(name for name in _operator_names(model._proto.graph) if name))
     by_tensor: Mapped = {}
     by_operator = _operators_from_scopes(model) if from_scopes else {}
@@ -194,7 +195,7 @@ def _operators_from_scopes(model: Model) -> Mapped:
 def _tensors_from_scopes(model: Model, by_operator: Mapped) -> Mapped:
     """Return for tensors whose names say nothing names after the operator that makes or first reads them."""
     signature = {*model.inputs, *model.outputs}
-    taken = {name for name in _tensor_names(model._proto.graph) if name in signature or not ANONYMOUS.fullmatch(name)}
+    taken = {name for name in tensor_names(model._proto.graph) if name in signature or not ANONYMOUS.fullmatch(name)}
     found: Mapped = {}
     for operator in model.operators:
         path = scope(operator)
@@ -230,57 +231,20 @@ def _unused(name: str, taken: set[str]) -> str:
 # -- where names stand
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """Yield a graph and all subgraphs in it."""
-    pending = [graph]
-    while pending:
-        current = pending.pop()
-        yield current
-        for operator in current.node:
-            for attribute in operator.attribute:
-                pending.extend((*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs))
-
-
-def _tensor_names(graph: GraphProto) -> Iterator[str]:
-    for one in _graphs(graph):
-        yield from (value.name for value in (*one.input, *one.output))
-        yield from (tensor.name for tensor in one.initializer)
-        yield from (tensor.values.name for tensor in one.sparse_initializer)
-        yield from (name for operator in one.node for name in operator.output if name)
-
-
 def _operator_names(graph: GraphProto) -> Iterator[str]:
-    return (operator.name for one in _graphs(graph) for operator in one.node)
+    return (operator.name for operator in with_inner(graph.node))
 
 
 def _inner_operator_names(graph: GraphProto) -> Iterator[str]:
-    return (operator.name for one in _graphs(graph) if one is not graph for operator in one.node)
+    return (operator.name for one in graphs(graph) if one is not graph for operator in one.node)
 
 
 def _apply(graph: GraphProto, by_tensor: Mapped, by_operator: Mapped) -> None:
     """Rename tensors and operators of a graph and its subgraphs in place."""
-    for one in _graphs(graph):
-        named = (
-            *one.input,
-            *one.output,
-            *one.value_info,
-            *one.initializer,
-            *(t.values for t in one.sparse_initializer),
-        )
-        for entry in named:
-            if entry.name in by_tensor:
-                entry.name = by_tensor[entry.name]
-        for annotation in one.quantization_annotation:
-            annotation.tensor_name = by_tensor.get(annotation.tensor_name, annotation.tensor_name)
-            for pair in annotation.quant_parameter_tensor_names:
-                pair.value = by_tensor.get(pair.value, pair.value)
-        for operator in one.node:
-            for tensors in (operator.input, operator.output):
-                for i, name in enumerate(tensors):
-                    if name in by_tensor:
-                        tensors[i] = by_tensor[name]
-            if operator.name in by_operator:
-                _rename_operator(operator, by_operator[operator.name])
+    rename_tensors(graph, by_tensor)
+    for operator in with_inner(graph.node):
+        if operator.name in by_operator:
+            _rename_operator(operator, by_operator[operator.name])
 
 
 def _rename_operator(operator: NodeProto, name: str) -> None:
@@ -298,7 +262,7 @@ def _dims(proto: ModelProto) -> Iterator[str]:
 def _dimensions(proto: ModelProto) -> Iterator[TensorShapeProto.Dimension]:
     """Yield the dimensions in the declarations of a model's tensors, those of its functions included."""
     values: list[ValueInfoProto] = [value for function in proto.functions for value in function.value_info]
-    for one in _graphs(proto.graph):
+    for one in graphs(proto.graph):
         values += [*one.input, *one.output, *one.value_info]
     pending = [value.type for value in values]
     while pending:

@@ -13,9 +13,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from graphmod.errors import RefusedError
 from graphmod.model.model import TensorType, type_of
-
-Call = tuple[str, str, str]
-"""Domain, name and overload of a function."""
+from graphmod.rewrite.names import Call, key_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def twins(first: ModelProto, other: ModelProto) -> list[Twin]:
     RefusedError
         The graphs differ.
     """
-    functions = [{(f.domain, f.name, f.overload): f for f in model.functions} for model in (first, other)]
+    functions = [{key_of(f): f for f in model.functions} for model in (first, other)]
     if functions[0].keys() != functions[1].keys():
         odd = min(functions[0].keys() ^ functions[1].keys())
         raise RefusedError(f"the graphs differ: only one model has function '{odd[1]}'")
@@ -145,7 +143,7 @@ def _variances(operators: Iterable[NodeProto], within: Mapping[Call, Sequence[in
                 found.add(operator.input[4])
             elif operator.op_type == "Identity":
                 copies[operator.output[0]] = operator.input[0]
-            numbers = within.get((operator.domain, operator.op_type, operator.overload), ())
+            numbers = within.get(key_of(operator), ())
             found.update(operator.input[i] for i in numbers if i < len(operator.input))
             pending += [body.node for a in operator.attribute for body in (a.g, *a.graphs) if body.node]
     fresh = found
@@ -185,7 +183,7 @@ def _fixed(kind: TensorType) -> tuple[object, object]:
 
 
 def _check_kind(one: NodeProto, two: NodeProto, where: str) -> None:
-    kinds = [(op.domain, op.op_type, op.overload) for op in (one, two)]
+    kinds = [key_of(op) for op in (one, two)]
     if kinds[0] != kinds[1]:
         raise RefusedError(f"the graphs differ: {where} stands where the other has {two.op_type} '{two.name}'")
     for what in ("input", "output"):
