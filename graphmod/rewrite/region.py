@@ -82,6 +82,8 @@ def find_regions(model: Model, place: Place) -> list[Region]:
     if isinstance(place, Block):
         return [_between(model, place.entry, place.exit)]
     if not isinstance(place, str):
+        if not isinstance(place, Sequence) or len(place) != 2:
+            raise RefusedError(f"{place!r} is no place: a block, a path, a name, a selector or a pair of tensors is")
         return [_between(model, *place)]
     block = next((block for block in _blocks(model) if block.path == place and block.path), None)
     if block is not None:
@@ -121,6 +123,9 @@ def _blocks(model: Model) -> Iterator[Block]:
 
 
 def _between(model: Model, entry: str, exit_: str) -> Region:
+    for name in (entry, exit_):
+        if name not in model.producer and name not in model.inputs:
+            raise RefusedError(f"no input and no operator's output is named '{name}'")
     source = primary_input(model)
     if entry == exit_:
         raise RefusedError(f"the region from '{entry}' to itself is empty")
@@ -260,10 +265,12 @@ def inside(draft: Draft, region: Region) -> list[NodeProto]:
     return [operator for operator in draft.operators if id(operator) in found]
 
 
-def check_passes_through(model: Model, region: Region) -> None:
-    """Raise RefusedError unless a region's exit is known to have the type of its entry."""
+def check_passes_through(model: Model, region: Region, hint: str = "") -> None:
+    """Raise RefusedError, with a hint at its end, unless a region's exit is known to have the type of its entry."""
     entry, exit_ = model.tensors.get(region.entry), model.tensors.get(region.exit)
     if entry is None or exit_ is None or entry.shape is None or exit_.shape is None:
         raise RefusedError(f"the shapes of '{region.entry}' and '{region.exit}' are not both known")
     if entry != exit_ or None in entry.shape:
-        raise RefusedError(f"'{region.entry}' is {entry} and '{region.exit}' is {exit_}: the region changes the type")
+        raise RefusedError(
+            f"'{region.entry}' is {entry} and '{region.exit}' is {exit_}: the region changes the type{hint}"
+        )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.rewrite.draft import Draft
-from graphmod.rewrite.region import Place, Region, bridge, find_regions
+from graphmod.rewrite.region import Place, Region, bridge, check_passes_through, find_regions
 from graphmod.rewrite.verb import verb
 
 
@@ -40,15 +39,7 @@ def remove(model: Model, place: Place) -> Model:
     draft = Draft(model)
     instead: dict[str, str] = {}
     for region in find_regions(model, place):
-        entry = model.tensors.get(region.entry)
-        exit_ = model.tensors.get(region.exit)
-        if entry is None or exit_ is None or entry.shape is None or exit_.shape is None:
-            raise RefusedError(f"the shapes of '{region.entry}' and '{region.exit}' are not both known")
-        if entry != exit_ or None in entry.shape:
-            raise RefusedError(
-                f"'{region.entry}' is {entry} and '{region.exit}' is {exit_}, so neither can stand for the other; "
-                "graphmod.replace fits a layer in between"
-            )
+        check_passes_through(model, region, "; graphmod.replace fits a layer in between")
         instead[region.exit] = instead.get(region.entry, region.entry)  # it may have gone with an earlier region
         bridge(draft, Region(instead[region.exit], region.exit))
     return draft.finish()
