@@ -271,6 +271,5 @@ def check_passes_through(model: Model, region: Region, hint: str = "") -> None:
     if entry is None or exit_ is None or entry.shape is None or exit_.shape is None:
         raise RefusedError(f"the shapes of '{region.entry}' and '{region.exit}' are not both known")
     if entry != exit_ or None in entry.shape:
-        raise RefusedError(
-            f"'{region.entry}' is {entry} and '{region.exit}' is {exit_}: the region changes the type{hint}"
-        )
+        told = f"'{region.entry}' is {entry} and '{region.exit}' is {exit_}"
+        raise RefusedError(f"{told}: the region changes the type{hint}")
