@@ -77,7 +77,7 @@ class Surgery:
 
         try:
             proto = _Writer(self._memory, self._graph).model()
-        except (OnnxGraphSurgeonException, TypeError, ValueError, AttributeError) as failure:
+        except (OnnxGraphSurgeonException, TypeError, ValueError, AttributeError, NotImplementedError) as failure:
             raise RefusedError(f"the edited graph cannot be written: {_first_line(failure)}") from failure
         if proto == self._before._proto:
             self.model = self._before

@@ -245,6 +245,8 @@ def test_broken_graphs_are_no_models():
         g.nodes[1].attrs["strange"] = object()
     with pytest.raises(gm.RefusedError, match="cannot be written"), before.surgery() as g:
         g.outputs = [gs.Variable("untyped")]
+    with pytest.raises(gm.RefusedError, match="cannot be written"), before.surgery() as g:
+        g.nodes[1].inputs.append(gs.Constant("objects", np.ones(3, object)))
 
 
 def test_operator_sets():
