@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -174,23 +173,29 @@ def all_raw_chunks(some: Sequence[TensorProto], folder: Path | None) -> Iterator
     for tensor in some:
         if uses_external_data(tensor):
             yield from read_chunks(*next(places))
-        elif tensor.HasField("raw_data"):
-            yield tensor.raw_data
-        elif tensor.data_type == TensorProto.STRING:
-            yield TensorProto(string_data=tensor.string_data).SerializeToString()
         else:
-            yield numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+            yield inner_bytes(tensor)
 
 
-def read_chunks(path: Path, offset: int, length: int) -> Iterator[bytes]:
-    """Yield a part of a file piece by piece."""
-    with path.open("rb", buffering=0) as stream:
+def inner_bytes(tensor: TensorProto) -> bytes:
+    """Return the values that lie in a tensor itself, as the bytes of ``raw_data``; strings as those of a message."""
+    if tensor.HasField("raw_data"):
+        return bytes(tensor.raw_data)
+    if tensor.data_type == TensorProto.STRING:
+        return bytes(TensorProto(string_data=tensor.string_data).SerializeToString())
+    return bytes(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+
+
+def read_chunks(path: Path, offset: int, length: int, size: int = CHUNK) -> Iterator[bytes]:
+    """Yield a part of a file, ``size`` bytes at a time."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
         while length:
-            data = os.pread(stream.fileno(), min(length, CHUNK), offset)
+            data = stream.read(min(length, size))
             if not data:
                 raise InvalidModelError(f"external data file '{path}' became shorter while it was read")
             yield data
-            offset, length = offset + len(data), length - len(data)
+            length -= len(data)
 
 
 def external_place(tensor: TensorProto, folder: Path | None) -> tuple[Path, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from graphmod.errors import InvalidModelError
-from graphmod.model.initializers import external_place, tensor_type
+from graphmod.model.initializers import external_place, inner_bytes, read_chunks, tensor_type
 
 CHUNK = 2**20
 """Bytes read at a time: two chunks fit a processor's cache."""
@@ -70,23 +69,23 @@ class Stored:
     def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
         """Yield the raw bytes, ``size`` at a time."""
         if self._place is None:
-            inside = self._inside()
+            inside = inner_bytes(self.tensor)
             yield from (inside[start : start + size] for start in range(0, len(inside), size))
-            return
-        path, offset, length = self._place
-        with path.open("rb") as stream:
-            stream.seek(offset)
-            while length:
-                chunk = stream.read(min(size, length))
-                if not chunk:
-                    raise InvalidModelError(f"'{path}' became shorter while '{self.tensor.name}' was read from it")
-                length -= len(chunk)
-                yield chunk
+        else:
+            yield from read_chunks(*self._place, size)
+
+    def equals(self, other: Stored) -> bool:
+        """Whether both are the same to the bit. Values at one place of one file are not read."""
+        if self.tensor.data_type != other.tensor.data_type or self.shape != other.shape:
+            return False
+        if self.place is not None and self.place == other.place:
+            return True
+        return all(one == two for one, two in zip_longest(self.chunks(), other.chunks()))
 
     def sample(self) -> bytes:
         """Return all bytes of a small tensor, pieces of a large one: samples of equal tensors are equal."""
         if self._place is None:
-            inside = self._inside()
+            inside = inner_bytes(self.tensor)
             return b"".join(inside[start : start + n] for start, n in _pieces(len(inside)))
         path, offset, length = self._place
         found = []
@@ -113,15 +112,6 @@ class Stored:
     @property
     def _is_packed(self) -> bool:
         return self.dtype.name in ("int4", "uint4", "int2", "uint2", "float4_e2m1fn")
-
-    def _inside(self) -> bytes:
-        if self.tensor.HasField("raw_data"):
-            return self.tensor.raw_data
-        if self.is_text:
-            return b"".join(len(text).to_bytes(8, "little") + text for text in self.tensor.string_data)
-        if not prod(self.shape):
-            return b""
-        return numpy_helper.from_array(numpy_helper.to_array(self.tensor)).raw_data
 
 
 def _pieces(length: int) -> list[tuple[int, int]]:

@@ -20,7 +20,6 @@ ONNX Runtime      176, 257, 608                             loses metadata
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
 
 import numpy as np
 import onnx
@@ -330,16 +329,10 @@ def _merge_initializers(draft: Draft) -> bool:
             continue
         stored = Stored(tensor, folder)
         group = alike.setdefault((tensor.data_type, tuple(tensor.dims), stored.sample()), [])
-        other = next((one for one in group if _are_equal(one, stored)), None)
+        other = next((one for one in group if one.equals(stored)), None)
         if other is None:
             group.append(stored)
         else:
             draft.redirect(tensor.name, other.tensor.name)
             changed = True
     return changed
-
-
-def _are_equal(a: Stored, b: Stored) -> bool:
-    if a.place is not None and a.place == b.place:
-        return True
-    return all(one == other for one, other in zip_longest(a.chunks(), b.chunks()))
