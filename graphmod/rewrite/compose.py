@@ -21,9 +21,9 @@ from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
 from graphmod.model import RECORD, Model, consumed
 from graphmod.model.initializers import tensors
 from graphmod.model.model import type_of
-from graphmod.rewrite.draft import Draft
+from graphmod.rewrite.draft import Draft, tensor_names
 from graphmod.rewrite.graft import raise_format
-from graphmod.rewrite.names import Call, graphs, key_of, rename_calls, rename_tensors, tensor_names, with_inner
+from graphmod.rewrite.names import Call, graphs, key_of, rename_calls, rename_tensors, with_inner
 from graphmod.rewrite.opsets import with_one_opset
 from graphmod.rewrite.split import any_random
 from graphmod.rewrite.tensors import tensor_type_of
@@ -103,7 +103,7 @@ class _Whole:
         self.proto = model.editable()
         self.folder = folder
         _move_external(self.proto, model.folder, folder)
-        self.taken = set(tensor_names(self.proto.graph))
+        self.taken = set(tensor_names(self.proto.graph, self.proto.graph.node))
         self.operator_names = set(_operator_names(self.proto.graph.node))
         self.symbols = set(_symbols(self.proto.graph))
         self.constants = _constants(self.proto)
@@ -132,7 +132,7 @@ class _Whole:
                 _check_fit(self.outputs[fed[name]] if name in fed else self.inputs[name], model, name)
         known = _constants(proto)
         equal = {name for name, content in known.items() if self.constants.get(name) == content and not prefix}
-        mark = prefix or _free_prefix(number, set(tensor_names(graph)), self.taken)
+        mark = prefix or _free_prefix(number, set(tensor_names(graph, graph.node)), self.taken)
         apart = bool(prefix) or self._clashes(model, equal)
         names = self._names_for(model, {**fed, **{name: name for name in shared}}, equal, mark, apart, bool(prefix))
         symbols = self._symbols_for(model, fed, shared, mark)
@@ -167,7 +167,7 @@ class _Whole:
         """Whether a name inside of the next model is taken: of a tensor other than its ends, or of an operator."""
         ends = {*model.inputs, *model.outputs, *equal}
         makers = {op.name for op in model.operators if equal.intersection(op.output)}
-        inner = (name for name in tensor_names(model._proto.graph) if name not in ends)
+        inner = (name for name in tensor_names(model._proto.graph, model._proto.graph.node) if name not in ends)
         operators = (name for name in _operator_names(model.operators) if name not in makers)
         return not (self.taken.isdisjoint(inner) and self.operator_names.isdisjoint(operators))
 
@@ -176,7 +176,9 @@ class _Whole:
     ) -> dict[str, str]:
         """Return what tensors of the next model are called in the whole: by a new name, or one that is meant."""
         own = [
-            name for name in dict.fromkeys(tensor_names(model._proto.graph)) if name not in joined and name not in equal
+            name
+            for name in dict.fromkeys(tensor_names(model._proto.graph, model._proto.graph.node))
+            if name not in joined and name not in equal
         ]
         clash = [name for name in own if mark + name in self.taken]
         if clash:
@@ -249,7 +251,7 @@ class _Whole:
         weights = {tensor.name for tensor in whole.initializer}
         self.inputs = {value.name: value for value in whole.input if value.name not in weights}
         self.outputs = {value.name: value for value in whole.output}
-        self.taken.update(tensor_names(graph))
+        self.taken.update(tensor_names(graph, graph.node))
         self.operator_names.update(_operator_names(graph.node))
         self.symbols.update(_symbols(graph))
         self.constants |= _constants(proto)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -116,11 +116,11 @@ class Draft:
 
     def unused(self, name: str) -> str:
         """Return a name that no tensor of the graph or of its subgraphs has: this one, or numbered."""
-        return _claim(name, self._taken)
+        return claim(name, self._taken)
 
     def unused_operator(self, name: str) -> str:
         """Return a name that no operator has: this one, or numbered."""
-        return _claim(name, self._taken_by_operators)
+        return claim(name, self._taken_by_operators)
 
     # -- initializers
 
@@ -312,7 +312,7 @@ def shared_scope(operators: Iterable[NodeProto]) -> str:
     return ".".join(common_scope(scope_parts(operator) for operator in operators))
 
 
-def _claim(name: str, taken: dict[str, int]) -> str:
+def claim(name: str, taken: dict[str, int]) -> str:
     """Return a name that is not taken; of names that are, the dict has the numbers given out last."""
     fresh = name
     while fresh in taken:
@@ -354,14 +354,12 @@ def _rename_reads(operator: NodeProto, old: str, new: str) -> None:
         value.name = new
 
 
-def tensor_names(graph: GraphProto, operators: Iterable[NodeProto]) -> Iterator[str]:
+def tensor_names(graph: GraphProto, operators: Collection[NodeProto]) -> Iterator[str]:
     """Yield the names of all tensors of a graph and of the subgraphs of its operators."""
-    pending: list[tuple[GraphProto, Iterable[NodeProto]]] = [(graph, operators)]
-    while pending:
-        scope, inside = pending.pop()
-        yield from (value.name for value in (*scope.input, *scope.output))
-        yield from (tensor.name for tensor in scope.initializer)
-        yield from (tensor.values.name for tensor in scope.sparse_initializer)
-        for operator in inside:
-            yield from operator.output
-            pending.extend((body, body.node) for body in bodies(operator))
+    inside = [body for operator in operators for body in bodies(operator)]
+    for one in (graph, *inside):
+        yield from (value.name for value in (*one.input, *one.output))
+        yield from (tensor.name for tensor in one.initializer)
+        yield from (tensor.values.name for tensor in one.sparse_initializer)
+    for operator in chain(operators, *(body.node for body in inside)):
+        yield from (name for name in operator.output if name)

@@ -11,8 +11,8 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
 from graphmod.model import Model
-from graphmod.rewrite.draft import Draft
-from graphmod.rewrite.names import Call, key_of, rename_calls, rename_tensors, tensor_names, with_inner
+from graphmod.rewrite.draft import Draft, tensor_names
+from graphmod.rewrite.names import Call, key_of, rename_calls, rename_tensors, with_inner
 from graphmod.rewrite.tensors import tensor_type_of
 
 FUNCTIONS_SINCE = 8
@@ -59,7 +59,7 @@ def graft(
     graph = source.graph
     passed = {name: tensor for name, tensor in makes.items() if name not in part.producer}
     names = {**reads, **{name: tensor for name, tensor in makes.items() if name not in passed}, "": ""}
-    for name in tensor_names(graph):
+    for name in tensor_names(graph, graph.node):
         if name not in names:
             names[name] = draft.unused(f"{prefix}/{name}")
     _import_sets(draft, part)

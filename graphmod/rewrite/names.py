@@ -26,15 +26,6 @@ def with_inner(operators: Iterable[NodeProto]) -> Iterator[NodeProto]:
         yield from (inner for body in bodies(operator) for inner in body.node)
 
 
-def tensor_names(graph: GraphProto) -> Iterator[str]:
-    """Yield the names of all tensors of a graph and its subgraphs."""
-    for one in graphs(graph):
-        yield from (value.name for value in (*one.input, *one.output))
-        yield from (tensor.name for tensor in one.initializer)
-        yield from (tensor.values.name for tensor in one.sparse_initializer)
-        yield from (name for operator in one.node for name in operator.output if name)
-
-
 def rename_tensors(graph: GraphProto, names: Mapping[str, str]) -> None:
     """Give tensors other names, in place and wherever they stand; those that ``names`` lacks keep theirs."""
     for one in graphs(graph):

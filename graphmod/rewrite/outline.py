@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container, Iterator, Sequence
-from itertools import count
 
 from onnx import NodeProto
 
 from graphmod.graph.repeats import repeats
 from graphmod.graph.scope import GRAPHMOD_SCOPE, common_scope, scope
 from graphmod.model import Model
-from graphmod.rewrite.draft import Draft, shared_scope
+from graphmod.rewrite.draft import Draft, claim, shared_scope
 from graphmod.rewrite.graft import FUNCTIONS_SINCE, raise_format
 from graphmod.rewrite.inline import ORIGINALS
 from graphmod.rewrite.verb import verb
@@ -62,7 +61,7 @@ def outline(model: Model, size: int = 4) -> Model:
     """
     draft = Draft(model)
     names = model.operator_names
-    taken = {function.name for function in model.functions if function.domain == DOMAIN}
+    taken = {function.name: 1 for function in model.functions if function.domain == DOMAIN}
     made = [
         _function(draft, [[draft.operator(names[place]) for place in places] for places in part.occurrences], taken)
         for part in repeats(model, max(size, 2))
@@ -75,7 +74,7 @@ def outline(model: Model, size: int = 4) -> Model:
     return draft.finish()
 
 
-def _function(draft: Draft, occurrences: Sequence[Occurrence], taken: set[str]) -> bool:
+def _function(draft: Draft, occurrences: Sequence[Occurrence], taken: dict[str, int]) -> bool:
     """Add the function that stands for all occurrences, and put calls in their places; False if nothing reads them."""
     given = _needed_outside(draft, occurrences)
     if not given:
@@ -85,7 +84,7 @@ def _function(draft: Draft, occurrences: Sequence[Occurrence], taken: set[str]) 
     made = {tensor: "" for operator in first for tensor in operator.output if tensor}
     read = {tensors: names.local(tensors[0]) for tensors in _read_from_outside(occurrences, made)}
     made = {tensor: names.local(tensor) for tensor in made}
-    function = draft.proto.functions.add(domain=DOMAIN, name=_unused(_title(scopes), taken))
+    function = draft.proto.functions.add(domain=DOMAIN, name=claim(_title(scopes), taken))
     function.input.extend(read.values())
     function.output.extend(made[first[i].output[j]] for i, j in given)
     for alike in zip(*occurrences, strict=True):
@@ -158,18 +157,12 @@ def _title(scopes: Sequence[str]) -> str:
     return re.sub(r"\W", "_", "_".join((*common_scope(plain), "block")))
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    fresh = name if name not in taken else next(n for i in count(2) if (n := f"{name}_{i}") not in taken)
-    taken.add(fresh)
-    return fresh
-
-
 class _Names:
     """Names within a function: those of the first occurrence, without its scope."""
 
     def __init__(self, around: str):
         self.around = around
-        self.taken: set[str] = set()
+        self.taken: dict[str, int] = {}
 
     def local(self, name: str) -> str:
-        return _unused(name.removeprefix(f"{self.around}."), self.taken)
+        return claim(name.removeprefix(f"{self.around}."), self.taken)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import count
 from typing import Literal
 
 import onnx
@@ -18,7 +17,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorShapeProto, TypeProto,
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
 from graphmod.model import Model
-from graphmod.rewrite.names import graphs, rename_tensors, tensor_names, with_inner
+from graphmod.rewrite.draft import claim, tensor_names
+from graphmod.rewrite.names import graphs, rename_tensors, with_inner
 from graphmod.rewrite.verb import verb
 
 Mapped = dict[str, str]
@@ -84,7 +84,7 @@ def rename(
     ['pixels']
     """
     unnamed, model = model, _with_names(model) if missing else model
-    tensors = list(dict.fromkeys(tensor_names(model._proto.graph)))
+    tensors = list(dict.fromkeys(tensor_names(model._proto.graph, model._proto.graph.node)))
     operators = list(dict.fromkeys(name for name in _operator_names(model._proto.graph) if name))
     by_tensor: Mapped = {}
     by_operator = _operators_from_scopes(model) if from_scopes else {}
@@ -182,20 +182,21 @@ def _operators_from_scopes(model: Model) -> Mapped:
     for path in scopes:
         parts = path.split(".")
         n_within.update(".".join(parts[: i + 1]) for i in range(len(parts)))
-    taken = {op.name for op, path in zip(model.operators, scopes, strict=True) if not path}
-    taken |= set(_inner_operator_names(model._proto.graph))
+    free = [op.name for op, path in zip(model.operators, scopes, strict=True) if not path]
+    taken = dict.fromkeys((*free, *_inner_operator_names(model._proto.graph)), 1)
     found = {}
     for operator, path in zip(model.operators, scopes, strict=True):
         if path and operator.name:
             own = path if n_within[path] == 1 else f"{path}.{operator.op_type}"
-            found[operator.name] = _unused(own, taken)
+            found[operator.name] = claim(own, taken)
     return found
 
 
 def _tensors_from_scopes(model: Model, by_operator: Mapped) -> Mapped:
     """Return for tensors whose names say nothing names after the operator that makes or first reads them."""
     signature = {*model.inputs, *model.outputs}
-    taken = {name for name in tensor_names(model._proto.graph) if name in signature or not ANONYMOUS.fullmatch(name)}
+    names = tensor_names(model._proto.graph, model.operators)
+    taken = {name: 1 for name in names if name in signature or not ANONYMOUS.fullmatch(name)}
     found: Mapped = {}
     for operator in model.operators:
         path = scope(operator)
@@ -203,11 +204,11 @@ def _tensors_from_scopes(model: Model, by_operator: Mapped) -> Mapped:
             continue
         for i, name in enumerate(operator.input):
             if name in model.initializers and name not in found and name not in taken:
-                found[name] = _unused(f"{path}.{_role(operator, i, model.opset)}", taken)
+                found[name] = claim(f"{path}.{_role(operator, i, model.opset)}", taken)
         for i, name in enumerate(operator.output):
             if name and name not in taken:
                 number = f".{i}" if len(operator.output) > 1 else ""
-                found[name] = _unused(f"{by_operator[operator.name]}{number}", taken)
+                found[name] = claim(f"{by_operator[operator.name]}{number}", taken)
     return found
 
 
@@ -220,12 +221,6 @@ def _role(operator: NodeProto, i: int, opset: int) -> str:
         return f"input{i}"
     formal = onnx.defs.get_schema(operator.op_type, opset, operator.domain).inputs
     return formal[i].name.lower() if i < len(formal) else f"{formal[-1].name.lower()}{i}" if formal else f"input{i}"
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    fresh = name if name not in taken else next(n for i in count(2) if (n := f"{name}_{i}") not in taken)
-    taken.add(fresh)
-    return fresh
 
 
 # -- where names stand

@@ -222,6 +222,28 @@ def test_a_block_alone_reads_the_result():
     assert not after.readers.get(block.entry, ())[1:]
 
 
+def test_branches_in_branches():
+    """Naming what is new takes time linear in how deep they are."""
+
+    def body(operator):
+        result = helper.make_tensor_value_info(operator.output[0], TensorProto.FLOAT, None)
+        return helper.make_graph([operator], "body", [], [result])
+
+    inner = helper.make_node("Neg", ["x"], ["r"])
+    for depth in range(22):
+        other = body(helper.make_node("Abs", ["x"], [f"o{depth}"]))
+        inner = helper.make_node("If", ["c"], [f"r{depth}"], then_branch=body(inner), else_branch=other)
+    operators = [
+        helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        helper.make_node("Cast", ["m"], ["c"], to=TensorProto.BOOL),
+        inner,
+        helper.make_node("Neg", inner.output, ["y"]),
+    ]
+    after = gm.insert(model(operators, {"x": [3]}, {"y": [3]}), "y", "Relu")
+    x = np.float32([1, 2, 3])
+    np.testing.assert_array_equal(after.run({"x": x})["y"], x)
+
+
 def test_the_record_replays():
     network = gm.load(gm.demo.model_path())
     after = gm.insert(gm.insert(network, "logits", "Softmax(axis=-1)"), "Relu", "Clip(max=6)")

@@ -11,6 +11,7 @@ from random_graphs import random_graphs
 
 import graphmod as gm
 from graphmod.errors import RefusedError
+from graphmod.graph.scope import GRAPHMOD_SCOPE
 
 
 def names_of(graph):
@@ -159,3 +160,13 @@ def test_bodies_that_shadow_and_capture():
     onnx.checker.check_model(found.proto())
     x = np.zeros((3, 4), np.float32)
     np.testing.assert_array_equal(found.run({"x": x})["every"], built.run({"x": x})["all"])
+
+
+def test_many_operators_of_one_scope():
+    """Numbering them takes time linear in how many they are."""
+    operators = [helper.make_node("Neg", [f"t{i}" if i else "x"], [f"t{i + 1}"], f"n{i}") for i in range(20_000)]
+    for operator in operators:
+        operator.metadata_props.add(key=GRAPHMOD_SCOPE, value="body")
+    renamed = gm.rename(model(operators, {"x": [1]}, {"t20000": [1]}), from_scopes=True)
+    assert renamed.operators[0].name == "body.Neg"
+    assert renamed.operators[-1].name == "body.Neg_20000"
