@@ -140,7 +140,7 @@ def digits(listed: bool) -> dict[str, Any]:
         "low_rank, 90 % of energy": lambda: gm.low_rank(model, energy=0.9),
         "retype to float16": lambda: gm.retype(model, "float16"),
         "quantize, static int8": lambda: gm.quantize(model, data.train),
-        "quantize, weights int8": lambda: gm.quantize(model, mode="weights"),
+        "quantize, dynamic int8": lambda: gm.quantize(model, mode="dynamic"),
         "every Relu to HardSwish": lambda: gm.replace(model, "Relu", by="HardSwish"),
     }
     rows: dict[str, Any] = {"as shipped": {"accuracy": gm.accuracy(model, data.test), "bytes": model.n_bytes}}

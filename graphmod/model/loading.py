@@ -49,7 +49,7 @@ def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
     except OSError as error:
         raise InvalidModelError(f"cannot read '{path}': {error.strerror}") from error
     proto = _parse(content, f"'{path}'")
-    folder = path.resolve().parent if any(map(uses_external_data, initializers.tensors(proto))) else None
+    folder = path.absolute().parent if any(map(uses_external_data, initializers.tensors(proto))) else None
     source = _unlike(proto, content) if folder is None else None
     return _checked(Model(proto, folder, source), f"'{path}'")
 

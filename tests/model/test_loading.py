@@ -174,3 +174,28 @@ def test_a_place_that_is_none_is_refused(tmp_path, key, value, message):
     with pytest.raises(gm.InvalidModelError, match=f"'{tensor.name}'") as told:
         gm.load(path)
     assert message in str(told.value)
+
+
+def test_links_of_a_hubs_cache_are_followed(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    proto = handmade(weight)
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    onnx.save(proto, blobs / "m", save_as_external_data=True, location="data", size_threshold=0)
+    (blobs / "m").rename(blobs / "1234")
+    (blobs / "data").rename(blobs / "5678")
+    (snapshot / "model.onnx").symlink_to("../../blobs/1234")
+    (snapshot / "data").symlink_to("../../blobs/5678")
+    x = np.ones((2, 64), np.float32)
+    linked = gm.load(snapshot / "model.onnx")
+    np.testing.assert_allclose(linked.run({"x": x})["y"], x @ weight, rtol=1e-5)
+    renamed = gm.load(gm.rename(linked, {"y": "z"}).save(tmp_path / "out.onnx"))
+    np.testing.assert_allclose(renamed.run({"x": x})["z"], x @ weight, rtol=1e-5)
+
+
+def handmade(weight):
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 64]) for name in "xy")
+    graph = onnx.helper.make_graph([node], "g", [x], [y], [onnx.numpy_helper.from_array(weight, "w")])
+    return onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
