@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -168,23 +168,23 @@ def _fusions_of(operator: NodeProto, fusions: dict[str, list[Fusion]]) -> Iterab
 
 
 def _fuse(bench: Bench, fusions: dict[str, list[Fusion]], chosen: dict[int, NodeProto] | None) -> int:
-    """Fuse from operator to operator; what a fusion changed, and its neighbours, are looked at again."""
-    pending = deque(bench.draft.operators)
-    waiting = {id(operator) for operator in pending}
+    """Fuse from operator to operator, then look again at what fusions changed, and at its neighbours.
+
+    These are gathered until all were looked at: one may be a neighbour of many.
+    """
+    pending = bench.draft.operators
     n_fused = 0
     while pending:
-        operator = pending.popleft()
-        waiting.discard(id(operator))
-        changed = _fuse_at(bench, operator, fusions, chosen) if operator in bench.draft else None
-        if changed is None:
-            continue
-        n_fused += 1
-        if chosen is not None:
-            chosen.update((id(one), one) for one in changed)
-        for one in (*changed, *_neighbours(bench, changed)):
-            if one in bench.draft and id(one) not in waiting:
-                waiting.add(id(one))
-                pending.append(one)
+        touched: dict[int, NodeProto] = {}
+        for operator in pending:
+            changed = _fuse_at(bench, operator, fusions, chosen) if operator in bench.draft else None
+            if changed is not None:
+                n_fused += 1
+                touched.update((id(one), one) for one in changed)
+                if chosen is not None:
+                    chosen.update((id(one), one) for one in changed)
+        touched.update((id(one), one) for one in [*_neighbours(bench, touched.values())])
+        pending = [one for one in touched.values() if one in bench.draft]
     return n_fused
 
 

@@ -70,11 +70,19 @@ def low_rank(model: Model, where: str = "*", rank: int | None = None, energy: fl
     bench = Bench(Draft(model))
     chosen = {id(own): own for own in map(bench.draft.operator, _names(model, where)) if own.op_type in _LAYERS}
     split: dict[tuple[object, ...], _Split] = {}  # operators that share a weight share its factors
+    needed: dict[tuple[str, str], str] = {}
     reasons: list[str] = []
     for operator in chosen.values():
-        layer = _layer(bench, operator, chosen)
+        layer = _layer(bench, operator)
         if isinstance(layer, str):
             reasons.append(layer)
+            continue
+        weight = operator.input[1], operator.op_type
+        if weight not in needed:
+            needed[weight] = _why_stays(bench, operator, chosen)
+        if needed[weight]:
+            told = f"the weight '{weight[0]}' of {bench.told(operator)}"
+            reasons.append(f"{told} would stay, as {needed[weight]}")
             continue
         attributes = bench.attributes(operator)
         key = (operator.input[1], operator.op_type, attributes.get("transB"), attributes.get("alpha"))
@@ -107,7 +115,7 @@ def _names(model: Model, where: str) -> list[str]:
     return list(dict.fromkeys(name for match in find(model, where) for name in match.operators))
 
 
-def _layer(bench: Bench, operator: NodeProto, chosen: Container[int]) -> Map | str:
+def _layer(bench: Bench, operator: NodeProto) -> Map | str:
     """Return an operator as a linear map that can be split, or why it is none."""
     told = bench.told(operator)
     layer = read_map(bench, operator)
@@ -115,6 +123,11 @@ def _layer(bench: Bench, operator: NodeProto, chosen: Container[int]) -> Map | s
         return layer
     if layer.groups > 1:
         return f"{told} has {layer.groups} groups"
+    return layer
+
+
+def _why_stays(bench: Bench, operator: NodeProto, chosen: Container[int]) -> str:
+    """Return what needs an operator's weight besides operators of its type that are split, "" if nothing does."""
     name = operator.input[1]
     others = [
         one
@@ -125,10 +138,9 @@ def _layer(bench: Bench, operator: NodeProto, chosen: Container[int]) -> Map | s
         name = maker.input[0]  # a weight that is transposed or cast before it is used
         others = [one for one in bench.draft.readers(name) if one is not maker]
     if others:
-        return f"the weight '{name}' of {told} would stay, as {bench.told(others[0])} reads it"
-    if bench.is_output(name):
-        return f"the weight '{name}' of {told} would stay, as it is an output of the model"
-    return layer
+        what = "it" if name == operator.input[1] else f"'{name}', of which it is made"
+        return f"{bench.told(others[0])} reads {what}"
+    return "it is an output of the model" if bench.is_output(name) else ""
 
 
 def _factors(layer: Map, rank: int | None, energy: float | None) -> tuple[Float, Float] | str:

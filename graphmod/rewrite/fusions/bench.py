@@ -247,18 +247,16 @@ class Bench:
     def bypass(self, operator: NodeProto) -> list[NodeProto]:
         """Take out an operator whose output is its first input; see :meth:`why_not_bypass`."""
         source, made = operator.input[0], operator.output[0]
-        around = self.draft.readers(made)
+        maker, around = self.draft.producer(source), self.draft.readers(made)
         self.draft.discard(operator)
         if made in self._outputs:
-            maker = self.draft.producer(source)
             assert maker is not None
             self.draft.redirect(source, made)
             self.draft.set_outputs(maker, [made if name == source else name for name in maker.output])
-            around = [maker, *self.draft.readers(made)]
         else:
             self.draft.redirect(made, source)
         self.drop_unread([*operator.input[1:]])
-        return around
+        return around if maker is None else [maker, *around]
 
     def why_not_bypass(self, operator: NodeProto) -> str | None:
         """Return why an operator must stay even if its output is its first input."""
