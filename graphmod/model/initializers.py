@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -241,8 +240,8 @@ def _data_file(tensor: TensorProto, location: str, folder: Path | None) -> tuple
         raise InvalidModelError(
             f"{_called(tensor)} lies in an external file, but the model was not read from a file; load it from its path"
         )
-    path = Path(os.path.normpath(folder / location))  # links stay links: caches of hubs are made of them
-    if not path.is_relative_to(folder):
+    path = (folder / location).resolve()
+    if not path.is_relative_to(folder.resolve()):
         raise InvalidModelError(f"{_called(tensor)} points outside the model's folder, at '{location}'")
     if not path.is_file():
         raise InvalidModelError(f"external data file '{path}' of {_called(tensor)} is missing")

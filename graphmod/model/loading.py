@@ -49,9 +49,23 @@ def load(model: str | PathLike[str] | bytes | ModelProto | Model) -> Model:
     except OSError as error:
         raise InvalidModelError(f"cannot read '{path}': {error.strerror}") from error
     proto = _parse(content, f"'{path}'")
-    folder = path.absolute().parent if any(map(uses_external_data, initializers.tensors(proto))) else None
+    folder = path.resolve().parent if any(map(uses_external_data, initializers.tensors(proto))) else None
+    if folder is not None and path.is_symlink():
+        _follow_links(proto, path.absolute().parent, folder)
     source = _unlike(proto, content) if folder is None else None
     return _checked(Model(proto, folder, source), f"'{path}'")
+
+
+def _follow_links(proto: ModelProto, links: Path, folder: Path) -> None:
+    """Let the constants of a model that was read through a link point to the files that the links beside it lead to.
+
+    The caches of model hubs are made of such links. Files outside of the model's own folder are not followed to.
+    """
+    for tensor in filter(uses_external_data, initializers.tensors(proto)):
+        for entry in tensor.external_data:
+            real = (links / entry.value).resolve() if entry.key == "location" else None
+            if real is not None and real.is_file() and real.is_relative_to(folder):
+                entry.value = str(real.relative_to(folder))
 
 
 def _unlike(proto: ModelProto, content: bytes) -> bytes | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -13,7 +12,7 @@ import onnxruntime as ort
 from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from graphmod.errors import InvalidDataError, InvalidModelError
 from graphmod.model import initializers
@@ -67,7 +66,6 @@ def open_session(
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     if folder is not None:
-        proto, folder = _followed(proto, folder)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if as_it_is:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -86,25 +84,6 @@ def open_session(
         ) from error
     except _RUNTIME_ERRORS as error:
         raise InvalidModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
-
-
-def _followed(proto: ModelProto, folder: Path) -> tuple[ModelProto, Path]:
-    """Return a model and its folder without links that lead out of it, which ONNX Runtime does not follow.
-
-    The caches of model hubs are made of such links.
-    """
-    external = [tensor for tensor in initializers.tensors(proto) if uses_external_data(tensor)]
-    real = {name: (folder / name).resolve() for name in {ExternalDataInfo(tensor).location for tensor in external}}
-    if all(path.is_relative_to(folder.resolve()) for path in real.values()):
-        return proto, folder
-    shared = Path(os.path.commonpath([path.parent for path in real.values()]))
-    followed = ModelProto()
-    followed.CopyFrom(proto)
-    for tensor in initializers.tensors(followed):
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = str(real[entry.value].relative_to(shared))
-    return followed, shared
 
 
 def _apart(proto: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtValue]]:
