@@ -12,6 +12,7 @@ from itertools import count
 from typing import Literal
 
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx.external_data_helper import uses_external_data
 from onnx.helper import make_attribute, tensor_dtype_to_np_dtype
 
 from graphmod.errors import RefusedError
@@ -19,7 +20,7 @@ from graphmod.graph import find
 from graphmod.graph.scope import GRAPHMOD_SCOPE
 from graphmod.graph.scope import scope as scope_of
 from graphmod.model import Model, consumed, copy_without
-from graphmod.model.initializers import values
+from graphmod.model.initializers import embed_all, inner_tensors, values
 from graphmod.rewrite.element_types import FLOATS
 from graphmod.rewrite.precision import Choice, Plan, Scope, bodies, element_of, with_types
 from graphmod.rewrite.rounding import retyped
@@ -80,7 +81,17 @@ def retype(
     element = _ELEMENTS[to]
     if not any(_floats_beside(model, element)):
         return model
-    return model.derive(_Writer(model, Plan(model, element, kept, keep_io), saturate).proto())
+    held = _with_attributes_inside(model)
+    return model.derive(_Writer(held, Plan(held, element, kept, keep_io), saturate).proto())
+
+
+def _with_attributes_inside(model: Model) -> Model:
+    """Return a model none of whose attributes lies in a file: converting them needs their values."""
+    if not any(map(uses_external_data, inner_tensors(model._proto))):
+        return model
+    proto = model.editable()
+    embed_all(inner_tensors(proto), model.folder)
+    return Model(proto, model.folder)
 
 
 def _floats_beside(model: Model, element: int) -> Iterator[bool]:

@@ -30,7 +30,7 @@ from graphmod.errors import InvalidDataError, InvalidModelError, RefusedError
 from graphmod.graph.fingerprint import attribute_key
 from graphmod.graph.shape_values import Values, shape_values
 from graphmod.model import Model, TensorType, copy_without
-from graphmod.model.initializers import embed
+from graphmod.model.initializers import embed_all, tensors
 from graphmod.model.stored import Stored
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.verb import verb
@@ -222,11 +222,8 @@ def _computed(
     proto.graph.name = "constants"
     proto.graph.node.extend(operators)
     read = {name for operator in operators for name in operator.input}
-    for tensor in draft.graph.initializer:
-        if tensor.name in read:
-            own = proto.graph.initializer.add()
-            own.CopyFrom(tensor)
-            embed(own, draft.model.folder)
+    proto.graph.initializer.extend(tensor for tensor in draft.graph.initializer if tensor.name in read)
+    embed_all(tensors(proto), draft.model.folder)
     for name in wanted:
         elem = helper.np_dtype_to_tensor_dtype(types[name].dtype)
         proto.graph.output.append(helper.make_tensor_value_info(name, elem, types[name].shape))

@@ -168,11 +168,15 @@ def test_different_weights_beside_each_other(tmp_path):
     assert result(kept, yes=True) == 111_112
 
 
-@pytest.mark.parametrize("edit", [gm.fuse, gm.outline, gm.inline])
+def half_and_back(model: gm.Model) -> gm.Model:
+    return gm.retype(gm.retype(model, "float16", saturate=True), "float32")
+
+
+@pytest.mark.parametrize("edit", [gm.fuse, gm.outline, gm.inline, gm.simplify, half_and_back])
 def test_verbs_read_constants_wherever_they_lie(tmp_path, edit):
     inside, outside = edit(gm.load(proto())), edit(moved_out(tmp_path))
     assert outside.digest == inside.digest
-    assert result(outside, yes=True) == 111_112
+    assert result(outside, yes=True) == result(inside, yes=True)
 
 
 def test_lint_reads_constants_wherever_they_lie(tmp_path):

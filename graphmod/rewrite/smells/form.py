@@ -133,5 +133,5 @@ def _operator_names(evidence: Evidence) -> Iterator[Finding]:
     if missing or shared:
         parts = [f"{counted(len(missing), 'operator')} without a name"] * bool(missing)
         parts += [f"{counted(len(shared), 'operator')} with one that another has"] * bool(shared)
-        told = f"there are {' and '.join(parts)}, {quoted(missing + shared)}"
+        told = f"{' and '.join(parts)}: {quoted(missing + shared)}"
         yield Finding(told, missing + shared, (), *evidence.tried(Edit("rename", {"missing": True})))

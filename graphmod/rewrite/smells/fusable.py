@@ -81,7 +81,7 @@ def _large_constants(evidence: Evidence) -> Iterator[Finding]:
     if large:
         names = tuple(name for name, _, _ in large)
         size = sum(kind.size * kind.dtype.itemsize for _, _, kind in large if kind.dtype is not None)
-        told = f"{counted(len(names), 'Constant operator')} hold {size:,} bytes, {quoted(names)}"
+        told = f"{size:,} bytes are held by {counted(len(names), 'Constant operator')}, {quoted(names)}"
         tensors = tuple(operator.output[0] for _, operator, _ in large)
         yield Finding(told, names, tensors, Edit("simplify"), n_operators=len(names))
 
