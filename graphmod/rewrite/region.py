@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx import NodeProto, TensorProto
 
 from graphmod.errors import InvalidModelError, RefusedError
-from graphmod.graph import Block, activations, blocks, data_flow, find, primary_input
+from graphmod.graph import Block, activations, blocks, carries_activations, data_flow, find, primary_input
 from graphmod.graph.boundaries import dominators
 from graphmod.model import Model, consumed
 from graphmod.rewrite.draft import Draft, shared_scope
@@ -126,21 +126,36 @@ def _between(model: Model, entry: str, exit_: str) -> Region:
     for name in (entry, exit_):
         if name not in model.producer and name not in model.inputs:
             raise RefusedError(f"no input and no operator's output is named '{name}'")
-    source = primary_input(model)
     if entry == exit_:
         raise RefusedError(f"the region from '{entry}' to itself is empty")
-    if exit_ == source:
-        raise RefusedError(f"activations begin at '{exit_}', so no region ends there")
-    try:
-        flow = data_flow(model, source, exit_)
-    except InvalidModelError as error:
-        raise RefusedError(f"no activations reach tensor '{exit_}'") from error
-    if entry != source and entry not in dominators(flow, source, exit_):
+    source = _source(model, exit_)
+    if entry != source and entry not in dominators(data_flow(model, source, exit_), source, exit_):
+        if carries_activations(model, exit_, entry):
+            raise RefusedError(f"'{exit_}' comes before '{entry}', not after it; name them the other way round")
         raise RefusedError(
             f"activations reach '{exit_}' past '{entry}'; take a region that begins where all paths meet "
             "('graphmod blocks' lists them)"
         )
     return Region(entry, exit_)
+
+
+def _source(model: Model, exit_: str) -> str:
+    """Return the input whose activations reach a tensor: the primary one if it does."""
+    if exit_ in model.inputs:
+        raise RefusedError(f"activations begin at '{exit_}', so no region ends there")
+    found = next((name for name in _sources(model) if carries_activations(model, name, exit_)), None)
+    if found is None:
+        raise RefusedError(f"no activations reach tensor '{exit_}'")
+    return found
+
+
+def _sources(model: Model) -> list[str]:
+    """Return the inputs, the primary one first if there is one."""
+    try:
+        primary = primary_input(model)
+    except InvalidModelError:
+        return list(model.inputs)
+    return sorted(model.inputs, key=lambda name: name != primary)
 
 
 def carrying_tensors(model: Model) -> Container[str]:
@@ -157,15 +172,29 @@ def _around(model: Model, names: Sequence[str], carrying: Container[str]) -> Reg
     made = {tensor for place in places for tensor in model.operators[place].output}
     read = dict.fromkeys(tensor for place in places for tensor in model.reads[place])
     entries = [tensor for tensor in read if tensor in carrying and tensor not in made]
-    if len(entries) != 1:
+    beside = [
+        tensor for tensor in read if tensor not in carrying and tensor not in made and _from_inputs(model, tensor)
+    ]
+    lost = [tensor for tensor in beside if set(model.readers[tensor]) <= set(places)]
+    if not entries:  # another input's part of the network
+        entries, lost = beside, []
+    if len(entries) != 1 or lost:
+        joined = [*entries, *lost]
         told = " > ".join(
             f"{model.operators[place].op_type} '{name}'" for place, name in zip(places, names, strict=True)
         )
         raise RefusedError(
-            f"{told} joins {len(entries)} tensors of activations ({', '.join(entries) or 'none'}); name the two "
+            f"{told} joins {len(joined)} tensors of activations ({', '.join(joined) or 'none'}); name the two "
             "tensors to connect instead"
         )
     return Region(entries[0], next(name for name in model.operators[places[-1]].output if name))
+
+
+def _from_inputs(model: Model, tensor: str) -> bool:
+    """Whether a float tensor carries activations of any input."""
+    kind = model.tensors.get(tensor)
+    known = kind is not None and kind.is_float
+    return known and any(carries_activations(model, name, tensor) for name in model.inputs)
 
 
 def bridge(draft: Draft, region: Region) -> None:

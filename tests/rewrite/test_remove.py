@@ -71,7 +71,7 @@ def test_a_block_by_path_and_by_object(demo):
         (("relu",), "is no place"),
         (3, "is no place"),
         (("relu", "relu"), "empty"),
-        (("relu_2", "relu"), "past 'relu_2'"),
+        (("relu_2", "relu"), "'relu' comes before 'relu_2'"),
         (("getitem_3", "relu_2"), "past 'getitem_3'"),
         ("", "there is no block"),
     ],
@@ -124,3 +124,34 @@ def test_the_first_output_that_has_a_name_is_the_exit():
     ]
     network = model(operators, {"x": [1, "n", 4]}, {"y": [1, "n", 4]}, weights)
     assert [op.op_type for op in gm.remove(network, "lstm").operators] == ["Relu"]
+
+
+def two_towers():
+    operators = [
+        helper.make_node("Tanh", ["a"], ["ta"], name="tanh_a"),
+        helper.make_node("Relu", ["ta"], ["ra"], name="relu_a"),
+        helper.make_node("Tanh", ["b"], ["tb"], name="tanh_b"),
+        helper.make_node("Relu", ["tb"], ["rb"], name="relu_b"),
+        helper.make_node("Add", ["ra", "rb"], ["s"], name="sum"),
+        helper.make_node("Neg", ["s"], ["y"], name="head"),
+    ]
+    return model(operators, {"a": ["n", 4], "b": ["n", 4]}, {"y": ["n", 4]})
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("relu_b", lambda a, b: -(np.maximum(np.tanh(a), 0) + np.tanh(b))),
+        ("tb..rb", lambda a, b: -(np.maximum(np.tanh(a), 0) + np.tanh(b))),
+        ("Relu", lambda a, b: -(np.tanh(a) + np.tanh(b))),
+        (("ra", "s"), lambda a, b: -np.maximum(np.tanh(a), 0) + 0 * b),
+    ],
+)
+def test_every_input_has_a_part_of_the_network(place, expected):
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(gm.remove(two_towers(), place).run({"a": a, "b": b})["y"], expected(a, b), atol=1e-6)
+
+
+def test_a_sum_of_two_inputs_parts_does_not_choose_between_them():
+    with pytest.raises(gm.RefusedError, match=r"joins 2 tensors of activations \(ra, rb\)"):
+        gm.remove(two_towers(), "sum")
