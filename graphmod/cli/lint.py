@@ -47,7 +47,7 @@ def lint(
 ) -> None:
     """Look for what costs time, space or trust for nothing; exit code 0: nothing found, 1: something.
 
-    Every smell and the edit that mends it are in docs/lint.md. Edits marked with ≈ change what the model computes.
+    With --fix: 1 where something is found that no edit mends. Every smell and the edit that mends it are in docs/lint.md. Edits marked with ≈ change what the model computes.
 
     [dim]Example:[/] graphmod lint resnet.onnx --recipe mend.yaml
     """
@@ -62,13 +62,19 @@ def lint(
     elif findings:
         console.print(_table(findings))
         console.print(f"{len(findings)} found; {_mendable(findings, edits)}")
+        if any(finding.edit is not None and not VERBS[finding.edit.verb].exact for finding in findings):
+            console.print("[dim]≈ changes what the model computes; see by how much before you rely on it[/]")
     else:
         console.print("nothing found")
     if recipe is not None:
         edits.save(recipe)
     if fix is not None:
         apply(edits, loaded).save(fix)
-    raise typer.Exit(int(bool(findings)))
+    written = [escape(str(path)) for path in (recipe, fix) if path is not None]
+    if written and not as_json:
+        console.print(f"written: {', '.join(written)}")
+    left = [finding for finding in findings if finding.edit is None] if fix is not None else findings
+    raise typer.Exit(int(bool(left)))
 
 
 def _names(only: str | None) -> list[str] | None:

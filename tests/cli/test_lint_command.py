@@ -49,6 +49,7 @@ def test_findings_are_a_table_by_smell_and_end_with_1(smelly):
     assert [row for row in rows if row] == ["odd_channels", "identity_operator", "dead_operator"]
     assert "'[same]'" in told.stdout
     assert told.stdout.splitlines()[-1] == "3 found; 2 edits mend 2 of them"
+    assert "≈" not in told.stdout
 
 
 def test_json_has_everything(smelly):
@@ -81,6 +82,21 @@ def test_fix_writes_the_mended_model(smelly, tmp_path):
     assert "1 found; no edit mends any of them" in told.stdout
 
 
+def test_what_is_written_is_told_but_not_in_json(smelly, tmp_path):
+    recipe, fixed = tmp_path / "[r].yaml", tmp_path / "f.onnx"
+    told = graphmod("lint", smelly, "--recipe", recipe, "--fix", fixed)
+    assert "".join(told.stdout.split("written: ")[1].splitlines()) == f"{recipe}, {fixed}"
+    assert len(json.loads(graphmod("lint", smelly, "--recipe", recipe, "--json").stdout)) == 3
+    assert "written" not in graphmod("lint", smelly).stdout
+
+
+def test_fix_ends_with_0_where_an_edit_mends_all(smelly, tmp_path):
+    only = ("--only", "identity_operator,dead_operator")
+    assert graphmod("lint", smelly, *only, "--fix", tmp_path / "mended.onnx").returncode == 0
+    assert graphmod("lint", smelly, *only, "--recipe", tmp_path / "mend.yaml").returncode == 1
+    assert graphmod("lint", tmp_path / "mended.onnx", *only).returncode == 0
+
+
 def test_the_recipe_makes_the_same_model(smelly, tmp_path):
     recipe, fixed, replayed = (tmp_path / name for name in ("mend.yaml", "fixed.onnx", "replayed.onnx"))
     graphmod("lint", smelly, "--recipe", recipe, "--fix", fixed)
@@ -98,6 +114,7 @@ def test_data_finds_redundant_blocks_and_the_recipe_finds_the_data(tmp_path):
     assert told.returncode == 1
     assert "redundant_block" in told.stdout
     assert "≈ replace(" in told.stdout
+    assert "≈ changes what the model computes" in told.stdout
     assert graphmod("apply", recipe, DEMO, "--out", out).returncode == 0
     assert gm.load(out).n_weights < gm.load(DEMO).n_weights
 
