@@ -85,6 +85,8 @@ def _changed(change: OperatorChange) -> str:
 
 def _rewired(change: Rewiring) -> str:
     before, after = (escape(name) or "nothing" for name in (change.before, change.after))
+    if change.before == change.after:
+        after += f", now made by {escape(change.made_by)}" if change.made_by else ", now an input or a constant"
     slot = f"input {change.slot}" if change.slot.isdigit() else escape(change.slot)
     return f"{escape(change.op_type)} [bold]{escape(change.name)}[/] {slot}: {before} → {after}"
 

@@ -52,13 +52,18 @@ class OperatorChange:
 
 @dataclass(frozen=True)
 class Rewiring:
-    """An operator, or an output, that reads another tensor than before at one of its slots ("" is nothing)."""
+    """An operator, or an output, that reads another tensor than before at one of its slots ("" is nothing).
+
+    A tensor that something else makes is another, whatever its name: ``made_by`` is the operator that makes the one
+    after, "" for inputs and constants.
+    """
 
     name: str
     op_type: str
     slot: str
     before: str
     after: str
+    made_by: str
 
 
 @dataclass(frozen=True)
@@ -259,11 +264,17 @@ def _rewired(found: Matching) -> Iterator[Rewiring]:
             one, other = left.get(slot, _NOTHING), right.get(slot, _NOTHING)
             source = found.to[one[0]] if one[0] >= 0 else one[0]
             if (source, one[1]) != (other[0], other[1]):
-                yield Rewiring(found.a.points[i].name, _what(found.a.points[i]), slot, one[2], other[2])
+                point, maker = found.a.points[i], _maker(found.b, other[0])
+                yield Rewiring(point.name, _what(point), slot, one[2], other[2], maker)
 
 
 _NOTHING = (-2, 0, "")
 _CONSTANT = -3
+
+
+def _maker(wired: Wiring, source: int) -> str:
+    point = wired.points[source] if source >= 0 else None
+    return "" if point is None or point.operator is None else f"{point.operator.op_type} '{point.name}'"
 
 
 def _sources(wired: Wiring, point: int) -> dict[str, tuple[int, int, str]]:

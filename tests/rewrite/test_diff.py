@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -11,8 +12,10 @@ import zoo
 from disguise import disguise
 from handmade import fan, model
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from rich.console import Console
 
 import graphmod as gm
+from graphmod.report.diff_tree import diff_tree
 
 RNG = np.random.default_rng(0)
 COUNTED = ("added", "removed", "changed", "rewired", "weights", "signature", "opsets", "functions")
@@ -386,3 +389,25 @@ def test_arguments_stay_as_they_are(demo):
     digest, content = demo.digest, demo._proto.SerializeToString()
     gm.diff(demo, gm.remove(demo, "layer1.3"))
     assert (demo.digest, demo._proto.SerializeToString()) == (digest, content)
+
+
+def test_a_tensor_of_one_name_that_another_operator_makes():
+    def build(between, weights=None):
+        ends = [helper.make_node("Neg", ["x"], ["a"], "first"), helper.make_node("Add", ["ra", "x"], ["y"], "last")]
+        return model([ends[0], *between, ends[1]], {"x": [1, 4]}, {"y": [1, 4]}, weights or {})
+
+    relu = build([helper.make_node("Relu", ["a"], ["ra"], "relu")])
+    by_swish = build(
+        [helper.make_node("Relu", ["a"], ["r"], "relu"), helper.make_node("HardSwish", ["r"], ["ra"], "[x]")]
+    )
+    found = gm.diff(relu, by_swish)
+    assert [(r.before, r.after, r.made_by) for r in found.rewired] == [("ra", "ra", "HardSwish '[x]'")]
+    assert "Add last input 0: ra → ra, now made by HardSwish '[x]'" in shown(found)
+    constant = gm.diff(relu, build([], {"ra": np.zeros((1, 4), np.float32)}))
+    assert "Add last input 0: ra → ra, now an input or a constant" in shown(constant)
+
+
+def shown(difference):
+    console = Console(file=io.StringIO(), width=160)
+    console.print(diff_tree(difference, "models"))
+    return console.file.getvalue()
