@@ -13,6 +13,7 @@ from collections.abc import Container, Iterator, Sequence
 
 from onnx import NodeProto
 
+from graphmod.errors import RefusedError
 from graphmod.graph.repeats import repeats
 from graphmod.graph.scope import GRAPHMOD_SCOPE, common_scope, scope
 from graphmod.model import Model
@@ -48,6 +49,8 @@ def outline(model: Model, size: int = 4) -> Model:
 
     Raises
     ------
+    RefusedError
+        ``size`` is below 2.
     InvalidModelError
         An operator reads a tensor that nothing makes.
 
@@ -59,12 +62,14 @@ def outline(model: Model, size: int = 4) -> Model:
     >>> len(short.operators) < len(m.operators) / 3, short.functions[0].name
     (True, 'layer_block')
     """
+    if size < 2:
+        raise RefusedError(f"a function of fewer than 2 operators is none; give a size of at least 2, not {size}")
     draft = Draft(model)
     names = model.operator_names
     taken = {function.name: 1 for function in model.functions if function.domain == DOMAIN}
     made = [
         _function(draft, [[draft.operator(names[place]) for place in places] for places in part.occurrences], taken)
-        for part in repeats(model, max(size, 2))
+        for part in repeats(model, size)
     ]
     if not any(made):
         return model

@@ -56,8 +56,8 @@ def replace(
     Raises
     ------
     RefusedError
-        There is no such region, kind or operator, the types do not fit, or no kind is good enough (the message says
-        how good each is).
+        There is no such region, kind or operator, ``ridge`` is below 0, the types do not fit, or no kind is good
+        enough (the message says how good each is).
 
     Examples
     --------
@@ -69,6 +69,8 @@ def replace(
     >>> len(gm.find(gm.replace(m, "Relu", by="HardSwish"), "HardSwish")) == len(gm.find(m, "Relu"))
     True
     """
+    if not ridge >= 0:
+        raise RefusedError(f"a ridge is a share of the variance; give one of at least 0, not {ridge}")
     if data is not None:
         if by is not None or other is not None:
             raise RefusedError("data is there to fit a layer; leave it out with 'by' or 'other'")

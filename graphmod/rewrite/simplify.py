@@ -82,6 +82,8 @@ def simplify(model: Model, limit: int = LIMIT) -> Model:
 
     Raises
     ------
+    RefusedError
+        ``limit`` is below 0, or the constants cannot be computed.
     InvalidModelError
         Shape inference fails.
 
@@ -92,6 +94,8 @@ def simplify(model: Model, limit: int = LIMIT) -> Model:
     >>> len(gm.simplify(m).operators) <= len(m.operators)
     True
     """
+    if limit < 0:
+        raise RefusedError(f"a constant has no fewer than 0 scalars; give a limit of at least 0, not {limit}")
     draft = Draft(model)
     changed = False
     for _ in range(_ROUNDS):

@@ -181,3 +181,9 @@ def test_a_second_time_outlines_what_is_left():
     assert len({(f.domain, f.name) for f in twice.functions}) == len(twice.functions)
     assert gm.verify(demo, twice, x).exact
     assert gm.verify(demo, gm.inline(twice), x).exact
+
+
+@pytest.mark.parametrize("size", [1, 0, -3])
+def test_a_function_of_one_operator_is_refused(size):
+    with pytest.raises(gm.RefusedError, match=rf"at least 2, not {size}$"):
+        gm.outline(gm.load(gm.demo.model_path()), size=size)

@@ -276,3 +276,9 @@ def test_a_dynamic_last_axis_is_no_axis_of_channels():
     network = model(operators, {"x": ["n", 3, "l"]}, {"y": ["n", 3, "l"]}, weights)
     with pytest.raises(gm.RefusedError, match="last axis is dynamic"):
         gm.replace(network, ("a", "y"), normal(20, 3, 8), "linear")
+
+
+@pytest.mark.parametrize("ridge", [-1e-3, float("nan")])
+def test_a_ridge_below_0_is_refused(ridge):
+    with pytest.raises(gm.RefusedError, match=r"at least 0, not"):
+        gm.replace(gm.load(gm.demo.model_path()), "layer3.5", gm.demo.splits().train[:64], "linear", ridge=ridge)

@@ -295,3 +295,12 @@ def test_constants_that_cannot_be_computed_are_a_refusal():
     built = model(operators, {"x": ["n", 4]}, {"y": ["n", 4]}, {"w": floats(3, 4), "far": np.array(7)})
     with pytest.raises(RefusedError, match="cannot be computed"):
         gm.simplify(built)
+
+
+def test_a_limit_below_0_is_refused_and_0_folds_nothing():
+    built = model([helper.make_node("Neg", ["w"], ["v"]), helper.make_node("Add", ["x", "v"], ["y"])],
+                  {"x": ["n", 4]}, {"y": ["n", 4]}, {"w": floats(4)})  # fmt: skip
+    with pytest.raises(RefusedError, match=r"at least 0, not -1$"):
+        gm.simplify(built, limit=-1)
+    assert types_of(gm.simplify(built, limit=0)) == ["Neg", "Add"]
+    assert types_of(gm.simplify(built)) == ["Add"]
