@@ -77,6 +77,11 @@ def compose(
     >>> gm.compose(head, rest)
     Model(image: float32[batch, 1, 8, 8] -> logits: float32[batch, 10]; 112 operators, 302,042 weights)
     """
+    if not isinstance(connect, str | Mapping):
+        raise RefusedError(
+            f"models are connected by 'name', 'position' or a mapping, not by a {type(connect).__name__}; pass several "
+            "other models as a list"
+        )
     if not others:
         return model
     if prefix is not None and len(prefix) != len(others):

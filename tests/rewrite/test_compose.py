@@ -344,6 +344,12 @@ def test_refusals(arguments, reason):
         gm.compose(square(seed=0), square(seed=1), **arguments)
 
 
+@pytest.mark.parametrize("third", [square(seed=2), [square(seed=2)]])
+def test_several_models_that_are_no_list(third):
+    with pytest.raises(gm.RefusedError, match="pass several other models as a list"):
+        gm.compose(square(), square(seed=1), third)
+
+
 def test_refusals_of_types():
     integers = helper.make_graph([make("Neg", ["x"], ["y"])], "g",
                                  [helper.make_tensor_value_info("x", TensorProto.INT64, ["n", 4])],
