@@ -55,7 +55,7 @@ def rename(
     model : Model
     names : dict of str to str, optional
         New names by old ones. A key between slashes that is no name is a regular expression, all of whose matches in a
-        name are replaced, ``{"/layer(\d+)/": "stage\\1"}``.
+        name are replaced, ``{"/layer([0-9]+)/": "stage\\1"}``.
     only : str, optional
         What ``names`` is about, ``tensors`` or ``operators``; both if None.
     dims : dict of str to str, optional

@@ -1,8 +1,11 @@
 """Renaming: there and back gives the same graph, results are the same by other names, and clashes are refused."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
+from command_line import graphmod
 from handmade import model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -170,3 +173,13 @@ def test_many_operators_of_one_scope():
     renamed = gm.rename(model(operators, {"x": [1]}, {"t20000": [1]}), from_scopes=True)
     assert renamed.operators[0].name == "body.Neg"
     assert renamed.operators[-1].name == "body.Neg_20000"
+
+
+def test_the_expression_in_the_docstring_can_be_pasted_into_the_command_line(tmp_path):
+    (example,) = re.findall(r"replaced,\s+``(.*?)``", gm.rename.__doc__)
+    out = tmp_path / "renamed.onnx"
+    told = graphmod("rename", gm.demo.model_path(), "--names", example, "--out", out)
+    assert told.returncode == 0, told.stderr
+    before, after = gm.load(gm.demo.model_path()), gm.load(out)
+    assert list(after.initializers) == [name.replace("layer", "stage") for name in before.initializers]
+    assert any(name.startswith("stage1.") for name in after.initializers)
