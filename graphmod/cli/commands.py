@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +30,8 @@ BatchSize = Annotated[int, typer.Option(min=4, help="Samples a batch, at least 4
 Threshold = Annotated[float, typer.Option(min=0, max=1, help="Similarity that every pair within a module must have.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000)
+"""What prints: in a file or a pipe nothing is cut to the width of a terminal."""
 
 
 def _print_json(content: Any) -> None:

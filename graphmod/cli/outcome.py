@@ -14,8 +14,8 @@ from rich.table import Table
 from graphmod.cli.commands import console
 from graphmod.data import noise, part_of
 from graphmod.errors import NotWritableError, RefusedError
-from graphmod.model import Model, check_writable
-from graphmod.rewrite import diff, verify
+from graphmod.model import Model, check_writable, external_files
+from graphmod.rewrite import Verification, diff, verify
 
 OutFile = Annotated[
     Path | None,
@@ -40,7 +40,7 @@ def show(before: Model, after: list[Model], out: Path | None, dry_run: bool, dat
     """Write the models, and print what they are."""
     if data is not None and len(after) > 1:
         raise RefusedError("several models came out, so there is no one output to verify; compose them first")
-    errors = verify(before, after[0], samples(before, data)) if data is not None else None
+    errors = None if data is None else _verified(before, after[0], data)
     paths = [] if out is None or dry_run else _numbered(out, len(after))
     for one, path in zip(after, paths, strict=False):
         one.save(path)
@@ -50,7 +50,11 @@ def show(before: Model, after: list[Model], out: Path | None, dry_run: bool, dat
             content["differences"] = [diff(before, one).as_dict() for one in after]
         if errors is not None:
             content["errors"] = {name: asdict(error) for name, error in errors.outputs.items()}
-        typer.echo(json.dumps({**content, "files": [str(path) for path in paths]}, indent=2, default=str))
+        typer.echo(
+            json.dumps(
+                {**content, "files": [str(file) for path in paths for file in files_of(path)]}, indent=2, default=str
+            )
+        )
         return
     if dry_run:
         from graphmod.report.diff_tree import diff_tree
@@ -59,9 +63,24 @@ def show(before: Model, after: list[Model], out: Path | None, dry_run: bool, dat
             console.print(diff_tree(diff(before, one), "before and after"))
     console.print(_table(before, after))
     for name, error in (errors.outputs if errors is not None else {}).items():
-        console.print(f"{escape(name)}: largest difference {error.largest:.3g}, rms {error.rms:.3g} of the output's")
+        console.print(f"{escape(name)}: largest difference {error.largest:.3g}, rms {error.rms:.3g} of its rms")
+    if any(one is before for one in after):
+        console.print("there was nothing to do")
     if paths:
-        console.print(f"written: {', '.join(escape(str(path)) for path in paths)}")
+        console.print(f"written: {', '.join(escape(str(file)) for path in paths for file in files_of(path))}")
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that a saved model is made of."""
+    return [path, *external_files(path)]
+
+
+def _verified(before: Model, after: Model, data: str) -> Verification:
+    """Compare the outputs that a model has now with what the tensors of their names were before."""
+    shared = [name for name in after.outputs if name in before.outputs or name in before.producer]
+    if not shared or not before.inputs.keys() >= after.inputs.keys():
+        raise RefusedError("inputs or outputs have other names now, so there is nothing to verify")
+    return verify(before, after, samples(before, data), outputs=shared)
 
 
 def samples(model: Model, data: str) -> object:

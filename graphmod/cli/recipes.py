@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -51,16 +52,18 @@ def apply(
     show(before, replay_parts(chosen, before, given=given or ()), out, dry_run, verify, as_json)
 
 
-def recipe(model: ModelFile, out: Out = None) -> None:
+def recipe(model: ModelFile, out: Out = None, as_json: Json = False) -> None:
     """Print the edits that made a model, as a recipe that makes them again; with --out write it as a file.
 
     [dim]Example:[/] graphmod recipe edited.onnx --out recipe.yaml
     """
     edits = Recipe.of(load(model))
     if out is not None:
-        edits.save(out)
-        return
-    typer.echo(yaml.safe_dump(edits.as_dict(), sort_keys=False, allow_unicode=True), nl=False)
+        console.print(f"written: {edits.save(out)}", markup=False, highlight=False)
+    elif as_json:
+        typer.echo(json.dumps(edits.as_dict(), indent=2))
+    else:
+        typer.echo(yaml.safe_dump(edits.as_dict(), sort_keys=False, allow_unicode=True), nl=False)
 
 
 PANEL = "Edits"

@@ -35,7 +35,13 @@ def command(verb: Verb) -> Callable[..., None]:
         recipe = Recipe((Edit(verb.name, {name: _parsed(verb, name, value) for name, value in chosen.items()}),))
         check_outcome(out, dry_run)
         before = load(model)
-        show(before, replay_parts(recipe, before), out, dry_run, verify, as_json)
+        try:
+            after = replay_parts(recipe, before)
+        except InvalidRecipeError as error:  # a recipe of one step, of which the user need not know
+            raise InvalidRecipeError(
+                str(error).replace(f"the recipe cannot run: step 1 ({verb.name}): ", "")
+            ) from error
+        show(before, after, out, dry_run, verify, as_json)
 
     run.__name__ = verb.name.replace("_", "-")
     run.__doc__ = _help(verb)
@@ -122,7 +128,10 @@ def _parsed(verb: Verb, name: str, value: Any) -> Any:
         if str in kinds:
             return value
         raise InvalidRecipeError(f"'{name}' is {value!r}, which is no YAML: {' '.join(str(error).split())}") from error
-    return read if str not in kinds or type(read) in kinds else value
+    if str not in kinds:
+        return read
+    is_selector = isinstance(read, list) and any("=" in str(one) for one in read)
+    return read if type(read) in {get_origin(kind) or kind for kind in kinds} and not is_selector else value
 
 
 def _help(verb: Verb) -> str:

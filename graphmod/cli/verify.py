@@ -38,8 +38,8 @@ def verify(
         )
     else:
         for name, error in found.outputs.items():
-            told = f"largest difference {error.largest:.3g}, {error.relative:.2g} of its scale; rms {error.rms:.2g}"
-            console.print(f"{escape(name)}: {told}")
+            told = f"largest difference {error.largest:.3g}, {error.relative:.2g} of its scale"
+            console.print(f"{escape(name)}: {told}; rms {error.rms:.2g} of its rms")
     if not all(error.relative <= tolerance for error in found.outputs.values()):  # so that NaN is a difference
         raise typer.Exit(1)
 

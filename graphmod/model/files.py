@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -25,6 +26,9 @@ ALIGNMENT = 4096
 
 _NO_COPY = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 """Errors that say that the kernel cannot copy here, not that copying failed."""
+
+_SAMPLE = 4096
+"""Bytes at either end and in the middle of a tensor that the name of its data file depends on."""
 
 _Place = tuple[Path, int, int]
 """File, offset and length of external values."""
@@ -47,11 +51,12 @@ def save(proto: ModelProto, folder: Path | None, source: bytes | None, path: Pat
     too_large = initializers.stored_bytes(initializers.tensors(proto)) > initializers.SAFE
     if not too_large and not any(map(uses_external_data, initializers.tensors(proto))):
         return replace_file(path, lambda stream: stream.write(proto.SerializeToString()))
-    _refuse_folder(path)
+    path = _target(path)
     moved, outside = _taken_apart(proto, folder, too_large)
     with _beside(path) as (stream, temporary):
-        digest = _write(stream, _laid_out(outside, folder))
-        data = path.with_name(f"{path.stem}.{digest[:12]}.data")
+        parts = _laid_out(outside, folder)
+        _write(stream, parts)
+        data = _free_name(path, _fingerprint(parts), Path(temporary))
         for _, tensor in outside:
             tensor.external_data[0].value = data.name
         fresh = not data.exists()
@@ -111,28 +116,37 @@ def _laid_out(outside: Iterable[tuple[TensorProto, TensorProto]], folder: Path |
     return list(parts.values())
 
 
-def _write(stream: IO[bytes], parts: Iterable[_Part]) -> str:
-    """Write a data file and return the SHA-256 of its content, computed at the same time."""
-    with ThreadPoolExecutor(1) as beside:
-        digest = beside.submit(_digest, parts)
-        for part in parts:
-            stream.write(bytes(part.padding))
-            if part.place is None:
-                stream.writelines(initializers.raw_chunks(part.tensor, None))
-            else:
-                stream.flush()
-                _copy(*part.place, stream)
-        return digest.result()
+def _write(stream: IO[bytes], parts: Iterable[_Part]) -> None:
+    """Write a data file."""
+    for part in parts:
+        stream.write(bytes(part.padding))
+        if part.place is None:
+            stream.writelines(initializers.raw_chunks(part.tensor, None))
+        else:
+            stream.flush()
+            _copy(*part.place, stream)
+    stream.flush()
 
 
-def _digest(parts: Iterable[_Part]) -> str:
+def _fingerprint(parts: Iterable[_Part]) -> str:
+    """Return a hash of where values lie in a data file and of some of their bytes; reading all would take longer."""
     sha = hashlib.sha256()
     for part in parts:
-        sha.update(bytes(part.padding))
-        chunks = initializers.read_chunks(*part.place) if part.place else initializers.raw_chunks(part.tensor, None)
-        for chunk in chunks:
-            sha.update(chunk)
+        sha.update(f"{part.start} {part.length};".encode())
+        if part.place is None:
+            sha.update(next(iter(initializers.raw_chunks(part.tensor, None)), b"")[:_SAMPLE])
+            continue
+        path, offset, length = part.place
+        for start in sorted({0, length // 2, max(0, length - _SAMPLE)}):
+            sha.update(b"".join(initializers.read_chunks(path, offset + start, min(_SAMPLE, length - start))))
     return sha.hexdigest()
+
+
+def _free_name(path: Path, fingerprint: str, content: Path) -> Path:
+    """Return a name for a data file beside a model, such that no other data are overwritten."""
+    names = (f"{path.stem}.{fingerprint[:12]}{f'-{n}' if n else ''}.data" for n in count())
+    beside = (path.with_name(name) for name in names)
+    return next(one for one in beside if not one.exists() or filecmp.cmp(one, content, shallow=False))
 
 
 def _copy(path: Path, offset: int, length: int, target: IO[bytes]) -> None:
@@ -173,8 +187,7 @@ def _beside(path: Path) -> Iterator[tuple[IO[bytes], str]]:
 
 def check_writable(path: str | PathLike[str]) -> None:
     """Raise NotWritableError unless a file can be written at ``path``; nothing is left there."""
-    _refuse_folder(Path(path))
-    with _beside(Path(path)):
+    with _beside(_target(Path(path))):
         pass
 
 
@@ -186,17 +199,20 @@ def replace_file(path: str | PathLike[str], write: Callable[[IO[bytes]], object]
     NotWritableError
         The folder does not exist or cannot be written; an older file at ``path`` is untouched.
     """
-    path = Path(path)
-    _refuse_folder(path)
+    path = _target(Path(path))
     with _beside(path) as (stream, temporary):
         write(stream)
         _rename(stream, temporary, path)
     return path
 
 
-def _refuse_folder(path: Path) -> None:
+def _target(path: Path) -> Path:
+    """Return the file to replace: the one that a link leads to."""
     if path.is_dir():
         raise NotWritableError(f"cannot write '{path}': it is a folder")
+    if path.exists() and not path.is_file():
+        raise NotWritableError(f"cannot write '{path}': it is a device, a pipe or a socket, and no file")
+    return path.resolve() if path.is_symlink() else path
 
 
 def _rename(stream: IO[bytes], temporary: str, path: Path) -> None:

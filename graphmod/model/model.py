@@ -291,13 +291,31 @@ class Model:
             The edited graph fails one of them.
         """
         edited = Model(proto, self.folder)
-        try:
-            onnx.checker.check_model(_checkable(proto, self.folder), full_check=False)
-        except onnx.checker.ValidationError as error:
-            raise InvalidModelError(f"the edited graph is invalid: {str(error).strip().splitlines()[0]}") from error
-        _ = edited.tensors
-        _open_once(proto, self.folder)
+        edited._check("the edited graph is invalid")
         return edited
+
+    def check(self) -> None:
+        """Check the model as every edit is checked: onnx.checker, shape inference, the loading of a session.
+
+        Raises
+        ------
+        InvalidModelError
+            It fails one of them.
+
+        Examples
+        --------
+        >>> import graphmod as gm
+        >>> gm.load(gm.demo.model_path()).check()
+        """
+        self._check("the model is invalid")
+
+    def _check(self, verdict: str) -> None:
+        try:
+            onnx.checker.check_model(_checkable(self._proto, self.folder), full_check=False)
+        except onnx.checker.ValidationError as error:
+            raise InvalidModelError(f"{verdict}: {' '.join(str(error).split('==>')[0].split())}") from error
+        _ = self.tensors
+        _open_once(self._proto, self.folder)
 
     def surgery(self) -> Surgery:
         """Return a context that hands out the graph as an onnx-graphsurgeon Graph, to be edited by hand.
@@ -420,7 +438,8 @@ class Model:
         """Write the model to a file, beside it first and then renamed, so that no reader sees half of it.
 
         A model of which nothing was changed is written byte for byte as it was read, unless its weights lie in files
-        of their own: these, and any over 2 GB, go to one data file beside the model, whose name carries its hash.
+        of their own: these, and any over 2 GB, go to one data file beside the model, which
+        never takes the place of other data.
 
         Raises
         ------

@@ -266,10 +266,11 @@ def _step(number: int, content: object) -> Edit:
     if isinstance(content, Edit):
         return content
     if isinstance(content, str):
-        return Edit(content)
+        return Edit(_spelled(content))
     if not isinstance(content, Mapping) or len(content) != 1:
         raise InvalidRecipeError(f"step {number} is no step: write 'verb: {{parameter: value}}', not {content!r}")
-    ((name, parameters),) = content.items()
+    ((given, parameters),) = content.items()
+    name = _spelled(str(given))
     if parameters is None:
         return Edit(str(name))
     if isinstance(parameters, Mapping):
@@ -279,13 +280,20 @@ def _step(number: int, content: object) -> Edit:
     return Edit(str(name), {first: parameters})
 
 
+def _spelled(name: str) -> str:
+    """Return the name of a verb as Python has it, from that of its command."""
+    return name.replace("-", "_") if name.replace("-", "_") in VERBS else name
+
+
 def _problems(edit: Edit, folder: Path | None) -> Iterator[str]:
     verb = VERBS.get(edit.verb)
     if edit.verb == "surgery":
         yield "an edit by hand, in 'with m.surgery()', cannot be replayed"
         return
     if verb is None:
-        yield f"there is no verb '{edit.verb}'{_nearest(edit.verb, VERBS)}"
+        first, *rest = edit.verb.split() or [""]
+        forgotten = f"; a colon is missing after '{first}'" if rest and first in VERBS else None
+        yield f"there is no verb '{edit.verb}'{forgotten or _nearest(edit.verb, sorted(VERBS))}"
         return
     for name, parameter in verb.parameters.items():
         if parameter.default is parameter.empty and name not in edit.parameters:
@@ -330,8 +338,20 @@ def _validated(verb: Verb, name: str, value: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
+        if isinstance(value, str) and (several := _as_list(adapter, value)):
+            return several
         told = " or ".join(dict.fromkeys(one["msg"][0].lower() + one["msg"][1:] for one in error.errors()))
         raise InvalidRecipeError(f"'{name}' is {value!r}: {told}") from error
+
+
+def _as_list(adapter: Any, value: str) -> list[Any] | None:
+    """Return a list of one text where a list is wanted, None where that would not do either."""
+    from pydantic import ValidationError
+
+    try:
+        return list(adapter.validate_python([value]))
+    except (ValidationError, TypeError):
+        return None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -18,11 +18,13 @@ from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_type_hints
 import numpy as np
 
 from graphmod.data import Data, as_data, part_of
+from graphmod.errors import InvalidModelError
 from graphmod.graph import Block
 from graphmod.model import Model, edits_of, load, record
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -135,6 +137,11 @@ def verb(*, exact: bool, example: str) -> Callable[[Callable[P, R]], Callable[P,
         def edit(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
             model, *_ = bound.arguments.values()
+            if not isinstance(model, Model):
+                raise InvalidModelError(
+                    f"{known.name} takes a graphmod.Model, not a {type(model).__name__}; graphmod.load makes one of a "
+                    "path or an onnx.ModelProto"
+                )
             told = _read_references(known, model, bound)
             del bound.arguments[next(iter(bound.arguments))]
             return cast(R, perform(known, model, bound.arguments, told))
@@ -157,7 +164,13 @@ def perform(known: Verb, model: Model, arguments: Mapping[str, Any], told: Mappi
     told : mapping
         The same as a recipe holds them.
     """
-    result = known.function(model, **arguments)
+    try:
+        result = known.function(model, **arguments)
+    except InvalidModelError:
+        model.check()  # says so where the fault was there before the edit
+        raise
+    if result is model:
+        model.check()
     history = edits_of(model)
     if isinstance(result, list):
         for part, one in enumerate(result):

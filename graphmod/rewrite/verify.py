@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 
 import numpy as np
 
-from graphmod.data import as_data, fixed_batch
+from graphmod.data import Data, as_data, fixed_batch
 from graphmod.errors import RefusedError
-from graphmod.model import Model
+from graphmod.model import Model, TensorType
 from graphmod.probe import stream
 
 EXACT = 1e-5
@@ -53,14 +54,19 @@ class Verification:
         return all(error.relative <= EXACT for error in self.outputs.values())
 
 
-def verify(a: Model, b: Model, data: object, *, batch_size: int = 64) -> Verification:
+def verify(
+    a: Model, b: Model, data: object, *, batch_size: int = 64, outputs: Sequence[str] | None = None
+) -> Verification:
     """Run two models on the same data in ONNX Runtime and compare their outputs.
 
     Parameters
     ----------
     a, b : Model
-        The same inputs and outputs.
+        The same inputs and outputs, unless ``outputs`` says what to compare.
     data : anything that :func:`graphmod.data.as_data` takes
+    batch_size : int
+    outputs : sequence of str, optional
+        Tensors of both models to compare, inner ones included; then ``b`` may lack inputs and outputs of ``a``.
 
     Raises
     ------
@@ -75,22 +81,25 @@ def verify(a: Model, b: Model, data: object, *, batch_size: int = 64) -> Verific
     >>> gm.verify(m, m, gm.demo.splits().test).exact
     True
     """
-    if list(a.inputs) != list(b.inputs) or list(a.outputs) != list(b.outputs):
+    same = list(a.inputs) == list(b.inputs) and list(a.outputs) == list(b.outputs)
+    if not (same if outputs is None else a.inputs.keys() >= b.inputs.keys()):
         raise RefusedError(
             f"the models have different signatures: {list(a.inputs)} -> {list(a.outputs)} and "
             f"{list(b.inputs)} -> {list(b.outputs)}"
         )
-    for name, kind in (*a.outputs.items(), *b.outputs.items()):
+    names = list(a.outputs) if outputs is None else list(outputs)
+    unknown = TensorType(None, None)
+    for name, kind in ((name, model.tensors.get(name, unknown)) for model in (a, b) for name in names):
         if kind.dtype is None or kind.dtype.kind not in "fiub":
             raise RefusedError(
                 f"output '{name}' is {kind}, and only tensors of numbers that numpy has are compared; graphmod.hide "
                 "takes it from the outputs"
             )
     samples = as_data(a, data)
-    names = list(a.outputs)
+    taken = Data({name: samples.inputs[name] for name in b.inputs})
     totals = {name: np.zeros(4) for name in names}
     unit = lcm(*(fixed_batch(model) or 1 for model in (a, b)))
-    sides = (stream(model, samples, names, batch_size, unit=unit) for model in (a, b))
+    sides = (stream(model, fed, names, batch_size, unit=unit) for model, fed in ((a, samples), (b, taken)))
     for (_, left), (_, right) in zip(*sides, strict=True):
         for name in names:
             first, second = (np.asarray(side[name], np.float64) for side in (left, right))

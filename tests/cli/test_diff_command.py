@@ -55,7 +55,13 @@ def test_every_kind_is_shown(tmp_path):
     path.write_bytes(proto.SerializeToString())
     told = graphmod("diff", MODEL, str(path))
     assert told.returncode == 1
-    for line in ("output added: negated: float32[batch, 10]", "+ Neg added", "group none → 7", "relative 1", "ai.onnx: "):
+    for line in (
+        "output added: negated: float32[batch, 10]",
+        "+ Neg added",
+        "group none → 7",
+        "relative 1",
+        "ai.onnx: ",
+    ):
         assert line in told.stdout
 
 

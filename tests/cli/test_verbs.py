@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -118,3 +121,46 @@ def test_a_folder_is_refused_before_anything_is_computed(tmp_path):
     told = graphmod("remove", "none.onnx", "layer1.3", "--out", tmp_path)
     assert told.returncode == 2
     assert "it is a folder" in told.stderr
+
+
+def test_nothing_to_do_is_said(tmp_path):
+    told = graphmod("inline", MODEL, "--out", tmp_path / "a.onnx")
+    assert "there was nothing to do" in told.stdout
+    assert (tmp_path / "a.onnx").read_bytes() == MODEL.read_bytes()
+
+
+@pytest.mark.parametrize("arguments", [["inline"], ["fuse"], ["simplify"], ["remove", "layer1.3"]])
+def test_a_model_that_was_invalid_before_is_said_to_be(tmp_path, arguments):
+    proto = gm.load(MODEL).proto()
+    proto.graph.node[5].input[0] = "typo"
+    (tmp_path / "bad.onnx").write_bytes(proto.SerializeToString())
+    told = graphmod(arguments[0], tmp_path / "bad.onnx", *arguments[1:], "--out", tmp_path / "out.onnx")
+    assert told.returncode == 2
+    assert "the model is invalid: " in told.stderr
+    assert "typo" in told.stderr
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_mappings_and_lists_are_yaml(tmp_path):
+    first, second = tmp_path / "part.0.onnx", tmp_path / "part.1.onnx"
+    assert graphmod("split", MODEL, "layer2", "--out", tmp_path / "part.onnx").returncode == 0
+    graphmod("rename", second, "--names", "{relu_28: features}", "--out", second)
+    told = graphmod("compose", first, second, "--connect", "{features: relu_28}", "--out", tmp_path / "whole.onnx")
+    assert told.returncode == 0, told.stderr
+    assert graphmod("verify", MODEL, tmp_path / "whole.onnx").returncode == 0
+    told = graphmod("extract", MODEL, "image", "[layer1, layer2]", "--out", tmp_path / "two.onnx", "--verify", "random")
+    assert told.returncode == 0, told.stderr
+    assert list(gm.load(tmp_path / "two.onnx").outputs) == ["relu_14", "relu_28"]
+    assert "relu_28: largest difference 0" in told.stdout
+
+
+def test_a_wrong_parameter_of_a_command_says_nothing_of_recipes():
+    told = graphmod("reorder", MODEL, "layer1.1", "layer1.2", "1,0", "--dry-run")
+    assert told.stderr.startswith("error: 'order' is ")
+
+
+def test_without_a_terminal_nothing_is_cut():
+    code = "import sys; sys.argv = ['graphmod', 'blocks', sys.argv[1]]; from graphmod.cli import main; main()"
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    told = subprocess.run([sys.executable, "-c", code, str(MODEL)], capture_output=True, text=True, env=environment)
+    assert "…" not in told.stdout

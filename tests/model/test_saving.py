@@ -155,3 +155,45 @@ def test_the_digest_is_of_values_not_of_places(proto, external):
     array.flat[0] += 1
     changed.graph.initializer[0].raw_data = array.tobytes()
     assert gm.load(changed).digest != inside.digest
+
+
+def test_a_link_is_written_through_and_a_device_is_refused(tmp_path):
+    model = gm.load(gm.demo.model_path())
+    target = tmp_path / "folder" / "target.onnx"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    link = tmp_path / "link.onnx"
+    link.symlink_to(target)
+    model.save(link)
+    assert link.is_symlink()
+    assert gm.load(target).digest == model.digest
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(gm.NotWritableError, match="it is a device, a pipe or a socket"):
+        model.save(tmp_path / "pipe.onnx")
+    assert (tmp_path / "pipe.onnx").is_fifo()
+
+
+def test_data_that_differ_where_no_sample_is_taken_get_files_of_their_own(tmp_path):
+    first = np.zeros(100_000, np.float32)
+    second = first.copy()
+    second[20_000] = 1  # neither at an end nor in the middle
+    paths = [held_outside(tmp_path, name, value) for name, value in (("a", first), ("b", second))]
+    for path in (*paths, *reversed(paths)):
+        gm.load(path).save(tmp_path / "same" / "m.onnx")
+        x = np.zeros(100_000, np.float32)
+        saved = gm.load(tmp_path / "same" / "m.onnx").run({"x": x})["y"]
+        np.testing.assert_array_equal(saved, gm.load(path).run({"x": x})["y"])
+    assert len(list((tmp_path / "same").glob("*.data"))) == 2
+
+
+def held_outside(folder, name, value):
+    (folder / "same").mkdir(exist_ok=True)
+    (folder / name).mkdir()
+    helper = onnx.helper
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [100_000]) for n in "xy")
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", [x], [y], [onnx.numpy_helper.from_array(value, "w")])
+    proto = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    path = folder / name / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    return path

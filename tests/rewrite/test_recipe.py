@@ -53,6 +53,13 @@ def test_short_and_long_forms_leave_the_same_record(demo, step):
     assert content(gm.apply([step], demo)) == content(gm.remove(demo, "layer1.3"))
 
 
+def test_recipes_by_hand_may_be_spelled_as_on_the_command_line(demo):
+    made = gm.apply([{"expose": "layer1"}, {"low-rank": {"rank": 4}}, "simplify"], demo)
+    assert list(made.outputs) == ["logits", "relu_14"]
+    with pytest.raises(gm.InvalidRecipeError, match="a colon is missing after 'remove'"):
+        gm.apply(["remove layer1.1"], demo)
+
+
 def test_data_from_a_file_is_named_by_file_and_hash(demo, tmp_path):
     images = gm.demo.splits().train.inputs["image"][:200]
     np.savez(tmp_path / "images.npz", x=images)

@@ -1,0 +1,5 @@
+"""``python -m graphmod``: the command line."""
+
+from graphmod.cli import main
+
+main()
