@@ -40,21 +40,24 @@ class NearMiss:
 
 @dataclass(frozen=True)
 class _Miss:
-    """A near miss, by places, with its rank: steps that fit, whether a type fits the next, predicates that fail."""
+    """A near miss, by places, with its rank: a type that is not there, steps that fit, predicates that fail."""
 
     fitting: int
     failing: int
     places: tuple[int, ...]
     step: int
     reason: str
+    hopeless: bool = False
 
     @property
-    def rank(self) -> tuple[int, bool, int, tuple[int, ...], int]:
-        return -self.fitting, not self.failing, self.failing, self.places, self.step
+    def rank(self) -> tuple[bool, int, bool, int, tuple[int, ...], int]:
+        return not self.hopeless, -self.fitting, not self.failing, self.failing, self.places, self.step
 
 
 def explain(model: Model, selector: str) -> list[NearMiss]:
-    """Return what nearly matches a selector, and why it does not; what came furthest is first.
+    """Return what nearly matches a selector, and why it does not.
+
+    First comes what nothing can match, a step of which the model has no operator; then what came furthest.
 
     Parameters
     ----------
@@ -162,7 +165,7 @@ def _absent(pattern: BoundPattern, step: int) -> Iterator[_Miss]:
     kinds = pattern.steps[step].step.kinds
     near = closest(kinds[0].op_type, {op_type for _, op_type in pattern.by_type})
     message = f"the model's main graph has no operator of type {_types(pattern.steps[step])}{near}"
-    yield _Miss(0, 0, (), step, _reason(pattern, step, message))
+    yield _Miss(0, 0, (), step, _reason(pattern, step, message), hopeless=True)
 
 
 def _in_bodies(pattern: BoundPattern, step: int, hidden: Sequence[tuple[Type, str]]) -> Iterator[_Miss]:

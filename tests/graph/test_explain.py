@@ -102,6 +102,14 @@ def test_reasons(model, selector, reason):
     assert any(reason in str(miss) for miss in gm.explain(model, selector))
 
 
+@pytest.mark.parametrize("selector", ["Conv > BatchNormalization > Tanh[out=y]", "Conv > Tanh > Relu", "Tanh > Relu"])
+def test_a_type_that_the_model_has_not_is_told_first(model, selector):
+    first, *rest = map(str, gm.explain(model, selector))
+    assert first.endswith("the model's main graph has no operator of type Tanh")
+    assert rest or selector.startswith("Tanh")
+    assert not any("has no operator of type" in line for line in rest)
+
+
 def test_optional_steps_are_no_misses(model):
     assert gm.explain(model, "Conv[name=last] > BatchNormalization? > Relu?")[0].step == 1
     told = [str(miss) for miss in gm.explain(model, "Conv > Identity? > Relu")]
@@ -131,7 +139,7 @@ def test_operators_in_bodies_and_functions_are_counted():
 def test_many_readers_are_only_counted():
     readers = [op("Neg", "a", f"n{i}", f"neg{i}") for i in range(9)]
     model = load([op("Relu", "x", "a", "r"), *readers, op("Max", " ".join(f"n{i}" for i in range(9)), "y", "max")])
-    assert "Neg 'neg3' and 5 more, not by Tanh" in str(gm.explain(model, "Relu > Tanh")[0])
+    assert "Neg 'neg3' and 5 more, not by Tanh" in str(gm.explain(model, "Relu > Tanh")[1])
 
 
 TYPES = ("Tanh", "Sigmoid", "Neg", "MatMul", "Add", "Concat", "Split", "Mul", "Reshape", "If", "Exp", "Softmax")
