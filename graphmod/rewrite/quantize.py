@@ -87,7 +87,8 @@ def quantize(
     Raises
     ------
     RefusedError
-        ``static`` has no data, nothing can be quantized, or ONNX Runtime's tools fail; the message has their reason.
+        ``static`` has no data, the model is quantized already, nothing can be quantized, or ONNX Runtime's tools fail;
+        the message has their reason.
 
     Examples
     --------
@@ -110,6 +111,12 @@ def quantize(
         raise RefusedError(
             "to quantize statically takes data that show the range of activations; pass data, or 'dynamic'"
         )
+    already = next(_integers(model._proto), None)
+    if already is not None:
+        raise RefusedError(
+            f"the model is already quantized ({already.op_type} '{already.name}'); quantize the one that it was made "
+            "from"
+        )
     if model.opset < OLDEST[mode]:
         raise RefusedError(
             f"the model is of operator set {model.opset}, and '{mode}' takes {OLDEST[mode]} or later; convert it first "
@@ -120,7 +127,7 @@ def quantize(
         raise RefusedError(f"no operator matches the selector '{exclude}' ('graphmod find --explain' says why)")
     write = _writer(model, mode, weight_type, sorted(kept), per_channel, calibrate, data)
     proto = _restored(model, _written(model, write))
-    if not _integers(proto):
+    if not any(_integers(proto)):
         raise RefusedError(
             f"nothing in the model can be quantized in mode '{mode}': no operator that it knows has a weight"
         )
@@ -279,9 +286,9 @@ def _restore_operators(old: dict[str, NodeProto], operators: list[NodeProto]) ->
                 operator.metadata_props.add(key=GRAPHMOD_SCOPE, value=path)
 
 
-def _integers(proto: ModelProto) -> bool:
-    """Whether something in a graph computes with quantized values."""
-    return any("Quantize" in op.op_type or op.op_type in _QUANTIZED for op in proto.graph.node)
+def _integers(proto: ModelProto) -> Iterator[NodeProto]:
+    """Yield the operators of a graph that compute with quantized values."""
+    return (op for op in proto.graph.node if "Quantize" in op.op_type or op.op_type in _QUANTIZED)
 
 
 _QUANTIZED = ("ConvInteger", "MatMulInteger", "MatMulNBits", "QLinearConv", "QLinearMatMul")

@@ -147,6 +147,21 @@ def test_refusals_leave_nothing_behind(demo):
     assert not list(Path(tempfile.gettempdir()).glob("graphmod-*"))
 
 
+@pytest.mark.parametrize("first", ["static", "dynamic", "weights"])
+@pytest.mark.parametrize("second", ["static", "dynamic", "weights"])
+def test_a_second_time_is_refused(first, second):
+    weights = {"w": normal(64, 64), "v": normal(64, 64)}
+    operators = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "one"),
+        helper.make_node("MatMul", ["a", "v"], ["y"], "two"),
+    ]
+    data = {"x": normal(64, 64)}
+    built = model(operators, {"x": ["n", 64]}, {"y": ["n", 64]}, weights)
+    once = gm.quantize(built, data if first == "static" else None, mode=first)
+    with pytest.raises(gm.RefusedError, match=r"the model is already quantized \(\w+ '.+'\); quantize the one"):
+        gm.quantize(once, data if second == "static" else None, mode=second)
+
+
 def test_a_failing_tool_is_a_refusal(monkeypatch, demo, capfd):
     from onnxruntime import quantization
 
