@@ -256,6 +256,9 @@ def saving(folder: Path, quick: bool) -> dict[str, Any]:
             if name == "save":
                 command = [sys.executable, "-c", HEAD + edit + timed, str(model), str(out / "model.onnx")]
                 figures["peak_mb"].append(_measured(command).get("peak_mb"))
+                for file in out.iterdir():
+                    file.unlink()
+                os.sync()
                 seconds = float(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
             else:
                 start = time.perf_counter()

@@ -47,7 +47,8 @@ def lint(
 ) -> None:
     """Look for what costs time, space or trust for nothing; exit code 0: nothing found, 1: something.
 
-    With --fix: 1 where something is found that no edit mends. Every smell and the edit that mends it are in docs/lint.md. Edits marked with ≈ change what the model computes.
+    With --fix: 1 where something is found that no edit mends. Every smell and the edit that mends it are in
+    docs/lint.md. Edits marked with ≈ change what the model computes.
 
     [dim]Example:[/] graphmod lint resnet.onnx --recipe mend.yaml
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import filecmp
 import hashlib
 import os
 import tempfile
@@ -146,7 +145,15 @@ def _free_name(path: Path, fingerprint: str, content: Path) -> Path:
     """Return a name for a data file beside a model, such that no other data are overwritten."""
     names = (f"{path.stem}.{fingerprint[:12]}{f'-{n}' if n else ''}.data" for n in count())
     beside = (path.with_name(name) for name in names)
-    return next(one for one in beside if not one.exists() or filecmp.cmp(one, content, shallow=False))
+    return next(one for one in beside if not one.exists() or _equal(one, content))
+
+
+def _equal(a: Path, b: Path) -> bool:
+    size = a.stat().st_size
+    if size != b.stat().st_size:
+        return False
+    pieces = zip(initializers.read_chunks(a, 0, size), initializers.read_chunks(b, 0, size), strict=True)
+    return all(one == other for one, other in pieces)
 
 
 def _copy(path: Path, offset: int, length: int, target: IO[bytes]) -> None:
