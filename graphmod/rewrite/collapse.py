@@ -142,7 +142,8 @@ def collapse(
 def _in_a_row(model: Model, found: Sequence[Region]) -> list[Region]:
     """Return regions in the order in which data run through them."""
     if len(found) < 2:
-        raise RefusedError(f"{len(found)} blocks cannot be collapsed into one; name two or more in a row")
+        told = "1 block" if len(found) == 1 else f"{len(found)} blocks"
+        raise RefusedError(f"{told} cannot be collapsed into one; name two or more in a row")
     by_entry = {region.entry: region for region in found}
     followers = {region.exit for region in found}
     first = [region for region in found if region.entry not in followers]

@@ -85,7 +85,7 @@ def compose(
     if not others:
         return model
     if prefix is not None and len(prefix) != len(others):
-        raise RefusedError(f"there are {len(others)} other models and {len(prefix)} prefixes; give one each")
+        raise RefusedError(f"each other model takes a prefix: give {len(others)}, not {len(prefix)}")
     if isinstance(connect, str) and connect not in ("name", "position"):
         raise RefusedError(f"models are connected by 'name', 'position' or a mapping, not by '{connect}'")
     models = with_one_opset([model, *others])

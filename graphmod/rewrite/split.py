@@ -72,7 +72,7 @@ def split(model: Model, at: int | list[str | Block], part: int | None = None) ->
     if part is None:
         return [plan.part(number) for number in range(plan.n_parts)]
     if not 0 <= part < plan.n_parts:
-        raise RefusedError(f"there is no part {part}; {len(cuts)} cuts make parts 0 to {plan.n_parts - 1}")
+        raise RefusedError(f"there is no part {part}; the parts are 0 to {plan.n_parts - 1}")
     return plan.part(part)
 
 
@@ -137,7 +137,8 @@ def _equal_cuts(model: Model, n_parts: int) -> dict[int, list[str]]:
         raise RefusedError(f"a model can be split into 2 parts or more, not into {n_parts}")
     places = sorted({model.producer[tensor]: tensor for tensor in boundaries(model)[:-1]}.items())
     if len(places) < n_parts - 1:
-        raise RefusedError(f"the model has {len(places)} boundaries to cut at, too few for {n_parts} parts")
+        noun = "boundary" if len(places) == 1 else "boundaries"
+        raise RefusedError(f"the model has {len(places)} {noun} to cut at, too few for {n_parts} parts")
     costs = [cost(model, [name]) for name in model.operator_names]
     spent = list(accumulate(one.macs for one in costs))
     if not spent[-1]:

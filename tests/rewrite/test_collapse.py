@@ -241,7 +241,7 @@ def test_networks(name, blocks, exporter):
 def test_refusals():
     demo = gm.load(gm.demo.model_path())
     for blocks, match in (
-        (["layer1.1"], "1 blocks cannot be collapsed"),
+        (["layer1.1"], "^1 block cannot be collapsed"),
         (["layer1.1", "layer1.3"], "do not follow each other"),
         (["layer1.6", "layer2.0"], "the region changes the type"),
         (["layer9.1", "layer1.3"], "there is no block"),

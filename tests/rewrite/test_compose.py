@@ -334,7 +334,7 @@ def test_external_data_of_two_folders(tmp_path):
         ({"connect": {"y": "t0"}}, "nothing connects"),
         ({"connect": {"x": "t0", "z": "t0"}}, "no other model has an input 'z'"),
         ({"connect": {"x": "t9"}}, "no output 't9' is there to feed input 'x'; there are t0"),
-        ({"connect": "position", "prefix": ["a", "b"]}, "1 other models and 2 prefixes"),
+        ({"connect": "position", "prefix": ["a", "b"]}, "takes a prefix: give 1, not 2"),
         ({"connect": "position", "prefix": [""], "outputs": ["q"]}, "no model has an output 'q'"),
         ({"connect": "position", "outputs": []}, "no output"),
     ],

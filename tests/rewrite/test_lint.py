@@ -17,6 +17,7 @@ import graphmod as gm
 from graphmod.graph.wiring import Constant
 from graphmod.model.stored import Stored
 from graphmod.rewrite.smells import SMELLS
+from graphmod.rewrite.smells.evidence import counted
 from graphmod.rewrite.smells.rank import ENERGY, tiny_rank
 from graphmod.rewrite.verb import VERBS
 
@@ -346,6 +347,12 @@ def test_a_planted_smell_is_found_alone_and_by_its_names(case):
     assert {name for finding in found for name in finding.tensors} >= tensors
     for finding in found:
         assert (finding.edit is None) == bool(finding.reason)
+        assert not re.search(r"\b1 (linear )?\w+ (compute|make|are|give|cast)\b", finding.message)
+
+
+def test_one_and_several_are_told_in_the_right_number():
+    told = [counted(number, "operator", "make") for number in (0, 1, 2)]
+    assert told == ["0 operators make", "1 operator makes", "2 operators make"]
 
 
 @pytest.mark.parametrize("case", PLANTED)

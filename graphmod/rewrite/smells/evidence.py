@@ -129,6 +129,7 @@ def quoted(names: tuple[str, ...] | list[str], most: int = 3) -> str:
     return f"{told} and {len(names) - most:,} more" if len(names) > most else told
 
 
-def counted(number: int, thing: str) -> str:
-    """Return a number with its noun: ``1 operator``, ``2 operators``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+def counted(number: int, thing: str, does: str = "") -> str:
+    """Return a number with its noun, and its verb if one is given: ``1 operator reads``, ``2 operators read``."""
+    one = number == 1
+    return f"{number:,} {thing}{'' if one else 's'}" + (f" {does}{'s' if one else ''}" if does else "")

@@ -35,7 +35,7 @@ def _float64(evidence: Evidence) -> Iterator[Finding]:
     size = sum(constants.values()) // 2
     parts = [counted(len(constants), "constant")] * bool(constants) + [counted(len(tensors), "tensor")] * bool(tensors)
     names = (*constants, *tensors)
-    told = f"{' and '.join(parts)} are float64, {quoted(names)}"
+    told = f"{' and '.join(parts)} {'is' if len(names) == 1 else 'are'} float64, {quoted(names)}"
     told += f"; float32 takes {size:,} bytes less" if size else ""
     operators = tuple(evidence.model.operator_names[evidence.model.producer[name]] for name in tensors)
     yield Finding(told, operators, names, *_to_float32(evidence), n_bytes=size)
@@ -94,7 +94,7 @@ def _odd_channels(evidence: Evidence) -> Iterator[Finding]:
             odd[size].append(name)
     for size, names in sorted(odd.items()):
         full = size + -size % UNIT
-        told = f"{counted(len(names), 'linear map')} make {size} channels, {quoted(names)}"
+        told = f"{counted(len(names), 'linear map', 'make')} {size} channels, {quoted(names)}"
         told += f": of the {full} that are computed {1 - size / full:.0%} are for nothing"
         yield Finding(told, tuple(names), (), None, "how many channels to have is the architecture's choice")
 

@@ -27,7 +27,7 @@ def _fused(found: list[Candidate], told: str, *kinds: str) -> Iterator[Finding]:
 def _identity_operators(evidence: Evidence) -> Iterator[Finding]:
     """Operators whose output is their input: Identity, Dropout, Cast to the same type, Add of 0, Mul by 1, and such."""
     found = evidence.fusable("identity")
-    yield from _fused(found, "give what they get", "identity")
+    yield from _fused(found, "could be left out, as output and input are the same", "identity")
     for one in found:
         if one.reason and evidence.model.operators[evidence.model.position[one.operator]].op_type == "Dropout":
             yield Finding(f"Dropout '{one.operator}' is left in the model", (one.operator,), (), None, one.reason)
@@ -36,13 +36,13 @@ def _identity_operators(evidence: Evidence) -> Iterator[Finding]:
 @smell("repeated_layout")
 def _repeated_layouts(evidence: Evidence) -> Iterator[Finding]:
     """Transposes or Reshapes that undo or repeat each other, or change nothing."""
-    yield from _fused(evidence.fusable("layout"), "could be left out, or one with those before them", "layout")
+    yield from _fused(evidence.fusable("layout"), "could be left out, or one with those before", "layout")
 
 
 @smell("cancelling_casts")
 def _cancelling_casts(evidence: Evidence) -> Iterator[Finding]:
     """Casts to a wider type and back."""
-    yield from _fused(evidence.fusable("cast"), "cast back what another Cast made wider", "cast")
+    yield from _fused(evidence.fusable("cast"), "could be left out, casting back what another Cast made wider", "cast")
 
 
 @smell("unfused_batchnorm")

@@ -89,7 +89,8 @@ def _unread_outputs(evidence: Evidence) -> Iterator[Finding]:
             continue
         formal = onnx.defs.get_schema(operator.op_type, version, "").outputs
         if formal and formal[-1].option == VARIADIC:
-            told = f"{len(unread)} of {len(made)} outputs of {operator.op_type} '{name}' are not read, {quoted(unread)}"
+            told = f"{len(unread)} of {len(made)} outputs of {operator.op_type} '{name}' "
+            told += f"{'is' if len(unread) == 1 else 'are'} not read, {quoted(unread)}"
             yield Finding(
                 told, (name,), unread, None, "an operator that makes only what is read has to be chosen by hand"
             )

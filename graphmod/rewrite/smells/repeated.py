@@ -39,7 +39,7 @@ def _constant_results(evidence: Evidence) -> Iterator[Finding]:
             if operator.op_type != "Constant":
                 names.append(name)
     if names:
-        told = f"{counted(len(names), 'operator')} compute the same at every run, {quoted(names)}"
+        told = f"{counted(len(names), 'operator', 'compute')} the same at every run, {quoted(names)}"
         yield Finding(told, tuple(names), (), Edit("simplify"), n_operators=len(names))
 
 
@@ -78,5 +78,5 @@ def _repeated_operators(evidence: Evidence) -> Iterator[Finding]:
             same.update(zip(made, other, strict=True))
             names.append(name)
     if names:
-        told = f"{counted(len(names), 'operator')} compute what another has computed, {quoted(names)}"
+        told = f"{counted(len(names), 'operator', 'compute')} what another has computed, {quoted(names)}"
         yield Finding(told, tuple(names), (), Edit("simplify"), n_operators=len(names))

@@ -75,7 +75,9 @@ def _no_numbers(evidence: Evidence) -> Iterator[Finding]:
                 n_nan += int(np.isnan(chunk).sum())
                 n_infinite += int(np.isinf(chunk).sum())
         reads = [name for name, op_type, _ in readers if op_type in (*MAPS, *_NORMALIZATIONS)]
-        found = [f"{n_nan:,} NaN"] * bool(n_nan) + [f"{n_infinite:,} infinities"] * bool(n_infinite and reads)
+        found = [f"{n_nan:,} NaN"] * bool(n_nan) + [
+            f"{n_infinite:,} {'infinity' if n_infinite == 1 else 'infinities'}"
+        ] * bool(n_infinite and reads)
         if found:
             told = f"'{constant.name}', {constant}, holds {' and '.join(found)}"
             operators = tuple(dict.fromkeys(name for name, _, _ in evidence.readers(number)))
@@ -94,7 +96,8 @@ def _zero_channels(evidence: Evidence) -> Iterator[Finding]:
         n_zero = int((~used).sum())
         if n_zero:
             size = stored(constant) // used.size * n_zero
-            told = f"{n_zero} of the {used.size} channels that '{constant.name}' makes are all zero: {size:,} bytes"
+            told = f"{n_zero} of the {used.size} channels that '{constant.name}' makes {'is' if n_zero == 1 else 'are'}"
+            told += f" all zero: {size:,} bytes"
             names = tuple(name for name, _ in maps)
             reason = "taking channels out changes all that reads them"
             yield Finding(told, names, (constant.name,), None, reason, n_bytes=size)
