@@ -9,15 +9,25 @@ channel at a position of the kernel), is cut to the rank :math:`r` by its singul
 which no other matrix of that rank betters (Eckart & Young 1936). A linear layer becomes two, a convolution one with its
 own kernel to :math:`r` channels and a 1x1 convolution (the channel decomposition of Zhang et al. 2016, "Accelerating
 very deep convolutional networks", section 2.1, of the weight alone). The bias goes to the second.
+
+The cut is found from the smaller of :math:`W W^T` and :math:`W^T W`, in double precision: its leading eigenvectors
+:math:`U_r` alone are computed, and :math:`W_r = U_r (U_r^T W)` has no division by what may be small. Squaring costs
+half of the digits of the singular values: those below about 1e-6 of the largest count as 0 where a rank is chosen by
+energy, of which each holds 1e-12. A float64 weight gets the decomposition itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from onnx import NodeProto
+from rich.console import Console
+from rich.progress import track
+from scipy.linalg import eigh_tridiagonal
+from scipy.linalg.lapack import dormqr, dsytrd, dsytrd_lwork
 
 from graphmod.errors import RefusedError
 from graphmod.graph import find
@@ -32,10 +42,20 @@ _LAYERS = ("Conv", "Gemm", "MatMul")
 _TOLD = 3
 """Reasons that a refusal tells."""
 
+_LONG = 5e9
+"""Multiplications, of all the splits together, that take about longer than a second: more show a progress bar."""
+
+_BLOCK = 64
+"""Reflections that LAPACK applies at once, at most."""
+
 
 @verb(exact=False, example="graphmod low-rank bert.onnx --where MatMul --energy 0.9 --out thinner.onnx")
 def low_rank(model: Model, where: str = "*", rank: int | None = None, energy: float | None = None) -> Model:
     """Split linear layers and convolutions into two thinner ones, where that takes fewer weights.
+
+    A weight is replaced by its best approximation of the rank, from the leading singular vectors: those of its smaller
+    Gram matrix, in double precision, of which singular values below about 1e-6 of the largest count as 0 (of float64
+    weights, a full decomposition). Where this takes longer than about a second, a terminal shows a progress bar.
 
     Parameters
     ----------
@@ -72,7 +92,7 @@ def low_rank(model: Model, where: str = "*", rank: int | None = None, energy: fl
     split: dict[tuple[object, ...], _Split] = {}  # operators that share a weight share its factors
     needed: dict[tuple[str, str], str] = {}
     reasons: list[str] = []
-    for operator in chosen.values():
+    for operator in _shown(bench, chosen.values()):
         layer = _layer(bench, operator)
         if isinstance(layer, str):
             reasons.append(layer)
@@ -115,6 +135,16 @@ def _names(model: Model, where: str) -> list[str]:
     return list(dict.fromkeys(name for match in find(model, where) for name in match.operators))
 
 
+def _shown(bench: Bench, layers: Iterable[NodeProto]) -> Iterable[NodeProto]:
+    """Return the layers, with a progress bar as they are taken where they are long work and a terminal reads along."""
+    layers = list(layers)
+    console = Console(stderr=True)
+    read = {own.input[1]: bench.held(own.input[1]) for own in layers}
+    shapes = [held.shape for held in read.values() if held is not None and held.shape]
+    work = sum(prod(shape) * min(shape[0], prod(shape[1:])) for shape in shapes)
+    return track(layers, "low rank", console=console, disable=work < _LONG or not console.is_terminal, transient=True)
+
+
 def _layer(bench: Bench, operator: NodeProto) -> Map | str:
     """Return an operator as a linear map that can be split, or why it is none."""
     told = bench.told(operator)
@@ -150,16 +180,73 @@ def _factors(layer: Map, rank: int | None, energy: float | None) -> tuple[Float,
     n_out, n_in = matrix.shape
     if not np.isfinite(matrix).all():
         return f"the weight of {told} is not finite"
-    if rank is not None and rank * (n_out + n_in) >= matrix.size:
-        return _figures(told, rank, matrix)
-    u, sigma, vt = np.linalg.svd(matrix, full_matrices=False)
+    if (rank or 1) * (n_out + n_in) >= matrix.size:
+        return _figures(told, rank or 1, matrix)
+    wide = matrix if n_out <= n_in else matrix.T
+    spectrum = _Spectrum.of(wide) if layer.held.dtype.itemsize < matrix.itemsize else _Exact.of(wide)
     if energy is not None:
-        kept = np.cumsum(sigma**2)
-        rank = min(int(np.searchsorted(kept, energy * kept[-1])) + 1, len(sigma))
+        kept = np.cumsum(spectrum.squares())
+        rank = min(int(np.searchsorted(kept, energy * kept[-1])) + 1, len(kept))
         if rank * (n_out + n_in) >= matrix.size:
             return _figures(told, rank, matrix)
-    root = np.sqrt(sigma[:rank])
-    return u[:, :rank] * root, root[:, None] * vt[:rank]
+    assert rank is not None  # one of both is given
+    vectors = spectrum.vectors(rank)
+    rest = vectors.T @ wide
+    root = np.sqrt(np.linalg.norm(rest, axis=1))
+    root[root == 0] = 1
+    left, right = vectors * root, rest / root[:, None]
+    return (left, right) if wide is matrix else (right.T, left.T)
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """The left singular vectors and the singular values of a matrix."""
+
+    left: Float
+    sigma: Float
+
+    @classmethod
+    def of(cls, wide: Float) -> _Exact:
+        return cls(*np.linalg.svd(wide, full_matrices=False)[:2])
+
+    def squares(self) -> Float:
+        """Return the squared singular values, the largest first."""
+        return np.asarray(self.sigma**2)
+
+    def vectors(self, rank: int) -> Float:
+        """Return the leading left singular vectors, as columns."""
+        return self.left[:, :rank]
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """The same from the Gram matrix of the rows, as reflections and a tridiagonal matrix: only what is asked for."""
+
+    reflections: Float
+    tau: Float
+    diagonal: Float
+    off_diagonal: Float
+
+    @classmethod
+    def of(cls, wide: Float) -> _Spectrum:
+        gram = wide @ wide.T
+        size, _ = dsytrd_lwork(len(gram), lower=1)
+        reduced, diagonal, off_diagonal, tau, _ = dsytrd(gram.T, lower=1, lwork=int(size), overwrite_a=1)
+        return cls(reduced[1:, :-1], tau, diagonal, off_diagonal)
+
+    def squares(self) -> Float:
+        """Return the squared singular values, the largest first; 0 for those that rounding hides."""
+        found = eigh_tridiagonal(self.diagonal, self.off_diagonal, eigvals_only=True)[::-1]
+        noise = len(found) * np.finfo(np.float64).eps * found[0]
+        return np.where(found > noise, found, 0.0)
+
+    def vectors(self, rank: int) -> Float:
+        """Return the leading left singular vectors, as columns."""
+        n = len(self.diagonal)
+        _, found = eigh_tridiagonal(self.diagonal, self.off_diagonal, select="i", select_range=(n - rank, n - 1))
+        found = found[:, ::-1]
+        turned, _, _ = dormqr("L", "N", self.reflections, self.tau, found[1:], _BLOCK * (rank + _BLOCK + 1))
+        return np.vstack([found[:1], turned])
 
 
 def _figures(told: str, rank: int, matrix: Float) -> str:

@@ -6,7 +6,7 @@ import zoo
 from handmade import model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, helper
 from random_graphs import random_graphs
 
 import graphmod as gm
@@ -81,6 +81,29 @@ def test_a_planted_rank_is_found_and_exact(name):
             sorted(found.initializer(op.input[1]).shape[0 if op_type == "Conv" else 1] for op in found.operators)[0]
             == 3
         )
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (2, 30), (30, 3)])
+def test_weights_of_a_lower_rank_than_asked_for(shape):
+    """All of the energy of a weight of rank 1 is in one direction, a higher rank adds nothing, and zeros stay zeros."""
+    for weight in (normal(shape[0], 1) @ normal(1, shape[1]), np.zeros(shape, np.float32)):
+        network = layer("MatMul", weight)
+        for found in (gm.low_rank(network, energy=1.0), gm.low_rank(network, rank=1 if min(shape) < 4 else 9)):
+            np.testing.assert_allclose(matrix(found).T, weight, atol=1e-6)
+        assert gm.low_rank(network, energy=1.0).n_weights == sum(shape)
+
+
+def test_float64_weights_keep_their_digits():
+    """Singular values far below what a squared matrix holds."""
+    u, v = (np.linalg.qr(RNG.normal(size=(n, 2)))[0] for n in (30, 20))
+    weight = (u * [1.0, 1e-12]) @ v.T
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
+    double = model([node], {"x": ["n", 30]}, {"y": ["n", 20]}, {"w": weight})
+    proto = double.proto()
+    for info in (*proto.graph.input, *proto.graph.output):
+        info.type.tensor_type.elem_type = TensorProto.DOUBLE
+    found = matrix(gm.low_rank(gm.load(proto), rank=2)).T
+    assert np.abs(found - weight).max() < 1e-15
 
 
 @pytest.mark.parametrize("energy", [0.5, 0.9])
