@@ -13,7 +13,7 @@ very deep convolutional networks", section 2.1, of the weight alone). The bias g
 The cut is found from the smaller of :math:`W W^T` and :math:`W^T W`, in double precision: its leading eigenvectors
 :math:`U_r` alone are computed, and :math:`W_r = U_r (U_r^T W)` has no division by what may be small. Squaring costs
 half of the digits of the singular values: those below about 1e-6 of the largest count as 0 where a rank is chosen by
-energy, of which each holds 1e-12. A float64 weight gets the decomposition itself.
+energy, of which each holds 1e-12.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ import numpy as np
 from onnx import NodeProto
 from rich.console import Console
 from rich.progress import track
-from scipy.linalg import eigh_tridiagonal
-from scipy.linalg.lapack import dormqr, dsytrd, dsytrd_lwork
+from scipy.linalg import eigh
 
 from graphmod.errors import RefusedError
 from graphmod.graph import find
@@ -45,17 +44,14 @@ _TOLD = 3
 _LONG = 5e9
 """Multiplications, of all the splits together, that take about longer than a second: more show a progress bar."""
 
-_BLOCK = 64
-"""Reflections that LAPACK applies at once, at most."""
-
 
 @verb(exact=False, example="graphmod low-rank bert.onnx --where MatMul --energy 0.9 --out thinner.onnx")
 def low_rank(model: Model, where: str = "*", rank: int | None = None, energy: float | None = None) -> Model:
     """Split linear layers and convolutions into two thinner ones, where that takes fewer weights.
 
     A weight is replaced by its best approximation of the rank, from the leading singular vectors: those of its smaller
-    Gram matrix, in double precision, of which singular values below about 1e-6 of the largest count as 0 (of float64
-    weights, a full decomposition). Where this takes longer than about a second, a terminal shows a progress bar.
+    Gram matrix, in double precision, of which singular values below about 1e-6 of the largest count as 0. Where this
+    takes longer than about a second, a terminal shows a progress bar.
 
     Parameters
     ----------
@@ -183,70 +179,21 @@ def _factors(layer: Map, rank: int | None, energy: float | None) -> tuple[Float,
     if (rank or 1) * (n_out + n_in) >= matrix.size:
         return _figures(told, rank or 1, matrix)
     wide = matrix if n_out <= n_in else matrix.T
-    spectrum = _Spectrum.of(wide) if layer.held.dtype.itemsize < matrix.itemsize else _Exact.of(wide)
+    gram = wide @ wide.T
     if energy is not None:
-        kept = np.cumsum(spectrum.squares())
+        squares = eigh(gram, eigvals_only=True)[::-1]
+        noise = len(squares) * np.finfo(np.float64).eps * squares[0]
+        kept = np.cumsum(np.where(squares > noise, squares, 0))
         rank = min(int(np.searchsorted(kept, energy * kept[-1])) + 1, len(kept))
         if rank * (n_out + n_in) >= matrix.size:
             return _figures(told, rank, matrix)
-    assert rank is not None  # one of both is given
-    vectors = spectrum.vectors(rank)
+    n_kept = rank or 1
+    _, vectors = eigh(gram, subset_by_index=(len(gram) - n_kept, len(gram) - 1))
     rest = vectors.T @ wide
     root = np.sqrt(np.linalg.norm(rest, axis=1))
     root[root == 0] = 1
     left, right = vectors * root, rest / root[:, None]
     return (left, right) if wide is matrix else (right.T, left.T)
-
-
-@dataclass(frozen=True)
-class _Exact:
-    """The left singular vectors and the singular values of a matrix."""
-
-    left: Float
-    sigma: Float
-
-    @classmethod
-    def of(cls, wide: Float) -> _Exact:
-        return cls(*np.linalg.svd(wide, full_matrices=False)[:2])
-
-    def squares(self) -> Float:
-        """Return the squared singular values, the largest first."""
-        return np.asarray(self.sigma**2)
-
-    def vectors(self, rank: int) -> Float:
-        """Return the leading left singular vectors, as columns."""
-        return self.left[:, :rank]
-
-
-@dataclass(frozen=True)
-class _Spectrum:
-    """The same from the Gram matrix of the rows, as reflections and a tridiagonal matrix: only what is asked for."""
-
-    reflections: Float
-    tau: Float
-    diagonal: Float
-    off_diagonal: Float
-
-    @classmethod
-    def of(cls, wide: Float) -> _Spectrum:
-        gram = wide @ wide.T
-        size, _ = dsytrd_lwork(len(gram), lower=1)
-        reduced, diagonal, off_diagonal, tau, _ = dsytrd(gram.T, lower=1, lwork=int(size), overwrite_a=1)
-        return cls(reduced[1:, :-1], tau, diagonal, off_diagonal)
-
-    def squares(self) -> Float:
-        """Return the squared singular values, the largest first; 0 for those that rounding hides."""
-        found = eigh_tridiagonal(self.diagonal, self.off_diagonal, eigvals_only=True)[::-1]
-        noise = len(found) * np.finfo(np.float64).eps * found[0]
-        return np.where(found > noise, found, 0.0)
-
-    def vectors(self, rank: int) -> Float:
-        """Return the leading left singular vectors, as columns."""
-        n = len(self.diagonal)
-        _, found = eigh_tridiagonal(self.diagonal, self.off_diagonal, select="i", select_range=(n - rank, n - 1))
-        found = found[:, ::-1]
-        turned, _, _ = dormqr("L", "N", self.reflections, self.tau, found[1:], _BLOCK * (rank + _BLOCK + 1))
-        return np.vstack([found[:1], turned])
 
 
 def _figures(told: str, rank: int, matrix: Float) -> str:

@@ -93,19 +93,6 @@ def test_weights_of_a_lower_rank_than_asked_for(shape):
         assert gm.low_rank(network, energy=1.0).n_weights == sum(shape)
 
 
-def test_float64_weights_keep_their_digits():
-    """Singular values far below what a squared matrix holds."""
-    u, v = (np.linalg.qr(RNG.normal(size=(n, 2)))[0] for n in (30, 20))
-    weight = (u * [1.0, 1e-12]) @ v.T
-    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
-    double = model([node], {"x": ["n", 30]}, {"y": ["n", 20]}, {"w": weight})
-    proto = double.proto()
-    for info in (*proto.graph.input, *proto.graph.output):
-        info.type.tensor_type.elem_type = TensorProto.DOUBLE
-    found = matrix(gm.low_rank(gm.load(proto), rank=2)).T
-    assert np.abs(found - weight).max() < 1e-15
-
-
 @pytest.mark.parametrize("energy", [0.5, 0.9])
 def test_energy_gives_the_least_rank(energy):
     weight = (normal(40, 40) * 0.9 ** np.arange(40)[:, None] ** 1.5).astype(np.float32)
