@@ -6,7 +6,7 @@ import zoo
 from handmade import model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import helper
 from random_graphs import random_graphs
 
 import graphmod as gm
