@@ -141,4 +141,4 @@ def _help(verb: Verb) -> str:
 
 
 PANEL = "Edits"
-COMMANDS = tuple(command(verb) for verb in VERBS.values())
+COMMANDS = tuple(command(verb) for _, verb in sorted(VERBS.items()))
