@@ -260,7 +260,7 @@ def replays(model: gm.Model, made: gm.Model | list[gm.Model], parameters: Step) 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_on_random_networks(verb):
-    run(verb, 40)
+    run(verb, 25)
 
 
 @pytest.mark.slow

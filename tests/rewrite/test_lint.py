@@ -609,7 +609,17 @@ def test_the_smell_that_the_page_adds_is_found_and_mended(monkeypatch):
 # -- networks of others
 
 
-@pytest.mark.parametrize("path", sorted(LIGHT.glob("*.onnx")), ids=lambda path: path.stem)
+QUICK = ("light_resnet50", "light_shufflenet", "light_squeezenet")
+"""Light models that take a second or two; the others are left to the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
+        for path in sorted(LIGHT.glob("*.onnx"))
+    ],
+)
 def test_light_models_are_linted_and_mended(path):
     model = gm.load(path)
     findings = gm.lint(model, weights=False)
