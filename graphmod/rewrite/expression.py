@@ -14,9 +14,9 @@ from onnx.defs import OpSchema
 
 from graphmod.errors import RefusedError
 from graphmod.model import Model, TensorType
+from graphmod.rewrite.element_types import STANDARD
 
 _FORM = "an operator expression is 'Relu', 'LeakyRelu(alpha=0.1)', or several, 'Cast(to=\"float32\") > Div(B=255)'"
-_STANDARD = ("", "ai.onnx")
 
 
 def as_model(text: str, host: Model, kind: TensorType) -> Model:
@@ -115,7 +115,7 @@ def _operator(
 ) -> tuple[NodeProto, list[TensorProto]]:
     schema = _schema(proto, domain, op_type)
     operator = NodeProto(
-        op_type=op_type, name=name, domain="" if domain in _STANDARD else domain, output=[f"{name}.out"]
+        op_type=op_type, name=name, domain="" if domain in STANDARD else domain, output=[f"{name}.out"]
     )
     constants: list[TensorProto] = []
     inputs = [] if schema is None else list(schema.inputs)
@@ -153,10 +153,10 @@ def _operator(
 
 def _schema(proto: ModelProto, domain: str, op_type: str) -> OpSchema | None:
     """Return what ONNX says of an operator; None for functions and for operators that only the runtime knows."""
-    standard = domain in _STANDARD
+    standard = domain in STANDARD
     if any(one.name == op_type and one.domain == domain for one in proto.functions):
         return None
-    imported = {"" if one.domain in _STANDARD else one.domain: one.version for one in proto.opset_import}
+    imported = {"" if one.domain in STANDARD else one.domain: one.version for one in proto.opset_import}
     domain = "" if standard else domain
     if domain not in imported:
         newest = [one.since_version for one in onnx.defs.get_all_schemas() if one.domain == domain]

@@ -11,8 +11,7 @@ from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.model import Model
 from graphmod.model.initializers import without_large_values
 from graphmod.rewrite.draft import bodies
-
-_DEFAULT = ("", "ai.onnx")
+from graphmod.rewrite.element_types import STANDARD
 
 
 def with_one_opset(models: Sequence[Model]) -> list[Model]:
@@ -34,7 +33,7 @@ def with_one_opset(models: Sequence[Model]) -> list[Model]:
 
 
 def _imports(proto: ModelProto) -> dict[str, int]:
-    return {"" if entry.domain in _DEFAULT else entry.domain: entry.version for entry in proto.opset_import}
+    return {"" if entry.domain in STANDARD else entry.domain: entry.version for entry in proto.opset_import}
 
 
 def _raised(model: Model, highest: dict[str, int]) -> Model:
@@ -58,7 +57,7 @@ def _raised(model: Model, highest: dict[str, int]) -> Model:
             model = _converted(model, version, highest[domain], told)
     proto = model.editable()
     for entry in proto.opset_import:
-        entry.version = highest["" if entry.domain in _DEFAULT else entry.domain]
+        entry.version = highest["" if entry.domain in STANDARD else entry.domain]
     return Model(proto, model.folder)
 
 
@@ -68,7 +67,7 @@ def _inside(operator: NodeProto) -> Iterator[NodeProto]:
 
 def _changed(operators: Iterable[NodeProto], domain: str, low: int, high: int) -> list[NodeProto]:
     """Return the operators that are defined anew between two versions, or that ONNX has no definition of."""
-    own = (op for op in operators if ("" if op.domain in _DEFAULT else op.domain) == domain)
+    own = (op for op in operators if ("" if op.domain in STANDARD else op.domain) == domain)
     return [op for op in own if not _means_the_same(op.op_type, domain, low, high)]
 
 
@@ -108,7 +107,7 @@ def _converted(model: Model, low: int, high: int, told: str) -> Model:
     known = {*model.initializers, *(value.name for value in bare.graph.input)}
     proto.graph.initializer.extend(t for t in found.graph.initializer if t.name not in known)
     for entry in proto.opset_import:
-        if entry.domain in _DEFAULT:
+        if entry.domain in STANDARD:
             entry.version = high
     try:
         return model.derive(proto)

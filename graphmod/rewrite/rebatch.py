@@ -132,10 +132,11 @@ def _renamed(model: Model, chosen: Sequence[str], axis: int, symbols: set[str], 
             elif words and isinstance(size, int):
                 dim.Clear()
             elif words:
-                dim.dim_param = re.sub(_NAME, lambda m: size if m[0] in everywhere else m[0], dim.dim_param)  # type: ignore[arg-type,return-value]  # size is a str here
+                dim.dim_param = re.sub(_NAME, lambda m: str(size) if m[0] in everywhere else m[0], dim.dim_param)
     if not symbols:
         for value in proto.graph.output:
-            if model.outputs[value.name].shape and model.outputs[value.name].shape[axis:][:1] == (None,):  # type: ignore[index]
+            shape = model.outputs[value.name].shape
+            if shape and shape[axis:][:1] == (None,):
                 _set(value, axis, size)
     return model.derive(proto)
 

@@ -8,7 +8,6 @@ and clip weights without a word. Here schemas and kernels decide, and what does 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
 from typing import Literal
 
 from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, numpy_helper
@@ -21,6 +20,7 @@ from graphmod.graph.scope import GRAPHMOD_SCOPE
 from graphmod.graph.scope import scope as scope_of
 from graphmod.model import Model, consumed, copy_without
 from graphmod.model.initializers import embed_all, inner_tensors, values
+from graphmod.rewrite.draft import claim
 from graphmod.rewrite.element_types import FLOATS
 from graphmod.rewrite.precision import Choice, Plan, Scope, bodies, element_of, with_types
 from graphmod.rewrite.rounding import retyped
@@ -121,8 +121,8 @@ class _Writer:
         self.names: dict[Version, str] = {}
         self.makers: dict[Version, NodeProto] = {}
         self.made: set[Version] = set()
-        self.taken = {name for scope in plan.scopes for name in scope.types}
-        self.taken_by_operators = {operator.name for scope in plan.scopes for operator in scope.graph.node}
+        self.taken = dict.fromkeys((name for scope in plan.scopes for name in scope.types), 1)
+        self.taken_by_operators = dict.fromkeys((op.name for scope in plan.scopes for op in scope.graph.node), 1)
         for scope in plan.scopes:
             self._name_outputs(scope)
             self._name_casts(scope)
@@ -175,7 +175,7 @@ class _Writer:
             spoken_for = any(self.names.get((home, root, kind)) == root for kind in FLOATS)
             keeps = element == home.native[root] and not spoken_for
             kind = tensor_dtype_to_np_dtype(element).name
-            self.names[version] = root if keeps else _unused(f"{root}_{kind}", self.taken)
+            self.names[version] = root if keeps else claim(f"{root}_{kind}", self.taken)
         return self.names[version]
 
     # -- operators
@@ -253,7 +253,7 @@ class _Writer:
         elif scope:
             fresh.metadata_props.add(key=GRAPHMOD_SCOPE, value=scope)
         if like is None or again:
-            fresh.name = _unused(f"{made}_cast", self.taken_by_operators)
+            fresh.name = claim(f"{made}_cast", self.taken_by_operators)
         fresh.input.append(source)
         fresh.output.append(made)
         kept = [attribute for attribute in fresh.attribute if attribute.name != "to"]
@@ -306,10 +306,4 @@ def _declared(value: ValueInfoProto, element: int) -> ValueInfoProto:
     fresh.CopyFrom(value)
     if fresh.type.tensor_type.elem_type in FLOATS:
         fresh.type.tensor_type.elem_type = element
-    return fresh
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    fresh = name if name not in taken else next(n for i in count(2) if (n := f"{name}_{i}") not in taken)
-    taken.add(fresh)
     return fresh

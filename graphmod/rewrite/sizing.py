@@ -20,11 +20,10 @@ from onnx.reference import ReferenceEvaluator
 from graphmod.model import Model, TensorType
 from graphmod.model.initializers import LARGE, values
 from graphmod.rewrite.element_types import STANDARD
+from graphmod.rewrite.simplify import RANDOM
 
 Array = NDArray[np.generic]
 Shape = tuple[int | None, ...]
-
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
 @dataclass(eq=False)
@@ -79,7 +78,7 @@ class Sizes:
 
     def _follows_from_values(self, operator: NodeProto, given: list[str]) -> bool:
         has_bodies = any(attribute.HasField("g") or attribute.graphs for attribute in operator.attribute)
-        if has_bodies or operator.domain not in STANDARD or operator.op_type in _RANDOM:
+        if has_bodies or operator.domain not in STANDARD or operator.op_type in RANDOM:
             return False
         return all(name in self.values for name in given) and self._stays_small(operator)
 

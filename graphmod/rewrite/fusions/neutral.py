@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
+from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.fusions.bench import Bench
 from graphmod.rewrite.fusions.registry import Plan, fusion
 
 LARGE = 1024
 """Scalars up to which a constant is read to see whether it is neutral."""
-
-STANDARD = ("", "ai.onnx")
 
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 _JOINING = ("Concat", "Max", "Mean", "Min", "Sum")

@@ -14,11 +14,10 @@ from graphmod.graph.wiring import Constant, Wiring, wiring
 from graphmod.model import Model
 from graphmod.model.initializers import n_stored_bytes
 from graphmod.rewrite.draft import Draft
+from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.fuse import OPSET, Candidate, candidates
 from graphmod.rewrite.fusions import Bench
 from graphmod.rewrite.recipe import Edit, apply
-
-STANDARD = ("", "ai.onnx")
 
 
 class Evidence:

@@ -9,8 +9,9 @@ import numpy as np
 
 from graphmod.data import fixed_batch
 from graphmod.model import Model
+from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.recipe import Edit
-from graphmod.rewrite.smells.evidence import STANDARD, Evidence, counted, quoted, stored
+from graphmod.rewrite.smells.evidence import Evidence, counted, quoted, stored
 from graphmod.rewrite.smells.registry import Finding, smell
 
 OPSET = 13

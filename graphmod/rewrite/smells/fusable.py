@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import onnx
 
+from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.fuse import Candidate
 from graphmod.rewrite.recipe import Edit
-from graphmod.rewrite.smells.evidence import STANDARD, Evidence, counted, quoted
+from graphmod.rewrite.smells.evidence import Evidence, counted, quoted
 from graphmod.rewrite.smells.registry import Finding, smell
 
 

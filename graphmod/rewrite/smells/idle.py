@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import onnx
 
 from graphmod.graph.wiring import domain_of
+from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.recipe import Edit
-from graphmod.rewrite.smells.evidence import STANDARD, Evidence, counted, quoted, stored
+from graphmod.rewrite.smells.evidence import Evidence, counted, quoted, stored
 from graphmod.rewrite.smells.registry import Finding, smell
 
 VARIADIC = onnx.defs.OpSchema.FormalParameterOption.Variadic

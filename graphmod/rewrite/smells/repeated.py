@@ -9,9 +9,10 @@ from onnx import NodeProto
 
 from graphmod.graph.fingerprint import attribute_key
 from graphmod.model import Model
+from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.recipe import Edit
 from graphmod.rewrite.simplify import FOLDED, GROWTH, KEPT, LIMIT, RANDOM
-from graphmod.rewrite.smells.evidence import STANDARD, Evidence, counted, quoted
+from graphmod.rewrite.smells.evidence import Evidence, counted, quoted
 from graphmod.rewrite.smells.registry import Finding, smell
 
 
