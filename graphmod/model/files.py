@@ -19,15 +19,13 @@ from onnx.external_data_helper import uses_external_data
 
 from graphmod.errors import NotWritableError
 from graphmod.model import initializers
+from graphmod.model.stored import Stored, sample_of
 
 ALIGNMENT = 4096
 """External values start at multiples of this many bytes, so that they can be memory-mapped."""
 
 _NO_COPY = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 """Errors that say that the kernel cannot copy here, not that copying failed."""
-
-_SAMPLE = 4096
-"""Bytes at either end and in the middle of a tensor that the name of its data file depends on."""
 
 _Place = tuple[Path, int, int]
 """File, offset and length of external values."""
@@ -132,12 +130,7 @@ def _fingerprint(parts: Iterable[_Part]) -> str:
     sha = hashlib.sha256()
     for part in parts:
         sha.update(f"{part.start} {part.length};".encode())
-        if part.place is None:
-            sha.update(next(iter(initializers.raw_chunks(part.tensor, None)), b"")[:_SAMPLE])
-            continue
-        path, offset, length = part.place
-        for start in sorted({0, length // 2, max(0, length - _SAMPLE)}):
-            sha.update(b"".join(initializers.read_chunks(path, offset + start, min(_SAMPLE, length - start))))
+        sha.update(Stored(part.tensor).sample() if part.place is None else sample_of(*part.place))
     return sha.hexdigest()
 
 

@@ -87,13 +87,7 @@ class Stored:
         if self._place is None:
             inside = inner_bytes(self.tensor)
             return b"".join(inside[start : start + n] for start, n in _pieces(len(inside)))
-        path, offset, length = self._place
-        found = []
-        with path.open("rb", buffering=0) as stream:
-            for start, n in _pieces(length):
-                stream.seek(offset + start)
-                found.append(stream.read(n))
-        return b"".join(found)
+        return sample_of(*self._place)
 
     def numbers(self, count: int = CHUNK // 32) -> Iterator[Numbers]:
         """Yield the scalars in the order of rows, ``count`` at a time, as float64 (complex ones as complex128)."""
@@ -112,6 +106,16 @@ class Stored:
     @property
     def _is_packed(self) -> bool:
         return self.dtype.name in ("int4", "uint4", "int2", "uint2", "float4_e2m1fn")
+
+
+def sample_of(path: Path, offset: int, length: int) -> bytes:
+    """Return all bytes of a short part of a file, pieces of a long one."""
+    found = []
+    with path.open("rb", buffering=0) as stream:
+        for start, n in _pieces(length):
+            stream.seek(offset + start)
+            found.append(stream.read(n))
+    return b"".join(found)
 
 
 def _pieces(length: int) -> list[tuple[int, int]]:
