@@ -8,7 +8,7 @@ demo: $(INSTALLED)
 	$(BIN)/graphmod demo --out out
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -168,18 +168,21 @@ class Dequantize:
         return np.multiply(wide, self._along(self.scale, array), dtype=self.scale.dtype, casting="unsafe")
 
     def back(self, array: Array, old: Array) -> Array:
-        """Return the nearest quantized values.
+        """Return the nearest quantized values, rounded as what quantizes when the network runs rounds.
 
         Raises
         ------
         RefusedError
             A value lies so far outside what the scale can say that more than rounding would be lost.
         """
-        scale = self._along(self.scale, old).astype(np.float64)
-        levels = array.astype(np.float64) / np.where(scale == 0, 1, scale)
+        wide = np.float64 if old.dtype.itemsize > 2 else np.float32  # 32-bit levels need more digits than floats have
+        scale = self._along(self.scale, old).astype(wide)
+        ratio: Array = array.astype(wide) / np.where(scale == 0, 1, scale).astype(wide)
+        levels = ratio.astype(np.float64)
+        if "int" in old.dtype.name:
+            levels = np.round(levels)
         if self.zero is not None:
             levels = levels + self._along(self.zero, old).astype(np.float64)
-        whole = "int" in old.dtype.name
         low, high = (float(limit) for limit in _limits(old.dtype))
         if not np.isfinite(levels).all():
             raise RefusedError("a quantized weight has become infinite or no number; train with a smaller step")
@@ -189,7 +192,7 @@ class Dequantize:
                 f"training moved quantized weights {beyond:.0f} steps beyond what their scale can say "
                 f"({low:.0f} to {high:.0f}); let write_back cut them off there (saturate=True), or train them less far"
             )
-        return np.clip(np.round(levels) if whole else levels, low, high).astype(old.dtype)
+        return np.clip(levels, low, high).astype(old.dtype)
 
     def shape_there(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape as it is."""

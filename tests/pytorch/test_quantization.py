@@ -22,7 +22,8 @@ from graphmod.model import load
 from graphmod.pytorch import to_torch, write_back
 from graphmod.pytorch.levels import as_integers
 from graphmod.pytorch.operators.integer import requantize
-from graphmod.pytorch.operators.quantization import dequantize, quantize
+from graphmod.pytorch.operators.quantization import dequantize, limits_of, quantize
+from graphmod.pytorch.steps import Dequantize
 
 rng = np.random.default_rng(0)
 
@@ -411,6 +412,19 @@ def test_quantized_products_equal_onnx_runtime_and_train(case, x_kind, w_kind, p
     assert [name for name in model.initializers if model.initializers[name] != changed.initializers[name]] == [
         name for name in model.initializers if name in names
     ]
+
+
+@pytest.mark.parametrize("kind", [I8, U8, np.int16])
+def test_halves_are_written_as_the_network_rounds_them(kind):
+    scale = rng.uniform(0.002, 0.01, 50).astype(F32)
+    zero = whole(kind, 50) // 4
+    old = whole(kind, 50, 101)
+    low, high = max(np.iinfo(kind).min, -200), min(np.iinfo(kind).max, 200)
+    halves = np.linspace(low, high - 1, 101).round() + 0.5 - zero[:, None]
+    weights = (halves * scale[:, None]).astype(F32)
+    for array in (weights, np.nextafter(weights, F32(np.inf)), np.nextafter(weights, F32(-np.inf))):
+        levels = quantize(*map(torch.from_numpy, (array, scale, zero)), axis=0, limits=limits_of(np.dtype(kind)))
+        np.testing.assert_array_equal(Dequantize(scale, zero, 0, 0).back(array, old), levels.numpy())
 
 
 INTEGER = {
