@@ -179,10 +179,13 @@ class Dequantize:
         scale = self._along(self.scale, old).astype(wide)
         ratio: Array = array.astype(wide) / np.where(scale == 0, 1, scale).astype(wide)
         levels = ratio.astype(np.float64)
-        if "int" in old.dtype.name:
+        zero = np.zeros((), old.dtype) if self.zero is None else self._along(self.zero, old)
+        whole, shifts_whole = ("int" in array.dtype.name for array in (old, zero))
+        if whole and shifts_whole:  # a half is rounded before it is shifted
             levels = np.round(levels)
-        if self.zero is not None:
-            levels = levels + self._along(self.zero, old).astype(np.float64)
+        levels = levels + zero.astype(np.float64)
+        if whole:
+            levels = np.round(levels)
         low, high = (float(limit) for limit in _limits(old.dtype))
         if not np.isfinite(levels).all():
             raise RefusedError("a quantized weight has become infinite or no number; train with a smaller step")
