@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from onnx import GraphProto, NodeProto
-
 from graphmod.graph.predicates import Check, Type, closest, readers_of, type_of_operator
 from graphmod.graph.select import BoundPattern, BoundStep, State, admits, bind_patterns
-from graphmod.model import Model
+from graphmod.model import Model, inner_operators, with_inner
 
 _SHOWN = 4
 """Names that a message lists before it only counts."""
@@ -181,21 +179,11 @@ def _in_bodies(pattern: BoundPattern, step: int, hidden: Sequence[tuple[Type, st
 def _hidden(model: Model) -> Iterator[tuple[Type, str]]:
     """Yield the types of the operators in bodies and in model-local functions, and where each is."""
     for place, operator in enumerate(model.operators):
-        for inner in _inside(body for attribute in operator.attribute for body in (attribute.g, *attribute.graphs)):
+        for inner in inner_operators(operator):
             yield type_of_operator(inner), f"a body of {_operator(model, place)}"
     for function in model.functions:
-        for operator in function.node:
+        for operator in with_inner(function.node):
             yield type_of_operator(operator), f"function '{function.domain}::{function.name}'"
-            for inner in _inside(body for attribute in operator.attribute for body in (attribute.g, *attribute.graphs)):
-                yield type_of_operator(inner), f"function '{function.domain}::{function.name}'"
-
-
-def _inside(bodies: Iterable[GraphProto]) -> Iterator[NodeProto]:
-    pending = list(bodies)
-    while pending:
-        for operator in pending.pop().node:
-            yield operator
-            pending += (body for attribute in operator.attribute for body in (attribute.g, *attribute.graphs))
 
 
 def _types(bound: BoundStep) -> str:

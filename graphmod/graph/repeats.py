@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from graphmod.graph.fingerprint import attribute_key, digest, operator_hashes
 from graphmod.graph.scope import common_scope, scope_parts
-from graphmod.model import Model
+from graphmod.model import Model, has_bodies
 
 Places = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -127,7 +127,7 @@ class _Runs:
                 if _is_constant(operator)
                 else labels[place]
             )
-            self.free[i] = not any(a.HasField("g") or a.graphs for a in operator.attribute)
+            self.free[i] = not has_bodies(operator)
             for slot, tensor in enumerate(operator.input):
                 source = model.producer.get(tensor)
                 if source is None and (not tensor or tensor in self.fixed):

@@ -1,5 +1,6 @@
 """An ONNX model in memory: load, run, save; names, metadata and weights kept."""
 
+from graphmod.model.bodies import bodies, has_bodies, inner_operators, own_bodies, with_inner
 from graphmod.model.files import check_writable, replace_file
 from graphmod.model.initializers import copy_without
 from graphmod.model.loading import external_files, load
@@ -13,13 +14,18 @@ __all__ = [
     "Model",
     "TensorType",
     "as_networkx",
+    "bodies",
     "check_writable",
     "consumed",
     "copy_without",
     "edits_of",
     "external_files",
+    "has_bodies",
+    "inner_operators",
     "load",
+    "own_bodies",
     "record",
     "replace_file",
     "run_bound",
+    "with_inner",
 ]

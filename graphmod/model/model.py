@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from graphmod.errors import InvalidDataError, InvalidModelError
 from graphmod.model import files, initializers, session
+from graphmod.model.bodies import with_inner
 from graphmod.model.view import as_networkx, consumed, operator_names
 
 if TYPE_CHECKING:
@@ -497,13 +498,11 @@ def _checkable(proto: ModelProto, folder: Path | None) -> ModelProto:
     bare = initializers.without_large_values(proto, folder)
     initializers.drop_large_inner_values(bare, dims=False)
     opset = max((entry.version for entry in bare.opset_import if entry.domain in ("", "ai.onnx")), default=1)
-    pending = list(bare.graph.node)
-    unknown = []
-    while pending:
-        operator = pending.pop()
-        pending += [inner for a in operator.attribute for body in (a.g, *a.graphs) for inner in body.node]
-        if operator.domain in ("", "ai.onnx") and not onnx.defs.has(operator.op_type, opset, ""):
-            unknown.append(operator)
+    unknown = [
+        operator
+        for operator in with_inner(bare.graph.node)
+        if operator.domain in ("", "ai.onnx") and not onnx.defs.has(operator.op_type, opset, "")
+    ]
     for operator in unknown:
         operator.domain = UNKNOWN
     if unknown:

@@ -30,6 +30,7 @@ from onnx import (
 
 from graphmod.errors import RefusedError
 from graphmod.model import initializers
+from graphmod.model.bodies import with_inner
 from graphmod.model.initializers import copy_without
 from graphmod.model.model import Model
 from graphmod.model.record import edits_of, record
@@ -200,7 +201,7 @@ class _Writer:
         versions |= {one.domain: one.version for one in self._graph.import_domains or ()}
         if self._graph.opset != self._memory.opset:
             versions["ai.onnx" if "ai.onnx" in versions else ""] = self._graph.opset
-        for domain in {one.domain for one in _all_operators(proto.graph.node)}:
+        for domain in {one.domain for one in with_inner(proto.graph.node)}:
             if domain not in versions and not (domain in ("", "ai.onnx") and {"", "ai.onnx"} & versions.keys()):
                 versions[domain] = 1
         for one in proto.opset_import:
@@ -512,11 +513,3 @@ def _in_order(operators: list[NodeProto]) -> list[NodeProto]:
             if not waits[reader]:
                 heapq.heappush(ready, reader)
     return found if len(found) == len(operators) else operators
-
-
-def _all_operators(operators: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    pending = list(operators)
-    while pending:
-        operator = pending.pop()
-        yield operator
-        pending += [inner for a in operator.attribute for body in (a.g, *a.graphs) for inner in body.node]

@@ -8,7 +8,7 @@ branch. Operators go by their first output, so that an address outlives edits el
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from graphmod.errors import RefusedError
+from graphmod.model import with_inner
 
 Array = NDArray[np.generic]
 Address = tuple[str, ...]
@@ -105,20 +106,9 @@ def marked(message: NodeProto | TensorProto) -> Address | None:
 
 def operators_of(proto: ModelProto) -> Iterator[NodeProto]:
     """Yield all operators of a model, those of bodies and functions included."""
-    yield from with_bodies(proto.graph.node)
+    yield from with_inner(proto.graph.node)
     for function in proto.functions:
-        yield from with_bodies(function.node)
-
-
-def with_bodies(operators: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yield operators and all that their bodies hold."""
-    pending = list(operators)
-    while pending:
-        operator = pending.pop()
-        yield operator
-        for attribute in operator.attribute:
-            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
-                pending.extend(body.node)
+        yield from with_inner(function.node)
 
 
 _NUMBERS: dict[int, tuple[str, type[np.generic]]] = {

@@ -19,8 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from torch import Tensor, fx, nn
 
 from graphmod.errors import RefusedError, UnsupportedOperatorError
-from graphmod.model import Model, consumed, load
-from graphmod.pytorch.address import with_bodies
+from graphmod.model import Model, consumed, load, with_inner
 from graphmod.pytorch.binding import Weight
 from graphmod.pytorch.constants import Constants
 from graphmod.pytorch.dtypes import HALF, has_tensor, numpy_dtype, torch_dtype
@@ -129,7 +128,7 @@ def _refuse_missing(program: Program) -> None:
         raise UnsupportedOperatorError(f"initializer '{name}' is sparse, which is not supported; make it dense")
     missing = []
     known: dict[tuple[str, str], bool] = {}
-    for operator in with_bodies(program.main.operators):
+    for operator in with_inner(program.main.operators):
         kind = (domain_of(operator.domain), operator.op_type)
         if kind not in known:
             opset = program.opset_of(operator)

@@ -18,12 +18,12 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
-from graphmod.model import RECORD, Model, consumed
+from graphmod.model import RECORD, Model, consumed, with_inner
 from graphmod.model.initializers import tensors
 from graphmod.model.model import type_of
 from graphmod.rewrite.draft import Draft, tensor_names
 from graphmod.rewrite.graft import raise_format
-from graphmod.rewrite.names import Call, graphs, key_of, rename_calls, rename_tensors, with_inner
+from graphmod.rewrite.names import Call, graphs, key_of, rename_calls, rename_tensors
 from graphmod.rewrite.opsets import with_one_opset
 from graphmod.rewrite.split import any_random
 from graphmod.rewrite.tensors import tensor_type_of
@@ -351,7 +351,7 @@ def _constants(proto: ModelProto) -> dict[str, bytes]:
             found.pop(value.name, None)
     for operator in graph.node:
         read = list(consumed(operator))
-        steady = all(name in found for name in read) and not any_random([[operator]])
+        steady = all(name in found for name in read) and not any_random([operator])
         if steady and functions.isdisjoint(key_of(inner) for inner in with_inner([operator])):
             content = _hash(operator, *(found[name] for name in read))
             found.update((name, content) for name in operator.output if name)

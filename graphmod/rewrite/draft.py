@@ -15,7 +15,7 @@ from onnx.helper import make_tensor_value_info
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, common_scope, scope_parts
-from graphmod.model import Model, consumed, copy_without
+from graphmod.model import Model, bodies, consumed, copy_without
 from graphmod.model.initializers import values
 
 Array = NDArray[np.generic]
@@ -331,16 +331,6 @@ def _drop(entries: Any, is_dead: Callable[[Any], bool]) -> None:
             del entries[start:stop]
         if not flags[start]:
             stop = start
-
-
-def bodies(operator: NodeProto) -> Iterator[GraphProto]:
-    """Yield the subgraphs of an operator, those of operators inside them included."""
-    pending = [operator]
-    while pending:
-        for attribute in pending.pop().attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield body
-                pending.extend(body.node)
 
 
 def _rename_reads(operator: NodeProto, old: str, new: str) -> None:

@@ -10,8 +10,8 @@ from onnx import NodeProto, TensorProto
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import common_scope, scope_parts
-from graphmod.model import Model, consumed
-from graphmod.rewrite.draft import Draft, bodies
+from graphmod.model import Model, bodies, consumed
+from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.graft import annotate, renamed, set_scope
 from graphmod.rewrite.region import Place, carrying_tensors, check_passes_through, find_region, inside
 from graphmod.rewrite.split import any_random
@@ -114,7 +114,7 @@ def _owned(model: Model, draft: Draft, block: Iterable[NodeProto]) -> _Owned:
     stored = {**model.initializers, **sparse}
     constant, trained = set(stored), {name for name, t in stored.items() if t.data_type not in _NEVER_TRAINED}
     for operator, reads in zip(model.operators, model.reads, strict=True):
-        if constant.issuperset(reads) and not any_random([[operator]]):
+        if constant.issuperset(reads) and not any_random([operator]):
             constant.update(operator.output)
             if not trained.isdisjoint(reads) or _holds_a_weight(operator):
                 trained.update(name for name in operator.output if name)

@@ -10,9 +10,10 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
-from graphmod.model import Model
+from graphmod.model import Model, with_inner
 from graphmod.rewrite.draft import Draft, tensor_names
-from graphmod.rewrite.names import Call, key_of, rename_calls, rename_tensors, with_inner
+from graphmod.rewrite.names import Call, key_of, rename_calls, rename_tensors
+from graphmod.rewrite.opsets import converted
 from graphmod.rewrite.tensors import tensor_type_of
 
 FUNCTIONS_SINCE = 8
@@ -154,15 +155,7 @@ def adapted(part: Model, host: Model) -> Model:
     told = f"the other model has operator set {part.opset}, this one {host.opset}"
     if part.functions or part._proto.graph.sparse_initializer:
         raise RefusedError(f"{told}, and models with functions or sparse initializers cannot be converted")
-    try:
-        proto = onnx.version_converter.convert_version(part.proto(), host.opset)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RefusedError(f"{told}, and onnx.version_converter cannot convert it: {reason}") from error
-    scopes = {operator.output[0]: operator.metadata_props for operator in part.operators if operator.output}
-    for operator in proto.graph.node:  # the converter drops metadata
-        operator.metadata_props.extend(scopes.get(operator.output[0], ()))
-    return Model(proto)
+    return converted(part, host.opset, told)
 
 
 def _changed(part: Model, opset: int) -> list[str]:

@@ -17,8 +17,8 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
-from graphmod.model import Model, copy_without
-from graphmod.rewrite.names import Call, key_of, rename_tensors, with_inner
+from graphmod.model import Model, copy_without, own_bodies, with_inner
+from graphmod.rewrite.names import Call, key_of, rename_tensors
 from graphmod.rewrite.verb import verb
 
 ORIGINALS = "graphmod.outlined"
@@ -167,7 +167,7 @@ def _carry(bare: ModelProto, flat: GraphProto, chosen: set[Key]) -> None:
         for operator in before.node:
             size = sizes.get(key_of(operator))
             if size is None:
-                pending.extend(zip(_own_bodies(operator), _own_bodies(next(made)), strict=True))
+                pending.extend(zip(own_bodies(operator), own_bodies(next(made)), strict=True))
                 continue
             inlined = [next(made) for _ in range(size)]
             told = _originals(operator, inlined)
@@ -176,11 +176,6 @@ def _carry(bare: ModelProto, flat: GraphProto, chosen: set[Key]) -> None:
                 if told:
                     names.restore(one, told[i])
     names.apply()
-
-
-def _own_bodies(operator: NodeProto) -> list[GraphProto]:
-    """Return the subgraphs of an operator, without those in them."""
-    return [body for a in operator.attribute for body in (*([a.g] if a.HasField("g") else []), *a.graphs)]
 
 
 def _sizes(functions: Mapping[Call, FunctionProto]) -> dict[Call, int]:

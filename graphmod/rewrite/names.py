@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from onnx import FunctionProto, GraphProto, NodeProto
 
-from graphmod.rewrite.draft import bodies
+from graphmod.model import bodies, with_inner
 
 Call = tuple[str, str, str]
 """Domain, name and overload of a function."""
@@ -17,13 +17,6 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
     yield graph
     for operator in graph.node:
         yield from bodies(operator)
-
-
-def with_inner(operators: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yield operators, each followed by those in its subgraphs."""
-    for operator in operators:
-        yield operator
-        yield from (inner for body in bodies(operator) for inner in body.node)
 
 
 def rename_tensors(graph: GraphProto, names: Mapping[str, str]) -> None:

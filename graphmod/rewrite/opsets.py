@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx
 from onnx import ModelProto, NodeProto
 
 from graphmod.errors import InvalidModelError, RefusedError
-from graphmod.model import Model
+from graphmod.model import Model, inner_operators, with_inner
 from graphmod.model.initializers import without_large_values
-from graphmod.rewrite.draft import bodies
 from graphmod.rewrite.element_types import STANDARD
 
 
@@ -41,8 +40,8 @@ def _raised(model: Model, highest: dict[str, int]) -> Model:
     if not lower:
         return model
     for domain, version in lower.items():
-        inner = [op for operator in model.operators for op in _inside(operator)]
-        inner += [op for function in model.functions for outer in function.node for op in (outer, *_inside(outer))]
+        inner = [op for operator in model.operators for op in inner_operators(operator)]
+        inner += [op for function in model.functions for op in with_inner(function.node)]
         changed = _changed(inner, domain, version, highest[domain])
         main = _changed(model.operators, domain, version, highest[domain])
         told = f"a model has version {version} of operator set '{domain or 'ai.onnx'}', another {highest[domain]}"
@@ -54,15 +53,11 @@ def _raised(model: Model, highest: dict[str, int]) -> Model:
                 "with one version"
             )
         if main:
-            model = _converted(model, version, highest[domain], told)
+            model = converted(model, highest[domain], told)
     proto = model.editable()
     for entry in proto.opset_import:
         entry.version = highest["" if entry.domain in STANDARD else entry.domain]
     return Model(proto, model.folder)
-
-
-def _inside(operator: NodeProto) -> Iterator[NodeProto]:
-    return (inner for body in bodies(operator) for inner in body.node)
 
 
 def _changed(operators: Iterable[NodeProto], domain: str, low: int, high: int) -> list[NodeProto]:
@@ -78,12 +73,27 @@ def _means_the_same(op_type: str, domain: str, low: int, high: int) -> bool:
     return bool(before.since_version == after.since_version)
 
 
-def _converted(model: Model, low: int, high: int, told: str) -> Model:
-    """Let onnx rewrite the operators that mean something else; all others stay as they are, metadata included."""
+def converted(model: Model, to: int, told: str) -> Model:
+    """Let onnx bring a model to a version of ONNX's own operator set.
+
+    It rewrites the operators that mean something else in it; all others stay as they are, metadata included.
+
+    Parameters
+    ----------
+    model : Model
+    to : int
+    told : str
+        What a refusal begins with.
+
+    Raises
+    ------
+    RefusedError
+        The converter cannot do it.
+    """
     bare = without_large_values(model._proto, model.folder)
     try:
-        found = onnx.version_converter.convert_version(bare, high)
-    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        found = onnx.version_converter.convert_version(bare, to)
+    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RefusedError(
             f"{told}, and onnx.version_converter fails: {reason}; export both with one version"
@@ -96,7 +106,7 @@ def _converted(model: Model, low: int, high: int, told: str) -> Model:
     for operator in found.graph.node:
         old = before.get(tuple(operator.output))
         own = proto.graph.node.add()
-        if old is not None and old.op_type == operator.op_type and _means_the_same(old.op_type, "", low, high):
+        if old is not None and old.op_type == operator.op_type and _means_the_same(old.op_type, "", model.opset, to):
             own.CopyFrom(old)
         else:
             own.CopyFrom(operator)
@@ -108,7 +118,7 @@ def _converted(model: Model, low: int, high: int, told: str) -> Model:
     proto.graph.initializer.extend(t for t in found.graph.initializer if t.name not in known)
     for entry in proto.opset_import:
         if entry.domain in STANDARD:
-            entry.version = high
+            entry.version = to
     try:
         return model.derive(proto)
     except InvalidModelError as error:

@@ -7,17 +7,17 @@ reads what one makes reads what it was made from.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, SparseTensorProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from graphmod.model import Model
+from graphmod.model import Model, has_bodies, own_bodies
 from graphmod.model.initializers import LARGE, values
 from graphmod.rewrite.element_types import FLOATS, STANDARD, Formal, formals, runs, type_name
 from graphmod.rewrite.rounding import fits, retyped
@@ -134,15 +134,6 @@ def element_of(kind: TypeProto) -> int:
     return NO_TENSOR if kind.WhichOneof("value") else 0
 
 
-def bodies(operator: NodeProto) -> Iterator[tuple[AttributeProto, GraphProto]]:
-    """Yield the graphs that an operator holds as attributes."""
-    for attribute in operator.attribute:
-        if attribute.HasField("g"):
-            yield attribute, attribute.g
-        for body in attribute.graphs:
-            yield attribute, body
-
-
 class Plan:
     """Which type every tensor of a model gets.
 
@@ -208,7 +199,7 @@ class Plan:
         """Add the bodies of an operator to the scopes."""
         operator, inferred = scope.graph.node[place], scope.inferred.node[place]
         old = [scope.type_of(name) for name in operator.input]
-        for (_, body), (_, known) in zip(bodies(operator), bodies(inferred), strict=True):
+        for body, known in zip(own_bodies(operator), own_bodies(inferred), strict=True):
             inner = Scope(body, known, scope, choice.kept)
             self._define(inner, (), old[len(old) - len(body.input) :] if body.input else [])
             self.scopes.append(inner)
@@ -249,17 +240,17 @@ class Plan:
     def _choose(self, scope: Scope, operator: NodeProto, reads: tuple[int, ...], makes: tuple[int, ...]) -> Choice:
         as_it_is = Choice(reads, makes, kept=True)
         named = [kind for name, kind in zip((*operator.input, *operator.output), (*reads, *makes), strict=True) if name]
-        has_bodies = any(True for _ in bodies(operator))
+        nests = has_bodies(operator)
         told = formals(operator, self.opsets)
-        if not has_bodies and FLOATS_SET.isdisjoint(named):
+        if not nests and FLOATS_SET.isdisjoint(named):
             return Choice(reads, makes)
-        if told is None or NO_TENSOR in named or (0 in named and not has_bodies):
+        if told is None or NO_TENSOR in named or (0 in named and not nests):
             return as_it_is
         wanted = tuple(self._admitted(kind, formal) for kind, formal in zip(reads, told[0], strict=True))
         made = tuple(self._admitted(kind, formal) for kind, formal in zip(makes, told[1], strict=True))
         if operator.op_type.endswith("LayerNormalization"):
             made = (*made[:1], *makes[1:])  # the statistics come in the type that stash_type says
-        if has_bodies:
+        if nests:
             possible = operator.op_type in _WITH_BODIES and all(map(self._is_new, (*wanted, *made)))
             return Choice(wanted, made) if possible else as_it_is
         if operator.op_type == "Range" or self._counts(scope, operator, makes):

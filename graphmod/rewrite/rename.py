@@ -16,9 +16,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorShapeProto, TypeProto,
 
 from graphmod.errors import RefusedError
 from graphmod.graph.scope import GRAPHMOD_SCOPE, scope
-from graphmod.model import Model
+from graphmod.model import Model, with_inner
 from graphmod.rewrite.draft import claim, tensor_names
-from graphmod.rewrite.names import graphs, rename_tensors, with_inner
+from graphmod.rewrite.names import graphs, rename_tensors
 from graphmod.rewrite.verb import verb
 
 Mapped = dict[str, str]

@@ -18,11 +18,11 @@ from graphmod.errors import RefusedError
 from graphmod.graph import find
 from graphmod.graph.scope import GRAPHMOD_SCOPE
 from graphmod.graph.scope import scope as scope_of
-from graphmod.model import Model, consumed, copy_without
+from graphmod.model import Model, consumed, copy_without, own_bodies
 from graphmod.model.initializers import embed_all, inner_tensors, values
 from graphmod.rewrite.draft import claim
 from graphmod.rewrite.element_types import FLOATS
-from graphmod.rewrite.precision import Choice, Plan, Scope, bodies, element_of, with_types
+from graphmod.rewrite.precision import Choice, Plan, Scope, element_of, with_types
 from graphmod.rewrite.rounding import retyped
 from graphmod.rewrite.verb import verb
 
@@ -102,7 +102,7 @@ def _floats_beside(model: Model, element: int) -> Iterator[bool]:
         kinds = (element_of(value.type) for value in (*graph.value_info, *graph.input, *graph.output))
         yield from (kind in FLOATS and kind != element for kind in kinds)
         yield from (tensor.data_type in FLOATS and tensor.data_type != element for tensor in graph.initializer)
-        pending += [body for operator in graph.node for _, body in bodies(operator)]
+        pending += [body for operator in graph.node for body in own_bodies(operator)]
 
 
 _ELEMENTS = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "float32": TensorProto.FLOAT}
@@ -219,7 +219,7 @@ class _Writer:
             fresh.input[i] = self._version(scope, name, element) if name else ""
         for i, (name, element) in enumerate(zip(operator.output, makes, strict=True)):
             fresh.output[i] = self._version(scope, name, element) if name else ""
-        for _, body in bodies(fresh):
+        for body in own_bodies(fresh):
             body.CopyFrom(next(bodies_left))
         return fresh
 

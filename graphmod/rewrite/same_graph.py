@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from graphmod.errors import RefusedError
+from graphmod.model import with_inner
 from graphmod.model.model import TensorType, type_of
 from graphmod.rewrite.names import Call, key_of
 
@@ -136,16 +137,13 @@ def _variances(operators: Iterable[NodeProto], within: Mapping[Call, Sequence[in
     """Return the tensors that a BatchNormalization reads as its variance, through Identity and functions too."""
     found: set[str] = set()
     copies: dict[str, str] = {}
-    pending = [operators]
-    while pending:
-        for operator in pending.pop():
-            if operator.op_type == "BatchNormalization" and len(operator.input) == 5:
-                found.add(operator.input[4])
-            elif operator.op_type == "Identity":
-                copies[operator.output[0]] = operator.input[0]
-            numbers = within.get(key_of(operator), ())
-            found.update(operator.input[i] for i in numbers if i < len(operator.input))
-            pending += [body.node for a in operator.attribute for body in (a.g, *a.graphs) if body.node]
+    for operator in with_inner(operators):
+        if operator.op_type == "BatchNormalization" and len(operator.input) == 5:
+            found.add(operator.input[4])
+        elif operator.op_type == "Identity":
+            copies[operator.output[0]] = operator.input[0]
+        numbers = within.get(key_of(operator), ())
+        found.update(operator.input[i] for i in numbers if i < len(operator.input))
     fresh = found
     while fresh:
         fresh = {copies[name] for name in fresh if name in copies} - found

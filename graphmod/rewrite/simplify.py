@@ -29,7 +29,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from graphmod.errors import InvalidDataError, InvalidModelError, RefusedError
 from graphmod.graph.fingerprint import attribute_key
 from graphmod.graph.shape_values import Values, shape_values
-from graphmod.model import Model, TensorType, copy_without
+from graphmod.model import Model, TensorType, copy_without, has_bodies
 from graphmod.model.initializers import embed_all, tensors
 from graphmod.model.stored import Stored
 from graphmod.rewrite.draft import Draft
@@ -131,7 +131,7 @@ def _is_standard(operator: NodeProto, opset: int) -> bool:
         operator.domain in ("", "ai.onnx")
         and operator.op_type not in RANDOM
         and onnx.defs.has(operator.op_type, opset, "")
-        and not any(a.HasField("g") or a.graphs for a in operator.attribute)
+        and not has_bodies(operator)
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from graphmod.model import Model, TensorType
+from graphmod.model import Model, TensorType, has_bodies
 from graphmod.model.initializers import LARGE, values
 from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.simplify import RANDOM
@@ -77,8 +77,7 @@ class Sizes:
                 self.values[operator.output[0]] = np.array(part, np.int64)
 
     def _follows_from_values(self, operator: NodeProto, given: list[str]) -> bool:
-        has_bodies = any(attribute.HasField("g") or attribute.graphs for attribute in operator.attribute)
-        if has_bodies or operator.domain not in STANDARD or operator.op_type in RANDOM:
+        if has_bodies(operator) or operator.domain not in STANDARD or operator.op_type in RANDOM:
             return False
         return all(name in self.values for name in given) and self._stays_small(operator)
 

@@ -20,7 +20,7 @@ from onnx import NodeProto
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import Block, boundaries
 from graphmod.graph.costs import cost
-from graphmod.model import Model, copy_without
+from graphmod.model import Model, copy_without, with_inner
 from graphmod.model.session import run
 from graphmod.rewrite.simplify import RANDOM
 from graphmod.rewrite.tensors import declarations, named_tensors
@@ -264,24 +264,21 @@ class _Plan:
 
 def _constant_operators(model: Model) -> set[int]:
     """Return the places of operators that depend on no input and give the same each time."""
-    calls = [function.name for function in model.functions] if any_random(f.node for f in model.functions) else []
+    calls = (
+        [function.name for function in model.functions]
+        if any_random(op for f in model.functions for op in f.node)
+        else []
+    )
     known = model.initializers.keys() | {t.values.name for t in model._proto.graph.sparse_initializer}
     found = set()
     for place, operator in enumerate(model.operators):
-        steady = not any_random([[operator]], calls)
+        steady = not any_random([operator], calls)
         if steady and all(name in known or model.producer.get(name) in found for name in model.reads[place]):
             found.add(place)
     return found
 
 
-def any_random(lists: Iterable[Iterable[NodeProto]], calls: Iterable[str] = ()) -> bool:
+def any_random(operators: Iterable[NodeProto], calls: Iterable[str] = ()) -> bool:
     """Whether an operator, or one in a subgraph, may give something else each time, as functions in ``calls`` do."""
     unsteady = _UNSTEADY.union(calls)
-    pending = list(lists)
-    while pending:
-        for operator in pending.pop():
-            if operator.op_type in unsteady:
-                return True
-            for attribute in operator.attribute:
-                pending += [body.node for body in (attribute.g, *attribute.graphs) if body.node]
-    return False
+    return any(operator.op_type in unsteady for operator in with_inner(operators))

@@ -10,8 +10,7 @@ from onnx import TensorProto, TypeProto, ValueInfoProto
 
 from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.graph import Block, blocks, find
-from graphmod.model import Model
-from graphmod.rewrite.draft import bodies
+from graphmod.model import Model, inner_operators
 
 _WRAPPED = re.compile(r"(seq|optional)\((.*)\)")
 _TENSOR = re.compile(r"tensor\((\w+)\)")
@@ -79,8 +78,7 @@ def _inside(model: Model) -> dict[str, str]:
     """Return the tensors that subgraphs make, and the operator of the main graph that each is in."""
     found: dict[str, str] = {}
     for name, operator in zip(model.operator_names, model.operators, strict=True):
-        inside = (inner for body in bodies(operator) for inner in body.node)
-        found.update((made, name) for inner in inside for made in inner.output if made)
+        found.update((made, name) for inner in inner_operators(operator) for made in inner.output if made)
     return found
 
 

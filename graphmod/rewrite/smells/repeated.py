@@ -8,7 +8,7 @@ import onnx
 from onnx import NodeProto
 
 from graphmod.graph.fingerprint import attribute_key
-from graphmod.model import Model
+from graphmod.model import Model, has_bodies
 from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.recipe import Edit
 from graphmod.rewrite.simplify import FOLDED, GROWTH, KEPT, LIMIT, RANDOM
@@ -57,7 +57,7 @@ def _is_steady(operator: NodeProto, opset: int) -> bool:
         operator.domain in STANDARD
         and operator.op_type not in RANDOM
         and onnx.defs.has(operator.op_type, opset, "")
-        and not any(attribute.HasField("g") or attribute.graphs for attribute in operator.attribute)
+        and not has_bodies(operator)
     )
 
 
