@@ -92,13 +92,25 @@ def _misses(pattern: BoundPattern, hidden: Sequence[tuple[Type, str]]) -> Iterat
             failing = pattern.steps[step].failing(model, place)
             if failing:
                 yield _failed_checks(pattern, step, (), place, failing)
+    links = pattern.links()
+    whole = pattern.whole(links)
     paths: dict[State, tuple[int, ...]] = {}
-    for state, reached in pattern.links().items():
+    told: set[int] = set()
+    for state, reached in links.items():
         path = paths.setdefault(state, (state[1],))
         for later in reached:
             paths.setdefault(later, (*path, later[1]))
-        if not reached and not pattern.can_end(state[0]):
+        if not reached and state not in whole:
+            told.add(path[0])
             yield from _dead_end(pattern, state[0], path)
+    starts = pattern.following(-1)
+    for state in links:  # what ends where another start was told to end
+        if state[0] in starts and state not in whole and state[1] not in told:
+            end, path = state, (state[1],)
+            while links[end]:
+                end = links[end][0]
+                path += (end[1],)
+            yield from _dead_end(pattern, end[0], path)
     for step in range(len(pattern.steps)):
         yield from _absent(pattern, step)
         yield from _in_bodies(pattern, step, hidden)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -158,14 +158,19 @@ class BoundPattern:
             pending += fresh
         return links
 
+    def whole(self, links: Mapping[State, list[State]]) -> set[State]:
+        """Return the states from which the end is reached."""
+        found: set[State] = set()
+        for state in sorted(links, reverse=True):
+            if self.can_end(state[0]) or not found.isdisjoint(links[state]):
+                found.add(state)
+        return found
+
     def matches(self) -> list[tuple[int, ...]]:
         """Return the places of operators that fit, step after step."""
         links = self.links()
         ends = {step for step in range(len(self.steps)) if self.can_end(step)}
-        whole: set[State] = set()  # states from which the end is reached: nothing else is worth following
-        for state in sorted(links, reverse=True):
-            if state[0] in ends or not whole.isdisjoint(links[state]):
-                whole.add(state)
+        whole = self.whole(links)  # nothing else is worth following
         starts = self.following(-1)
         pending: list[tuple[int, tuple[int, ...]]] = [(step, (place,)) for step, place in whole if step in starts]
         found: set[tuple[int, ...]] = set()

@@ -142,6 +142,12 @@ def test_many_readers_are_only_counted():
     assert "Neg 'neg3' and 5 more, not by Tanh" in str(gm.explain(model, "Relu > Tanh")[1])
 
 
+def test_two_that_end_at_one_operator_are_both_told():
+    model = load([op("Neg", "x", "a", "n1"), op("Neg", "x", "b", "n2"), op("Add", "a b", "y", "sum")])
+    told = {miss.operators for miss in gm.explain(model, "Neg > Add > Neg")}
+    assert told == {("n1", "sum"), ("n2", "sum")}
+
+
 TYPES = ("Tanh", "Sigmoid", "Neg", "MatMul", "Add", "Concat", "Split", "Mul", "Reshape", "If", "Exp", "Softmax")
 
 
