@@ -85,8 +85,8 @@ def match(a: Wiring, b: Wiring) -> Matching:
     for level in (shaped, structure):
         matcher.grow(level)
     matcher.equal(shaped)
+    matcher.grow(types)
     for level in (structure, types):
-        matcher.grow(level)
         matcher.grow(level, ordered=True)
     for level in (weights, structure):
         matcher.equal(level)

@@ -37,6 +37,20 @@ def edited(a: gm.Model, edit) -> gm.Difference:
     return gm.diff(a, gm.load(proto))
 
 
+def test_a_changed_operator_beside_an_unread_twin():
+    make = helper.make_node
+    operators = [
+        make("Tanh", ["x"], ["a"], "first"), make("Exp", ["a"], ["b"], "read"), make("Exp", ["a"], ["c"], "unread"),
+        make("Add", ["a", "b"], ["y"], "last"),
+    ]  # fmt: skip
+    before = model(operators, {"x": [2]}, {"y": [2]})
+    after = before.proto()
+    after.graph.node[1].attribute.append(helper.make_attribute("planted", 0.5))
+    found = gm.diff(before, gm.load(disguise(after)))
+    assert kinds(found) == {"changed"}
+    assert [change.name for change in found.changed] == ["read"]
+
+
 # -- networks
 
 

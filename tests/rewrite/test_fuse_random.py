@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from handmade import model
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from random_graphs import random_graphs
@@ -196,6 +196,11 @@ def check(network):
         name: np.random.default_rng(1).normal(size=[2 if isinstance(d, str) else d for d in kind.shape]).astype("f4")
         for name, kind in network.inputs.items()
     }
+    try:
+        network.run(feeds)
+    except gm.InvalidModelError as error:  # its optimiser puts two Pads into one AveragePool, and then refuses that
+        assume("Pad should be smaller than kernel" not in str(error))
+        raise
     errors = difference(network, found, feeds)
     assert max(errors.values()) <= 1e-5, errors
     assert all(one.reason for one in why_not(found))
