@@ -177,10 +177,15 @@ def demo_network(seed: int = 0) -> Network:
             held = f"{path}.weight_bias" if kind == "bias" and path != "fc" else name
             parameter.copy_(torch.from_numpy(values[held].copy()))
     network = Network("demo", seed, module.eval(), model, gm.demo.splits(), epochs=30)
-    expected, found = predict(model, network.data.test), _logits(module, network.data.test).numpy()
-    if np.abs(expected - found).max() > 1e-4 * np.abs(expected).max():
-        raise ValueError("the torch module does not compute what the demo network does")
+    _check_same(network.model, network.module, network.data.test)
     return network
+
+
+def _check_same(model: gm.Model, module: nn.Module, data: gm.Data) -> None:
+    """Refuse a model and a module of which ONNX Runtime and torch do not compute the same to 1e-4 of scale."""
+    expected, found = predict(model, data), _logits(module, data).numpy()
+    if np.abs(expected - found).max() > 1e-4 * np.abs(expected).max():
+        raise ValueError("the torch module does not compute what the ONNX model does")
 
 
 def export(module: nn.Module, example: Tensor) -> gm.Model:
@@ -373,6 +378,7 @@ def measure(network: Network, model: gm.Model, module: nn.Module) -> Row:
     module : nn.Module
         The same network; trained in place.
     """
+    _check_same(model, module.eval(), network.data.test[:200])
     cost, whole = gm.graph.cost(model), gm.graph.cost(network.model)
     row: Row = {"macs": cost.macs, "weights": cost.weights}
     row |= {"macs share": cost.macs / whole.macs, "weights share": cost.weights / whole.weights}
