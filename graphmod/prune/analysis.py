@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from onnx import NodeProto
 
 from graphmod.model import Model, consumed
@@ -170,15 +169,13 @@ class _Analysing:
         try:
             if rule is None:
                 raise Uncoupled(f"{site} has no coupling rule")
-            for tensor in filter(None, operator.output):
-                site.made(list(operator.output).index(tensor))
             made = rule(site)
         except Uncoupled as why:
             self._keep_all(operator, str(why))
             applied, made = None, []
         for tensor, axes in zip(operator.output, made, strict=False):
             if tensor and axes is not None:
-                self.axes[tensor] = axes
+                self.axes[tensor] = list(axes)
         self.produced += [Produced(name, labels) for labels in produced]
         if operator.op_type not in RANDOM and all(tensor in self.constant for tensor in consumed(operator)):
             self.constant.update(operator.output)

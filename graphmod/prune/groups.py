@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from graphmod.model import Model
 from graphmod.prune.analysis import Analysis, analyse
 from graphmod.prune.labels import Labels
+from graphmod.prune.site import Array
 
 Units = NDArray[np.int64]
 
@@ -131,7 +133,8 @@ class Groups:
         """Return the number of groups."""
         return len(self.groups)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Group]:
+        """Yield the groups."""
         return iter(self.groups)
 
     def __getitem__(self, name: str) -> Group:
@@ -141,6 +144,16 @@ class Groups:
     @cached_property
     def _named(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
+
+    def weight(self, tensor: str) -> Array | None:
+        """Return the value of a float initializer or Constant; None of other constants."""
+        kind = self.model.constants.get(tensor)
+        if kind is None or not kind.is_float:
+            return None
+        if tensor in self.model.initializers:
+            return self.model.initializer(tensor)
+        operator = self.model.operators[self.model.producer[tensor]]
+        return next((numpy_helper.to_array(a.t) for a in operator.attribute if a.name == "value" and a.t.dims), None)
 
     @property
     def n_units(self) -> int:

@@ -18,7 +18,7 @@ Axes = list[Labels]
 """The labels of all axes of a tensor."""
 
 
-class Uncoupled(Exception):  # noqa: N818  # a signal between rules and the analysis, no error that users see
+class Uncoupled(Exception):  # a signal between rules and the analysis, no error that users see
     """A rule cannot tell how indices correspond; what the operator touches is kept, for this reason."""
 
 

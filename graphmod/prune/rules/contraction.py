@@ -62,7 +62,7 @@ def quantised_matrix_product(site: Site) -> list[Axes]:
     """Tie as a matrix product does, with scales and zero points by row of the left and column of the right."""
     made = contracted(site, 0, 3)
     for place in (1, 2, 4, 5, 6, 7):
-        if len(site.shape(place)) > 1 or site.shape(place) not in ((), (1,)) and place not in (4, 5):
+        if len(site.shape(place)) > 1 or (site.shape(place) not in ((), (1,)) and place not in (4, 5)):
             raise Uncoupled(f"{site} has scales for every row")
     per_channel(site, made[-1], [4, 5])
     return [made]

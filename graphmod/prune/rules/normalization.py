@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graphmod.prune.change import Change
 from graphmod.prune.labels import Labels
 from graphmod.prune.registry import MICROSOFT, adapts, couples
-from graphmod.prune.change import Change
 from graphmod.prune.rules.convolution import per_channel
 from graphmod.prune.site import Axes, Site
 
@@ -84,7 +84,7 @@ def fewer_groups(site: Site, change: Change) -> None:
     change.set("num_groups", change.count(site.notes["groups"]))
 
 
-@couples("LpNormalization", "MeanVarianceNormalization")
+@couples("LpNormalization", "MeanVarianceNormalization", "LRN")
 def free_of_weights(site: Site) -> list[Axes]:
     """Hand the labels on."""
     return [site.labels()]

@@ -6,7 +6,9 @@ from graphmod.prune.registry import couples
 from graphmod.prune.site import Axes, Site, Uncoupled
 
 
-@couples(*(f"Reduce{kind}" for kind in "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()))
+@couples(
+    *(f"Reduce{kind}" for kind in ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"])
+)
 def reduction(site: Site) -> list[Axes]:
     """Drop the reduced axes, or make them 1 long; the result is over what is left."""
     data = site.labels()
@@ -27,14 +29,6 @@ def pooling(site: Site) -> list[Axes]:
     site.keep(data[2:], why)
     made = [*data[:2], *(site.kept(size, why) for size in site.made()[2:])]
     return [made, made]
-
-
-@couples("LRN")
-def local_response(site: Site) -> list[Axes]:
-    """Keep the channels, of which neighbours are compared."""
-    data = site.labels()
-    site.keep(data[1:2], f"{site} compares neighbouring channels")
-    return [data]
 
 
 @couples("Softmax", "LogSoftmax", "Hardmax")

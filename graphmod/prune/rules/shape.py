@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from graphmod.prune.change import Change
 from graphmod.prune.labels import Labels
 from graphmod.prune.registry import adapts, couples
-from graphmod.prune.change import Change
 from graphmod.prune.site import Axes, Site, Uncoupled
 
 
@@ -165,9 +165,7 @@ def new_parts(site: Site, change: Change) -> None:
     parts = np.array([change.made(place)[axis] for place in range(len(site.operator.output))], np.int64)
     if site.has(1):
         change.need(1, parts)
-    elif site.attribute("split") is not None:
-        change.set("split", parts.tolist())
-    elif len(set(parts.tolist())) > 1 and site.opset < 13:
+    elif site.attribute("split") is not None or (len(set(parts.tolist())) > 1 and site.opset < 13):
         change.set("split", parts.tolist())
     elif _named_by_count(parts, site) != parts.tolist():
         change.set("num_outputs", None)
