@@ -57,7 +57,11 @@ def cost(model: Model, operators: Iterable[str] | None = None) -> Cost:
         if kind is not None and kind.dtype is not None and kind.is_float:
             weights += kind.size
             size += kind.size * kind.dtype.itemsize
-    macs = sum(_MACS[op.op_type](model, op) for op in (model.operators[i] for i in chosen) if op.op_type in _MACS)
+    macs = 0
+    for operator in (model.operators[i] for i in chosen):
+        axes = mac_axes(operator)
+        if axes:
+            macs += prod(prod(_dims(model, tensor)[place]) for tensor, place in axes)
     return Cost(weights, size, macs)
 
 
@@ -66,21 +70,38 @@ def _dims(model: Model, tensor: str) -> tuple[int, ...]:
     return tuple(d if isinstance(d, int) else 1 for d in kind.shape) if kind and kind.shape is not None else ()
 
 
-def _convolution(model: Model, operator: NodeProto) -> int:
-    return prod(_dims(model, operator.output[0])) * prod(_dims(model, operator.input[1])[1:])
+def mac_axes(operator: NodeProto) -> tuple[tuple[str, slice], ...]:
+    """Return the axes whose lengths make an operator's multiply-accumulates, as their product: tensors, and which axes.
+
+    Nothing is returned for operators that do not multiply and accumulate.
+
+    Examples
+    --------
+    >>> from onnx import helper
+    >>> mac_axes(helper.make_node("MatMul", ["x", "w"], ["y"]))
+    (('y', slice(None, None, None)), ('x', slice(-1, None, None)))
+    """
+    rule = _MACS.get(operator.op_type)
+    return () if rule is None else rule(operator)
 
 
-def _transposed_convolution(model: Model, operator: NodeProto) -> int:
-    return prod(_dims(model, operator.input[0])) * prod(_dims(model, operator.input[1])[1:])
+_ALL, _KERNEL, _FIRST, _LAST = slice(None), slice(1, None), slice(0, 1), slice(-1, None)
 
 
-def _matrix_product(model: Model, operator: NodeProto) -> int:
-    left = _dims(model, operator.input[0])
-    transposed = any(a.name == "transA" and a.i for a in operator.attribute)
-    return prod(_dims(model, operator.output[0])) * (left[0 if transposed else -1] if left else 0)
+def _convolution(operator: NodeProto) -> tuple[tuple[str, slice], ...]:
+    return (operator.output[0], _ALL), (operator.input[1], _KERNEL)
 
 
-_MACS: dict[str, Callable[[Model, NodeProto], int]] = {
+def _transposed_convolution(operator: NodeProto) -> tuple[tuple[str, slice], ...]:
+    return (operator.input[0], _ALL), (operator.input[1], _KERNEL)
+
+
+def _matrix_product(operator: NodeProto) -> tuple[tuple[str, slice], ...]:
+    is_transposed = any(a.name == "transA" and a.i for a in operator.attribute)
+    return (operator.output[0], _ALL), (operator.input[0], _FIRST if is_transposed else _LAST)
+
+
+_MACS: dict[str, Callable[[NodeProto], tuple[tuple[str, slice], ...]]] = {
     "Conv": _convolution,
     "ConvTranspose": _transposed_convolution,
     "Gemm": _matrix_product,
