@@ -33,15 +33,23 @@ _RUNTIME_ERRORS = (
 class _Session(ort.InferenceSession):  # type: ignore[misc]  # onnxruntime has no types
     """A session, with the memory of the values that it was given beside the graph."""
 
-    def __init__(self, content: bytes, options: ort.SessionOptions, values: Mapping[str, ort.OrtValue]) -> None:
+    def __init__(
+        self, content: bytes, options: ort.SessionOptions, values: Mapping[str, ort.OrtValue], without: Sequence[str]
+    ) -> None:
         self._values = values
         if values:
             options.add_external_initializers(list(values), list(values.values()))
-        super().__init__(content, options, providers=["CPUExecutionProvider"])
+        super().__init__(content, options, ["CPUExecutionProvider"], disabled_optimizers=list(without))
 
 
 def open_session(
-    proto: ModelProto, folder: Path | None, threads: int | None, *, as_it_is: bool = False
+    proto: ModelProto,
+    folder: Path | None,
+    threads: int | None,
+    *,
+    as_it_is: bool = False,
+    without: Sequence[str] = (),
+    written: Path | None = None,
 ) -> ort.InferenceSession:
     """Open a session on the CPU; external values are read from ``folder``.
 
@@ -54,6 +62,10 @@ def open_session(
         Threads within an operator; ONNX Runtime's default (all cores) if None.
     as_it_is : bool
         Without optimising the graph or packing weights: weights in external files stay mapped, and are not read.
+    without : sequence of str
+        Names of ONNX Runtime's optimisers that are left out.
+    written : pathlib.Path, optional
+        Where the optimised graph is written to, with its values in a file beside it.
 
     Raises
     ------
@@ -71,12 +83,16 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_mem_pattern = False  # planning memory takes time that grows faster than the graph
+    if written is not None:
+        options.optimized_model_filepath = str(written)
+        beside = f"{written.name}.data"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", beside)
     message = proto
     values: dict[str, ort.OrtValue] = {}
     if initializers.stored_bytes(initializers.tensors(proto)) > initializers.SAFE:
         message, values = _apart(proto)
     try:
-        return _Session(message.SerializeToString(), options, values)
+        return _Session(message.SerializeToString(), options, values, without)
     except EncodeError as error:
         raise InvalidModelError(
             "over 2 GB of the model lie in attributes, bodies or packed initializers, which ONNX Runtime takes from a "

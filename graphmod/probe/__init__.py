@@ -3,19 +3,26 @@
 from graphmod.probe.accuracy import accuracy, predict, share_correct
 from graphmod.probe.latency import Latency, block_latency, latency
 from graphmod.probe.moments import Moments, moments
+from graphmod.probe.operator_latency import Clusters, LatencyTable, Signature, clusters, network_latency, signature
 from graphmod.probe.similarity import Similarity, similarity
 from graphmod.probe.stream import stream
 
 __all__ = [
+    "Clusters",
     "Latency",
+    "LatencyTable",
     "Moments",
+    "Signature",
     "Similarity",
     "accuracy",
     "block_latency",
+    "clusters",
     "latency",
     "moments",
+    "network_latency",
     "predict",
     "share_correct",
+    "signature",
     "similarity",
     "stream",
 ]
