@@ -136,9 +136,9 @@ class _Analysing:
         sites = tuple(map(self._couple, range(len(self.model.operators))))
         for name in self.model.outputs:
             self._keep(name, f"output '{name}' of the network")
-        choose_carriers(self.couplings, self.merges)
+        couplings = choose_carriers(self.couplings, self.merges, [made.labels for made in self.produced])
         sizes = (self.first,) if self.second is None else (self.first, self.second)
-        return Analysis(self.model, self.couplings, self.axes, sites, sizes, tuple(self.produced))
+        return Analysis(self.model, couplings, self.axes, sites, sizes, tuple(self.produced))
 
     def _shape(self, tensor: str) -> tuple[int, ...] | None:
         shape = self.first.shapes.get(tensor)

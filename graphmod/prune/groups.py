@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -140,6 +140,22 @@ class Groups:
     def __getitem__(self, name: str) -> Group:
         """Return a group by its name."""
         return self._named[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a group has this name."""
+        return name in self._named
+
+    def only(self, names: Collection[str]) -> Groups:
+        """Return some of the groups; the units of the others count as kept."""
+        chosen = [group for group in self.groups if group.name in names]
+        number = np.full(self.n_units + 1, -1, np.int64)  # the last one is what no unit has
+        first = 0
+        groups = []
+        for group in chosen:
+            number[group.first : group.first + group.n_units] = np.arange(first, first + group.n_units)
+            groups.append(replace(group, first=first))
+            first += group.n_units
+        return replace(self, groups=tuple(groups), unit_of=number[self.unit_of])
 
     @cached_property
     def _named(self) -> dict[str, Group]:

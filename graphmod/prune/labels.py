@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,9 +32,13 @@ class Couplings:
         self._n = 0
         self._parent = np.arange(1024, dtype=np.int64)
         self._reason = np.full(1024, _FREE, np.int32)
-        self._discouraged = np.zeros(1024, bool)
+        self._preference = np.zeros((1024, 2), bool)  # to carry, not to carry
         self._reasons: list[str] = []
         self._number: dict[str, int] = {}
+
+    def copy(self) -> Couplings:
+        """Return couplings that can be tied further without changing these."""
+        return copy.deepcopy(self)
 
     def __len__(self) -> int:
         """Return the number of labels given out."""
@@ -46,7 +52,7 @@ class Couplings:
             added = longer - len(self._parent)
             self._parent = np.append(self._parent, np.arange(len(self._parent), longer))
             self._reason = np.append(self._reason, np.full(added, _FREE, np.int32))
-            self._discouraged = np.append(self._discouraged, np.zeros(added, bool))
+            self._preference = np.append(self._preference, np.zeros((added, 2), bool), 0)
         return np.arange(start, self._n)
 
     def find(self, labels: Labels) -> Labels:
@@ -78,7 +84,7 @@ class Couplings:
         for high in hooked:
             roots = self.find(high)
             np.minimum.at(self._reason, roots, self._reason[high])
-            np.logical_or.at(self._discouraged, roots, self._discouraged[high])
+            np.logical_or.at(self._preference, roots, self._preference[high])
 
     def keep(self, labels: Labels, reason: str) -> None:
         """Keep the classes of labels; of several reasons a class remembers the first."""
@@ -87,17 +93,18 @@ class Couplings:
             self._reasons.append(reason)
         np.minimum.at(self._reason, self.find(labels), np.int32(number))
 
-    def discourage(self, labels: Labels) -> None:
-        """Note that another axis should carry what goes, where there is a choice."""
-        self._discouraged[self.find(labels)] = True
+    def prefer(self, labels: Labels, carries: bool) -> None:
+        """Note that an axis should, or rather should not, be the one that loses indices, where there is a choice."""
+        self._preference[self.find(labels), 0 if carries else 1] = True
+
+    def preference(self, labels: Labels) -> int:
+        """Return 1 for an axis that should lose indices where there is a choice, -1 for one that should not, or 0."""
+        carries, does_not = self._preference[self.find(labels)].any(0)
+        return 1 if carries else -1 if does_not else 0
 
     def is_kept(self, labels: Labels) -> NDArray[np.bool_]:
         """Return which labels are kept."""
-        return self._reason[self.find(labels)] != _FREE
-
-    def is_discouraged(self, labels: Labels) -> bool:
-        """Whether one of the labels is of a discouraged class."""
-        return bool(self._discouraged[self.find(labels)].any())
+        return np.asarray(self._reason[self.find(labels)] != _FREE)
 
     def reason(self, labels: Labels) -> str:
         """Return why the first kept one of the labels is kept, "" if all are free."""

@@ -40,29 +40,54 @@ class Merge:
         return grid, self.factors[place].reshape([-1 if i == place else 1 for i in range(grid.ndim)])
 
 
-def choose_carriers(couplings: Couplings, merges: Sequence[Merge]) -> None:
+def choose_carriers(couplings: Couplings, merges: Sequence[Merge], produced: Sequence[Labels]) -> Couplings:
     """Choose for every merged axis the factor that can lose indices, tie it to the axis, and keep the others.
 
-    The factor that leaves most units free carries, one that is contracted between activations only if no other can.
+    One is chosen after another, and no order of preference is best for all networks: two are tried, and the one that
+    leaves more channels free is taken. Both prefer a factor that leaves something free to one that does not, and one
+    that is contracted between activations only to none. The first then stays with what carries elsewhere, the
+    second takes what leaves most units free.
+
+    Returns
+    -------
+    Couplings
+        With all merged axes tied; the given ones stay as they are.
     """
+    tried = [_chosen(couplings.copy(), merges, stays) for stays in ((True, False) if merges else (True,))]
+    return max(tried, key=lambda one: _n_free_channels(one, produced))
+
+
+def _chosen(couplings: Couplings, merges: Sequence[Merge], stays: bool) -> Couplings:
     sharing: dict[int, list[tuple[Merge, int]]] = {}
     for merge in merges:
         for place, factor in enumerate(merge.factors):
             sharing.setdefault(id(factor), []).append((merge, place))
     for merge in merges:
-        scores = [
-            (n_free > 0, not couplings.is_discouraged(factor), n_free)
-            for factor in merge.factors
-            for n_free in [_free_units(couplings, factor, sharing[id(factor)])]
-        ]
+        scores = []
+        for factor in merge.factors:
+            n_free = _free_units(couplings, factor, sharing[id(factor)])
+            preference = couplings.preference(factor)
+            scores.append((n_free > 0, preference if stays else min(preference, 0), n_free))
         best = max(range(len(scores)), key=lambda place: scores[place])
         if scores[best][0]:
             couplings.tie(*merge.along(best))
+            couplings.prefer(merge.factors[best], carries=True)
         else:
             couplings.keep(merge.whole, f"{merge.where} makes one axis of several that are all kept")
         for place, factor in enumerate(merge.factors):
             if place != best or not scores[best][0]:
                 couplings.keep(factor, f"{merge.where} makes one axis of it and others, and another of them is pruned")
+    return couplings
+
+
+def _n_free_channels(couplings: Couplings, produced: Sequence[Labels]) -> int:
+    """Return how many channels are free, of axes that have more than one unit."""
+    total = 0
+    for labels in produced:
+        classes = couplings.find(labels[~couplings.is_kept(labels)])
+        if len(classes) and (classes != classes[0]).any():
+            total += len(classes)
+    return total
 
 
 def _free_units(couplings: Couplings, factor: Labels, uses: Sequence[tuple[Merge, int]]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, ValueInfoProto, helper, numpy_helper
 
 from graphmod.errors import RefusedError
 from graphmod.model import Model
@@ -16,6 +16,7 @@ from graphmod.model.initializers import LARGE
 from graphmod.prune.change import Change, Need
 from graphmod.prune.groups import Groups
 from graphmod.prune.labels import Labels
+from graphmod.prune.leftovers import Fold, Leftovers, settle
 from graphmod.prune.registry import ADAPTATION
 from graphmod.prune.site import Array, Site
 from graphmod.rewrite.draft import Draft
@@ -23,7 +24,7 @@ from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.sizing import Sizes
 
 
-def cut(found: Groups, removed: NDArray[np.bool_]) -> Model:
+def cut(found: Groups, removed: NDArray[np.bool_], leftovers: bool | Leftovers = True) -> Model:
     """Remove units from a network.
 
     Parameters
@@ -31,6 +32,9 @@ def cut(found: Groups, removed: NDArray[np.bool_]) -> Model:
     found : Groups
     removed : array of bool, shape (n_units,)
         Which units go, in the order of the groups.
+    leftovers : bool or Leftovers
+        Whether biases take in what removed channels would hold without the weights that make them, wherever that is
+        exact; or what they take in instead.
 
     Returns
     -------
@@ -42,12 +46,16 @@ def cut(found: Groups, removed: NDArray[np.bool_]) -> Model:
     RefusedError
         All units of an axis would go, or a size is computed in a way that cannot follow.
     """
-    return _Cutting(found, removed).cut()
+    if not isinstance(leftovers, Leftovers):
+        leftovers = settle(found, removed) if leftovers else Leftovers()
+    return _Cutting(found, removed, leftovers).cut()
 
 
 class _Cutting:
-    def __init__(self, found: Groups, removed: NDArray[np.bool_]):
-        self.found, self.analysis = found, found.analysis
+    def __init__(self, found: Groups, removed: NDArray[np.bool_], leftovers: Leftovers):
+        self.found, self.analysis, self.leftovers = found, found.analysis, leftovers
+        self.axes = dict(found.analysis.axes)  # and of new constants
+        self.folded: dict[str, Array] = {}  # initializers that take in what is left of removed units
         self.removed = np.append(removed, False)  # so that -1 is never removed
         self.draft = Draft(found.model)
         self.before = found.analysis.sizes
@@ -66,6 +74,8 @@ class _Cutting:
     def cut(self) -> Model:
         """Slice the weights, then let operator by operator follow."""
         model = self.found.model
+        for fold in self.leftovers.folds:
+            self._fold(fold)
         for name in model.initializers:
             self._slice_initializer(name)
         for position, (operator, name) in enumerate(zip(model.operators, model.operator_names, strict=True)):
@@ -73,18 +83,49 @@ class _Cutting:
             if operator.op_type == "Constant":
                 self._slice_constant(own)
             self._follow(own, self.analysis.sites[position])
-        first, now = self.before[0].shapes, self.after[0].shapes
-        self.draft.forget(v.name for v in self.draft.graph.value_info if first.get(v.name) != now.get(v.name))
-        for declared in self.draft.graph.input:  # where old files list initializers
-            if declared.name in self.shrunk:
-                shape = self.after[0].shapes[declared.name]
-                declared.type.CopyFrom(helper.make_tensor_type_proto(declared.type.tensor_type.elem_type, shape))
+        for declared in (*self.draft.graph.value_info, *self.draft.graph.input):  # old files list initializers as inputs
+            self._declare(declared)
         return self.draft.finish()
+
+    def _declare(self, value: ValueInfoProto) -> None:
+        """Let the file's annotation of a tensor tell what is left."""
+        dims = value.type.tensor_type.shape.dim
+        for dim, labels in zip(dims, self.analysis.axes.get(value.name, ()), strict=False):
+            n_left = int(self.alive(labels).sum())
+            if n_left < len(labels) and dim.HasField("dim_value"):
+                dim.dim_value = n_left
+            elif n_left < len(labels):
+                dim.Clear()  # a symbol that stood for a product
 
     # -- weights
 
+    def _fold(self, fold: Fold) -> None:
+        """Let a constant take a value in, a new one where others read it too, or there is none."""
+        operator = self.draft.operator(fold.operator)
+        tensor = operator.input[fold.place] if fold.place < len(operator.input) else ""
+        before = self.found.weight(tensor) if tensor else None
+        made = next(filter(None, operator.output))
+        dtype = self.found.model.tensors[made].dtype if before is None else before.dtype
+        value = (fold.value if before is None else before.astype(np.float64) + fold.value).astype(dtype)
+        if before is not None and value.shape == before.shape and self._is_own(tensor):
+            self.folded[tensor] = value
+            return
+        labels = [*self.axes.get(tensor, [])[:-1], fold.labels]
+        for axis, one in enumerate(labels):
+            value = np.compress(self.alive(one), value, axis)
+        name = self.draft.weight(tensor or f"{made}_bias", value)
+        self.axes[name] = labels
+        self._note(name, value)
+        for sizes in self.after:
+            sizes.like[name] = made
+        self._read(operator, fold.place, name)
+
+    def _is_own(self, tensor: str) -> bool:
+        """Whether an initializer can have another value, because one operator alone reads it."""
+        return tensor in self.found.model.initializers and self.draft.is_read_once(tensor)
+
     def _masks(self, tensor: str) -> list[NDArray[np.bool_]]:
-        return [self.alive(labels) for labels in self.analysis.axes.get(tensor, ())]
+        return [self.alive(labels) for labels in self.axes.get(tensor, ())]
 
     def _sliced(self, tensor: str, value: Array) -> Array:
         """Return a tensor's value without the indices that are gone; itself if none are."""
@@ -94,12 +135,14 @@ class _Cutting:
         return value
 
     def _slice_initializer(self, name: str) -> None:
-        if all(mask.all() for mask in self._masks(name)):
+        is_whole = all(mask.all() for mask in self._masks(name))
+        if is_whole and name not in self.folded:
             return
-        value = self._sliced(name, self.found.model.initializer(name))
+        value = self._sliced(name, self.folded[name] if name in self.folded else self.found.model.initializer(name))
         self.draft.set_initializer(name, value)
         self._note(name, value)
-        self.shrunk.add(name)
+        if not is_whole:
+            self.shrunk.add(name)
 
     def _slice_constant(self, operator: NodeProto) -> None:
         name = operator.output[0]
@@ -122,7 +165,7 @@ class _Cutting:
     # -- operators
 
     def _follow(self, operator: NodeProto, site: Site | None) -> None:
-        axes, told = self.analysis.axes, f"{operator.op_type} '{operator.name or operator.output[0]}'"
+        axes, told = self.axes, f"{operator.op_type} '{operator.name or operator.output[0]}'"
         read, written = list(operator.input), list(operator.output)
         change = Change([axes.get(name, []) for name in read], [axes.get(name, []) for name in written], self.alive)
         domain = "" if operator.domain in STANDARD else operator.domain

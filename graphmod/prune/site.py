@@ -139,7 +139,7 @@ class Site:
     def discourage(self, *axes: Labels) -> None:
         """Note axes that should rather not lose indices."""
         for labels in axes:
-            self.couplings.discourage(labels)
+            self.couplings.prefer(labels, carries=False)
 
     def merge(self, whole: Labels, factors: Sequence[Labels]) -> None:
         """Say that an axis is a product of factors, the last one running fastest; one of them can lose indices."""

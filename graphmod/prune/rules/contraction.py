@@ -123,7 +123,7 @@ def einsum(site: Site) -> list[Axes]:
     constants = [site.is_constant(place) for place in places]
     for letter, labels in known.items():
         of = [place for place in places if letter in spellings[place]]
-        if letter not in made and not any(constants[place] for place in of):
+        if not any(constants) and (letter not in made or len(of) < len(operands)):
             site.discourage(labels)
         elif letter in made and len(of) == 1 and constants[of[0]] and not all(constants):
             site.produce(labels)
