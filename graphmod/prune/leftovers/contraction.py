@@ -1,0 +1,140 @@
+"""Contractions: weights that make a channel are gone, so it is zero; weights that read it take its constant in."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from graphmod.prune.leftovers.known import Known, spread
+from graphmod.prune.leftovers.reading import Mask, Reading
+from graphmod.prune.leftovers.registry import settles
+from graphmod.prune.site import Array
+
+
+@settles("Conv")
+def convolution(reading: Reading) -> list[Known | None]:
+    """Take constants into the bias, or the mean of the BatchNormalization behind; at padded borders they would end."""
+    site, gone = reading.site, reading.gone(0, 1)
+    group = site.attribute("group", 1)
+    is_left = ~reading.made_gone(1)
+    leads_on = np.repeat(is_left.reshape(group, -1).any(1), len(gone) // group)
+    if (gone & leads_on).any():
+        weight, why = reading.weight(1), ""
+        if weight is None or not reading.is_fixed(2):
+            why = f"{site} has a weight or bias that is computed"
+        elif _pads(reading) and not reading.is_estimated(0, 1):
+            why = f"{site} pads, and constants end at its borders"
+        taken = reading.taken(0, 1, gone & leads_on, why)
+        if weight is not None and taken.any():
+            _into_bias(reading, _through(weight, taken, group))
+    return [reading.made_zero(1) if reading.is_fixed(2) else None]
+
+
+def _pads(reading: Reading) -> bool:
+    kernel = reading.site.shape(1)[2:]
+    same = reading.site.attribute("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+    return any(reading.site.attribute("pads", [])) or (same and any(size > 1 for size in kernel))
+
+
+def _through(weight: Array, values: Known, group: int) -> Known:
+    """Return what constants of the input channels add to every output channel."""
+    n_made, n_read = weight.shape[:2]
+    summed = weight.reshape(group, n_made // group, n_read, -1).sum(3, dtype=np.float64)
+    made: Known = np.einsum("goi,gi->go", summed, values.reshape(group, n_read)).ravel()
+    return made
+
+
+def _into_bias(reading: Reading, value: Known) -> None:
+    labels = reading.state.axes(reading.operator.output[0])[1]
+    reader = None if reading.site.has(2) else reading.only_reader()
+    if reader is not None and _normalises(reading, reader):
+        reading.fold(reader, 3, -value, labels)
+    else:
+        reading.fold(reading.operator, 2, value, labels)
+
+
+def _normalises(reading: Reading, reader: NodeProto) -> bool:
+    in_training = any(a.name == "training_mode" and a.i for a in reader.attribute)
+    has_mean = reader.op_type == "BatchNormalization" and reading.state.is_fixed(reader.input[3])
+    return has_mean and not in_training
+
+
+@settles("ConvTranspose")
+def transposed_convolution(reading: Reading) -> list[Known | None]:
+    """Take nothing but zero in: positions differ in how many kernels reach them."""
+    site, gone = reading.site, reading.gone(0, 1)
+    reading.taken(0, 1, gone, f"{site} spreads constants unevenly")
+    return [reading.made_zero(1)]
+
+
+@settles("MatMul")
+def matrix_product(reading: Reading) -> list[Known | None]:
+    """Take constants into the constant that is added behind."""
+    site = reading.site
+    if min(len(site.labels(0)), len(site.labels(1))) < 2:
+        reading.drop_all(f"{site} multiplies vectors")
+        return [None]
+    gone, room = reading.gone(0, -1), _room(reading)
+    weight = reading.weight(1) if site.is_constant(1) else None
+    if gone.any() and not site.is_constant(0) and weight is not None:
+        flat = weight.ndim == 2
+        taken = reading.taken(0, -1, gone, "" if flat and room else f"no constant is added to what {site} makes")
+        if room and taken.any():
+            labels = reading.state.axes(reading.operator.output[0])[-1]
+            reading.fold(*room, taken[gone] @ weight[gone].astype(np.float64), labels)
+    elif gone.any():
+        _drop_products(reading)
+    left, right = _zeros(reading, 0, -1), _zeros(reading, 1, -2)
+    return [np.where(left[..., :, None] | right[..., None, :], 0.0, np.nan)]
+
+
+def _room(reading: Reading) -> tuple[NodeProto, int] | None:
+    """Return the Add of a constant behind, and the input that the constant is."""
+    reader, made = reading.only_reader(), reading.operator.output[0]
+    if reader is None or reader.op_type != "Add":
+        return None
+    place = 1 - list(reader.input).index(made)
+    name = reader.input[place]
+    fits = reading.state.is_fixed(name) and len(reading.state.axes(name)) <= len(reading.site.made())
+    return (reader, place) if fits else None
+
+
+def _zeros(reading: Reading, place: int, axis: int) -> Mask:
+    """Return which rows of the left factor, or columns of the right one, are zero throughout."""
+    known = reading.known(place)
+    if reading.site.is_constant(place):
+        other = -1 if axis == -2 else -2
+        known = spread(np.where(reading.gone(place, other), 0.0, np.nan), known.ndim, other)
+    return np.asarray((known == 0).all(axis))
+
+
+def _drop_products(reading: Reading) -> None:
+    """Drop what is added up of two factors, unless one of them is zero."""
+    gone = reading.gone(0, -1)
+    is_zero = np.zeros(len(gone), bool)
+    for place, axis in ((0, -1), (1, -2)):
+        if not reading.site.is_constant(place):
+            known = np.moveaxis(reading.known(place), axis, -1)
+            is_zero |= (known == 0).reshape(-1, known.shape[-1]).all(0)
+    for place, axis in ((0, -1), (1, -2)):
+        reading.drop(place, axis, gone & ~is_zero, f"{reading.site} multiplies it by what is computed")
+
+
+@settles("Gemm")
+def gemm(reading: Reading) -> list[Known | None]:
+    """Take constants into what is added, as much as remains of it after its factor."""
+    site = reading.site
+    flips = bool(site.attribute("transA", 0)), bool(site.attribute("transB", 0))
+    axis = 0 if flips[0] else 1
+    alpha, beta = (float(site.attribute(name, 1.0)) for name in ("alpha", "beta"))
+    gone, weight = reading.gone(0, axis), reading.weight(1)
+    if gone.any() and not site.is_constant(0):
+        why = ""
+        if weight is None or not reading.is_fixed(2) or beta == 0:
+            why = f"{site} has a weight or bias that is computed"
+        taken = reading.taken(0, axis, gone, why)
+        if weight is not None and taken.any():
+            columns = (weight.T if flips[1] else weight)[gone].astype(np.float64)
+            labels = reading.state.axes(reading.operator.output[0])[-1]
+            reading.fold(reading.operator, 2, alpha / beta * (taken[gone] @ columns), labels)
+    return [reading.made_zero(1) if site.is_constant(1) and reading.is_fixed(2) else None]
