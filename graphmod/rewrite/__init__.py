@@ -16,6 +16,7 @@ from graphmod.rewrite.outline import outline
 from graphmod.rewrite.propose import Proposal, proposals, propose
 from graphmod.rewrite.quantize import quantize
 from graphmod.rewrite.rebatch import rebatch
+from graphmod.rewrite.recalibrate import recalibrate
 from graphmod.rewrite.recipe import Edit, Recipe, apply
 from graphmod.rewrite.region import Region, find_region
 from graphmod.rewrite.remove import remove
@@ -60,6 +61,7 @@ __all__ = [
     "propose",
     "quantize",
     "rebatch",
+    "recalibrate",
     "remove",
     "rename",
     "reorder",

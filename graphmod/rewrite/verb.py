@@ -1,17 +1,18 @@
 """Verbs: what makes a function that edits a model a step that recipes can name, check, record and replay.
 
-A new verb is a function with ``@verb(...)`` in a file of this package: its first parameter is the model, it returns a
-new one. The recipe step, the command of the command line and the record in the result's metadata follow from its
-signature.
+A new verb is a function with ``@verb(...)`` in a file of a package that :data:`PACKAGES` lists: its first parameter is
+the model, it returns a new one. The recipe step, the command of the command line and the record in the result's
+metadata follow from its signature.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
+from importlib import import_module
 from os import PathLike, fspath
 from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_type_hints
 
@@ -118,7 +119,36 @@ class Verb:
         return next((mark for mark in marks if isinstance(mark, Reference)), None)
 
 
-VERBS: dict[str, Verb] = {}
+PACKAGES = ("graphmod.rewrite", "graphmod.prune")
+"""The packages whose files register verbs. They start without PyTorch, as the command line lists all verbs."""
+
+
+class _Verbs(Mapping[str, Verb]):
+    """All verbs by name; packages above this one are imported when somebody looks."""
+
+    def __init__(self) -> None:
+        self._registered: dict[str, Verb] = {}
+
+    def add(self, verb: Verb) -> None:
+        self._registered[verb.name] = verb
+
+    @cached_property
+    def _all(self) -> dict[str, Verb]:
+        for package in PACKAGES:
+            import_module(package)
+        return self._registered
+
+    def __getitem__(self, name: str) -> Verb:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+
+VERBS = _Verbs()
 """All verbs by name."""
 
 
@@ -146,7 +176,7 @@ def verb(*, exact: bool, example: str) -> Callable[[Callable[P, R]], Callable[P,
             del bound.arguments[next(iter(bound.arguments))]
             return cast(R, perform(known, model, bound.arguments, told))
 
-        VERBS[known.name] = known
+        VERBS.add(known)
         return edit
 
     return register

@@ -185,6 +185,11 @@ def quantize(draw: st.DrawFn, model: gm.Model) -> Step:  # noqa: ARG001  # every
     return {"data": draw(st.sampled_from([None, SAMPLES])), "exclude": draw(st.sampled_from([None, "Gemm"]))}
 
 
+@step
+def recalibrate(draw: st.DrawFn, model: gm.Model) -> Step:  # noqa: ARG001  # every step has the same signature
+    return {"data": SAMPLES, **draw(st.sampled_from([{}, {"batch_size": 4}, {"batch_size": 3, "batches": 1}]))}
+
+
 def test_no_verb_is_left_out():
     assert set(STEPS) == set(VERBS)
 
