@@ -22,21 +22,25 @@ class Prefix:
     Parameters
     ----------
     model : Model
-    regions : sequence of Region
-        What is to be trained.
+    regions : sequence of Region, optional
+        What is to be trained; the whole model if None, and nothing is cut off then.
     output : str
         The tensor that is wanted.
 
     Attributes
     ----------
-    cut : str
-        The last boundary that all the regions lie behind; the primary input if there is none.
+    cut : str, optional
+        The last boundary that all the regions lie behind; the primary input if there is none, None without regions.
     suffix : Model
         The model from there to the output.
     """
 
-    def __init__(self, model: Model, regions: Sequence[Region], output: str) -> None:
+    def __init__(self, model: Model, regions: Sequence[Region] | None, output: str) -> None:
         self._model = model
+        self.cut: str | None = None
+        if regions is None:
+            self.suffix = subgraph(model, list(model.inputs), [output])
+            return
         self._source = primary_input(model)
         trunk = [self._source, *boundaries(model)]
         places = [self._last_boundary(trunk, region) for region in regions]
@@ -56,7 +60,7 @@ class Prefix:
         Inputs that the suffix shares with the model (masks, positions) are passed on.
         """
         shared = {key: data.inputs[key] for key in self.suffix.inputs if key in data.inputs}
-        if self.cut == self._source:
+        if self.cut is None or self.cut == self._source:
             return Data(shared, data.targets)
         path = folder / f"{name}.npy"
         cache: np.memmap[tuple[int, ...], np.dtype[np.generic]] | None = None

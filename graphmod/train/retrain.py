@@ -1,4 +1,4 @@
-"""Retraining some blocks of a network, the rest frozen."""
+"""Retraining a network, or some of its blocks with the rest frozen."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphmod.data import Data, as_splits
 from graphmod.errors import RefusedError
@@ -33,7 +34,7 @@ Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 def retrain(
     model: Model,
     data: object,
-    blocks: Place | Sequence[Place],
+    blocks: Place | Sequence[Place] | None = None,
     *,
     teacher: Model | None = None,
     distill: float = 0.5,
@@ -42,25 +43,26 @@ def retrain(
     metric: Metric | None = None,
     epochs: int = 30,
     patience: int = 8,
+    batch_statistics: bool | None = None,
     learning_rate: float = 1e-3,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
 ) -> Model:
-    """Train some blocks of a model and freeze everything else.
+    """Train a model, or some of its blocks with everything else frozen.
 
     Activations at the entry of the first trained block are computed once with ONNX Runtime and kept on disk, so that
     an epoch runs only from there on. Adam with a cosine schedule; the epoch that does best on calibration data is
-    kept, and the model as it was counts as epoch 0, so that training never makes it worse there. Running statistics
-    of batch normalisation stay as they are.
+    kept, and the model as it was counts as epoch 0, so that training never makes it worse there.
 
     Parameters
     ----------
     model : Model
     data : anything that :func:`graphmod.data.as_splits` takes
         Its training part is learnt, its calibration part decides when to stop; its test part is not used.
-    blocks : sequence of Block, str or (str, str)
-        What may learn: a block or its path; or a sequence of blocks, their paths, or pairs of tensors.
+    blocks : sequence of Block, str or (str, str), optional
+        What may learn: a block or its path; or a sequence of blocks, their paths, or pairs of tensors. All weights
+        that have a part in the first output if None.
     teacher : Model, optional
         The original; its predictions are learnt beside the targets.
     distill : float
@@ -74,6 +76,10 @@ def retrain(
         ``metric(outputs, targets) -> float``, larger is better; accuracy if None, or ``loss`` if that was given.
     epochs, patience : int
         At most so many; stop after so many without progress.
+    batch_statistics : bool, optional
+        Whether batch normalisation that may learn goes by the batch while training, and its running statistics follow,
+        as when a network is trained from scratch: a last batch that is not full is left out then. Else they stay as
+        they are. If None, so where the whole network learns.
     learning_rate : float
     batch_size : int
     seed : int
@@ -84,7 +90,7 @@ def retrain(
     Returns
     -------
     Model
-        The same graph; only weights of the blocks differ.
+        The same graph; only weights, and running statistics, of what may learn differ.
 
     Raises
     ------
@@ -109,20 +115,24 @@ def retrain(
         raise RefusedError(
             "epochs and seed must be at least 0, patience and batch_size at least 1, learning_rate above 0"
         )
-    if isinstance(blocks, str | Block):
-        blocks = [blocks]
+    places = [blocks] if isinstance(blocks, str | Block) else blocks
+    told = "the model" if places is None else ", ".join(map(str, places)) or "no blocks"
     splits = as_splits(model, data, seed, labels=loss is None)
-    regions = [find_region(model, place) for place in blocks]
-    weights = trained_weights(model, regions)
-    if not weights:
-        raise RefusedError(f"there are no weights to train in {', '.join(map(str, blocks)) or 'no blocks'}")
+    regions = None if places is None else [find_region(model, place) for place in places]
+    weights = None if regions is None else trained_weights(model, regions)
+    if weights is not None and not weights:
+        raise RefusedError(f"there are no weights to train in {told}")
     classify = loss is None
     prefix = Prefix(model, regions, logits(model) if classify else model.main_output)
     net = to_torch(prefix.suffix)
     trained = _freeze_all_but(net, weights)
     if not trained:
-        told = ", ".join(map(str, blocks))
         raise RefusedError(f"no weight of {told} has a part in output '{model.main_output}'")
+    norms = _normalizations(net) if (places is None if batch_statistics is None else batch_statistics) else []
+    if norms and min(batch_size, len(splits.train)) < 2:
+        raise RefusedError(
+            "a batch of one sample has no statistics; give batch_size=2 or more, or batch_statistics=False"
+        )
     with tempfile.TemporaryDirectory(prefix="graphmod-") as folder, torch.random.fork_rng():
         torch.manual_seed(seed)
         train = prefix.cached(splits.train, Path(folder), "train")
@@ -134,6 +144,7 @@ def retrain(
         _fit(
             net,
             trained,
+            norms,
             list(prefix.suffix.inputs),
             train,
             calibration,
@@ -176,8 +187,11 @@ def _constant_roots(model: Model) -> dict[str, tuple[str, ...]]:
     return roots
 
 
-def _freeze_all_but(net: torch.fx.GraphModule, weights: frozenset[str]) -> list[nn.Parameter]:
+def _freeze_all_but(net: torch.fx.GraphModule, weights: frozenset[str] | None) -> list[nn.Parameter]:
+    """Let only these constants of the graph learn, all if None; return their parameters."""
     parameters = dict(net.named_parameters())
+    if weights is None:
+        return list(parameters.values())
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     trained: dict[str, nn.Parameter] = {}
@@ -186,6 +200,12 @@ def _freeze_all_but(net: torch.fx.GraphModule, weights: frozenset[str]) -> list[
             parameters[binding.path].requires_grad_(True)
             trained[binding.path] = parameters[binding.path]
     return list(trained.values())
+
+
+def _normalizations(net: torch.fx.GraphModule) -> list[_BatchNorm]:
+    """Return the batch normalisations that learn."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if any(parameter.requires_grad for parameter in norm.parameters())]
 
 
 def logits(model: Model) -> str:
@@ -225,6 +245,7 @@ def _score(loss: Loss | None, metric: Metric | None) -> Callable[[Tensor, Tensor
 def _fit(
     net: torch.fx.GraphModule,
     trained: list[nn.Parameter],
+    norms: list[_BatchNorm],
     names: list[str],
     train: Data,
     calibration: Data,
@@ -238,13 +259,16 @@ def _fit(
     seed: int,
     progress: bool,
 ) -> None:
-    """Run the epochs and leave the network with the best one's weights."""
+    """Run the epochs and leave the network with the best one's weights; ``norms`` go by the statistics of batches."""
     order = np.random.default_rng(seed)
     optimizer = torch.optim.Adam(trained, lr=learning_rate)
-    steps = max(1, epochs * -(-len(train) // batch_size))
+    whole = len(train) - len(train) % batch_size if norms and len(train) > batch_size else len(train)
+    starts = range(0, whole, batch_size)
+    steps = max(1, epochs * len(starts))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     best_score = score(*_outputs(net, names, calibration, batch_size))
-    best = copy.deepcopy([parameter.detach() for parameter in trained])
+    state = [*trained, *(buffer for norm in norms for buffer in norm.buffers())]
+    best = copy.deepcopy([tensor.detach() for tensor in state])
     waited = 0
     columns = (TextColumn("retraining"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
     with Progress(*columns, disable=not progress, transient=True) as bar:
@@ -252,9 +276,11 @@ def _fit(
         for _ in range(epochs):
             net.train()
             for module in net.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-            for rows in np.split(order.permutation(len(train)), range(batch_size, len(train), batch_size)):
+                if isinstance(module, _BatchNorm):
+                    module.train(module in norms)
+            permuted = order.permutation(len(train))
+            for start in starts:
+                rows = permuted[start : start + batch_size]
                 batch = train[rows]
                 optimizer.zero_grad()
                 value = objective(net(*_tensors(batch, names)), _targets(batch), torch.from_numpy(rows))
@@ -265,13 +291,13 @@ def _fit(
             waited += 1
             if now > best_score:
                 best_score, waited = now, 0
-                best = copy.deepcopy([parameter.detach() for parameter in trained])
+                best = copy.deepcopy([tensor.detach() for tensor in state])
             bar.update(task, advance=1, told=f"calibration {best_score[0]:.4f}")
             if waited >= patience:
                 break
     with torch.no_grad():
-        for parameter, value in zip(trained, best, strict=True):
-            parameter.copy_(value)
+        for tensor, value in zip(state, best, strict=True):
+            tensor.copy_(value)
     net.eval()
 
 

@@ -421,3 +421,107 @@ def test_one_place_need_not_be_a_sequence(resnet):
 def test_arguments_out_of_range(resnet, wrong):
     with pytest.raises(gm.RefusedError, match="at least"):
         retrain(resnet, splits(resnet, 8), ["fc"], **wrong)
+
+
+def trained_whole(module, data, *, epochs, lr, batch_size, seed):
+    """Fine-tune a whole network as PyTorch does it, batch statistics included; the last, short batch is left out."""
+    net = copy.deepcopy(module).train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    x, y = (torch.from_numpy(v) for v in (next(iter(data.inputs.values())), data.targets))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(x) // batch_size))
+    rng = np.random.default_rng(seed)
+    for _ in range(epochs):
+        order = rng.permutation(len(x))
+        for start in range(0, len(x) - len(x) % batch_size, batch_size):
+            rows = order[start : start + batch_size]
+            optimizer.zero_grad()
+            functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def unfused():
+    """Return a network whose batch normalisations are operators of their own, in torch and as a model."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    with torch.no_grad():
+        for norm in (module[1], module[4]):  # exporters merge equal constants
+            for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                value.copy_(0.5 + torch.rand(value.shape))
+    file = io.BytesIO()
+    torch.onnx.export(
+        module.eval(), (torch.zeros(2, 3, 8, 8),), file, dynamo=False, opset_version=17, input_names=["input"],
+        dynamic_axes={"input": {0: "n"}}, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False,
+    )  # fmt: skip
+    return module, gm.load(file.getvalue())
+
+
+def test_a_whole_network_learns_as_in_pytorch(unfused):
+    module, network = unfused
+    data, options = splits(network, 27, shape=(3, 8, 8)), {"epochs": 3, "batch_size": 8, "seed": 4}
+    after = retrain(network, data, learning_rate=1e-2, metric=rising(), **options)
+    expected = trained_whole(module, data.train, lr=1e-2, **options)
+    names = {name for name in expected.state_dict() if not name.endswith("num_batches_tracked")}
+    assert changed(network, after) == names
+    x = data.test.inputs["input"]
+    with torch.no_grad():
+        wanted = expected(torch.from_numpy(x)).numpy()
+    scale = np.abs(wanted - next(iter(network.run({"input": x}).values()))).max()
+    np.testing.assert_allclose(next(iter(after.run({"input": x}).values())), wanted, atol=0.02 * scale)
+    for name in names:
+        if "running" in name:
+            np.testing.assert_allclose(after.initializer(name), expected.state_dict()[name], atol=2e-3, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("second_only", "option", "follow"),
+    [(False, None, ("1", "4")), (False, False, ()), (True, None, ()), (True, True, ("4",))],
+)
+def test_whose_statistics_follow(unfused, second_only, option, follow):
+    _, network = unfused
+    second = [operator for operator in network.operators if operator.op_type == "BatchNormalization"][1]
+    blocks = [(second.input[0], second.output[0])] if second_only else None
+    data = splits(network, 16, shape=(3, 8, 8))
+    after = retrain(network, data, blocks, epochs=1, batch_size=8, metric=rising(), batch_statistics=option)
+    statistics = {name for name in network.initializers if "running" in name}
+    learnt = {"4.weight", "4.bias"} if second_only else set(network.initializers) - statistics
+    assert changed(network, after) == learnt | {name for name in statistics if name.split(".")[0] in follow}
+
+
+def test_the_statistics_are_those_of_the_best_epoch(unfused):
+    """With hardly a step they move towards those of the data, by a tenth of what is left with every batch."""
+    _, network = unfused
+    data = splits(network, 16, shape=(3, 8, 8))
+
+    def moved(scores):
+        rest = iter(scores)
+        options = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-9}
+        after = retrain(network, data, metric=lambda *_: next(rest), **options)
+        return float((after.initializer("1.running_mean") - network.initializer("1.running_mean")).sum())
+
+    first, last = moved([0, 1, 0, 0]), moved([0, 1, 2, 3])  # after two and after six batches
+    assert abs(last / first - (1 - 0.9**6) / (1 - 0.9**2)) < 0.02
+
+
+def test_a_whole_model_of_several_inputs_and_outputs():
+    for name in ("two_inputs", "two_outputs"):
+        network = zoo.network(name, "torchscript").model
+        rng = np.random.default_rng(0)
+        feeds = zoo.network(name, "torchscript").feeds
+        inputs = {key: np.concatenate([value] * 6) for key, value in feeds.items()}
+        part = gm.Data(inputs, rng.integers(0, 10, 12))
+        after = retrain(network, gm.Splits(part, part, part), epochs=1, batch_size=6, metric=rising())
+        learnt = changed(network, after)
+        if name == "two_inputs":  # both branches
+            assert {n for n in network.initializers if n.startswith(("conv1", "side", "fc2"))} <= learnt
+        if name == "two_outputs":  # what only the second output needs has no part in the first
+            assert not any(n.startswith("decoder") for n in learnt)
+
+
+def test_a_batch_of_one_has_no_statistics(unfused):
+    _, network = unfused
+    with pytest.raises(gm.RefusedError, match="batch_size=2"):
+        retrain(network, splits(network, 8, shape=(3, 8, 8)), batch_size=1)
