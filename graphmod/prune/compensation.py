@@ -47,7 +47,8 @@ def compensate(found: Groups, removed: NDArray[np.bool_], data: Data, batch_size
     Examples
     --------
     >>> import graphmod as gm
-    >>> found = gm.groups(gm.load(gm.demo.model_path()))
+    >>> from graphmod.prune import groups
+    >>> found = groups(gm.load(gm.demo.model_path()))
     >>> small = compensate(found, np.arange(found.n_units) % 2 == 0, gm.demo.splits().calibration)
     >>> small.n_weights / found.model.n_weights < 0.3
     True

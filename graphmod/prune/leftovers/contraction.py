@@ -101,10 +101,11 @@ def _room(reading: Reading) -> tuple[NodeProto, int] | None:
 
 def _zeros(reading: Reading, place: int, axis: int) -> Mask:
     """Return which rows of the left factor, or columns of the right one, are zero throughout."""
-    known = reading.known(place)
     if reading.site.is_constant(place):
         other = -1 if axis == -2 else -2
-        known = spread(np.where(reading.gone(place, other), 0.0, np.nan), known.ndim, other)
+        known = spread(np.where(reading.gone(place, other), 0.0, np.nan), len(reading.site.labels(place)), other)
+    else:
+        known = reading.known(place)
     return np.asarray((known == 0).all(axis))
 
 
@@ -125,14 +126,15 @@ def gemm(reading: Reading) -> list[Known | None]:
     """Take constants into what is added, as much as remains of it after its factor."""
     site = reading.site
     flips = bool(site.attribute("transA", 0)), bool(site.attribute("transB", 0))
-    axis = 0 if flips[0] else 1
     alpha, beta = (float(site.attribute(name, 1.0)) for name in ("alpha", "beta"))
-    gone, weight = reading.gone(0, axis), reading.weight(1)
-    if gone.any() and not site.is_constant(0):
+    place = 1 if site.is_constant(0) else 0
+    axis = int(flips[place]) ^ (1 - place)
+    gone, weight = reading.gone(place, axis), reading.weight(1) if place == 0 else None
+    if gone.any():
         why = ""
         if weight is None or not reading.is_fixed(2) or beta == 0:
-            why = f"{site} has a weight or bias that is computed"
-        taken = reading.taken(0, axis, gone, why)
+            why = f"{site} has no stored weight on the right, or no bias that could take it in"
+        taken = reading.taken(place, axis, gone, why)
         if weight is not None and taken.any():
             columns = (weight.T if flips[1] else weight)[gone].astype(np.float64)
             labels = reading.state.axes(reading.operator.output[0])[-1]

@@ -24,6 +24,8 @@ def batch_normalization(reading: Reading) -> list[Known | None]:
 def instance_normalization(reading: Reading) -> list[Known | None]:
     """Leave the bias of what is the same everywhere: it equals its mean."""
     data = reading.known(0)
+    for axis in range(2, data.ndim):
+        reading.drop(0, axis, reading.gone(0, axis), f"{reading.site} normalises over what is left")
     if any(size > 1 for size in data.shape[2:]):
         return [unknown(data.ndim)]
     return [np.where(np.isnan(data), np.nan, spread(reading.known(2), data.ndim, 1))]

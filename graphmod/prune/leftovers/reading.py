@@ -32,6 +32,8 @@ class Reading:
     def __init__(self, site: Site, state: Propagation):
         self.site, self.state = site, state
         self.operator = site.operator
+        given = (place for place in range(len(site.operator.input)) if site.has(place))
+        self.is_constant = all(map(site.is_constant, given))  # such an operator can mix weights, and makes no channels
 
     # -- what it reads and makes
 
@@ -39,6 +41,8 @@ class Reading:
         """Return what is known of an input."""
         name = self.operator.input[place]
         rank = len(self.site.labels(place))
+        if self.is_constant:
+            return unknown(rank)
         if self.site.is_constant(place):
             value = self.state.constant(name)
             return unknown(rank) if value is None else value
@@ -49,9 +53,9 @@ class Reading:
         return self.state.gone(self.site.labels(place)[axis])
 
     def is_touched(self, place: int) -> bool:
-        """Whether an input is an activation that loses indices."""
-        name = self.operator.input[place]
-        return bool(name) and not self.site.is_constant(place) and self.state.is_touched(name)
+        """Whether an input loses indices, and is no constant among activations."""
+        is_read = self.site.has(place) and (self.is_constant or not self.site.is_constant(place))
+        return is_read and self.state.is_touched(self.operator.input[place])
 
     def made_gone(self, axis: int, output: int = 0) -> Mask:
         """Return which indices of an output's axis are removed."""
