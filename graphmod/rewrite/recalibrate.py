@@ -29,7 +29,7 @@ Float = NDArray[np.float64]
 MEAN, VARIANCE = 3, 4
 """The places of the running statistics among the inputs of a BatchNormalization."""
 
-_BUDGET = 1 << 28
+_BUDGET = 1 << 26
 """Bytes that the largest tensor to be normalized may have in a batch."""
 
 _AXES_ARE_AN_INPUT = 18
@@ -51,8 +51,8 @@ def recalibrate(model: Model, data: Samples, batch_size: int | None = None, batc
     data : anything that :func:`graphmod.data.as_data` takes
         Samples like those that the network is for; targets are not used.
     batch_size : int, optional
-        Samples a batch, at least 2; as many as keep every tensor that is normalized within 256 MB, at most 256, if
-        None.
+        Samples a batch, at least 2; as many as keep every tensor that is normalized within 64 MB, between 8 and
+        256, if None.
     batches : int, optional
         How many batches to use, spread over the data; all if None.
 
@@ -153,7 +153,7 @@ def _normalizations(model: Model) -> list[str]:
 def _fitting(model: Model, normalized: list[str]) -> int:
     """Return how many samples a batch may have."""
     largest = max((model.tensors[name].size for name in normalized if name in model.tensors), default=1)
-    return max(2, min(256, _BUDGET // (4 * max(1, largest))))
+    return max(8, min(256, _BUDGET // (4 * max(1, largest))))
 
 
 def _spread(data: Data, batch_size: int, batches: int | None) -> Iterator[Data]:
