@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import NodeProto, helper
 
 from graphmod.prune.labels import Labels
-from graphmod.prune.site import Array, Axes
+from graphmod.prune.site import Array, Axes, Site
+from graphmod.rewrite.element_types import STANDARD
+
+Left = Callable[[Labels], NDArray[np.bool_]]
+"""Which indices of an axis are left."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Change:
 
     read: list[Axes]
     written: list[Axes]
-    alive: Callable[[Labels], NDArray[np.bool_]]
+    alive: Left
     attributes: dict[str, Any] = field(default_factory=dict)
     needs: dict[int, Need] = field(default_factory=dict)
 
@@ -70,3 +75,59 @@ class Change:
     def need(self, place: int, value: NDArray[Any], serves: Callable[[Array], bool] | None = None) -> None:
         """Say what the value of an input must be, or which values do as well."""
         self.needs[place] = Need(value, serves)
+
+
+Adaptation = Callable[[Site, Change], None]
+"""Says which attributes and small inputs an operator needs once indices are gone."""
+
+ADAPTATION: dict[tuple[str, str], Adaptation] = {}
+"""The adaptations of operators, by domain and type."""
+
+
+def adapts(*op_types: str, domain: str = "") -> Callable[[Adaptation], Adaptation]:
+    """Register what operators of a domain need once indices are gone."""
+
+    def register(rule: Adaptation) -> Adaptation:
+        ADAPTATION.update(dict.fromkeys([(domain, op_type) for op_type in op_types], rule))
+        return rule
+
+    return register
+
+
+def adapted(operator: NodeProto, site: Site | None, axes: Mapping[str, Axes], left: Left) -> Change:
+    """Set the attributes of an operator, in place, as what is left needs them, and return what else it needs."""
+    change = Change(
+        [axes.get(name, []) for name in operator.input], [axes.get(name, []) for name in operator.output], left
+    )
+    rule = ADAPTATION.get(("" if operator.domain in STANDARD else operator.domain, operator.op_type))
+    if rule is not None and site is not None:
+        rule(site, change)
+    for name, value in change.attributes.items():
+        kept = [attribute for attribute in operator.attribute if attribute.name != name]
+        del operator.attribute[:]
+        operator.attribute.extend(kept if value is None else [*kept, helper.make_attribute(name, value)])
+    return change
+
+
+def at_other_size(needed: Array, first: Array | None, other: Array) -> Array:
+    """Return what is needed at another size of dynamic dimensions: what does not follow from them is the same.
+
+    Parameters
+    ----------
+    needed : array
+        What is needed at the first size.
+    first, other : array
+        What there was at the first size, and at the other.
+
+    Examples
+    --------
+    >>> at_other_size(np.array([2, 32]), np.array([2, 64]), np.array([3, 64]))
+    array([ 3, 32])
+    """
+    if first is None or first.shape != needed.shape or first.shape != other.shape:
+        return needed
+    scaled: Any = needed
+    if first.dtype.kind in "iu":
+        old, new, want = (value.astype(np.int64) for value in (first, other, needed))
+        scaled = new * want // np.where(old == 0, 1, old)
+    return np.where(needed == first, other, np.where(first == other, needed, scaled))

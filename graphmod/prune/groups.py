@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -162,14 +162,18 @@ class Groups:
         return {group.name: group for group in self.groups}
 
     def weight(self, tensor: str) -> Array | None:
-        """Return the value of a float initializer or Constant; None of other constants."""
+        """Return the value of a float constant; None of others."""
         kind = self.model.constants.get(tensor)
         if kind is None or not kind.is_float:
             return None
         if tensor in self.model.initializers:
             return self.model.initializer(tensor)
         operator = self.model.operators[self.model.producer[tensor]]
-        return next((numpy_helper.to_array(a.t) for a in operator.attribute if a.name == "value" and a.t.dims), None)
+        given = next((numpy_helper.to_array(a.t) for a in operator.attribute if a.name == "value"), None)
+        if operator.op_type == "ConstantOfShape":
+            shape = [len(labels) for labels in self.analysis.axes.get(tensor, ())]
+            return np.broadcast_to(np.zeros(1, kind.dtype) if given is None else given, shape)
+        return given
 
     @property
     def n_units(self) -> int:
@@ -179,6 +183,11 @@ class Groups:
     def units(self, labels: Labels) -> Units:
         """Return the number of the unit of every index of an axis, -1 if it belongs to none."""
         return self.unit_of[labels]
+
+    def left(self, alive: NDArray[np.bool_]) -> Callable[[Labels], NDArray[np.bool_]]:
+        """Return a function that says which indices of an axis are left when some units are."""
+        kept = np.append(alive, True)  # -1 is always left
+        return lambda labels: np.asarray(kept[self.unit_of[labels]])
 
 
 def groups(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Groups:

@@ -99,8 +99,8 @@ class Couplings:
 
     def preference(self, labels: Labels) -> int:
         """Return 1 for an axis that should lose indices where there is a choice, -1 for one that should not, or 0."""
-        carries, does_not = self._preference[self.find(labels)].any(0)
-        return 1 if carries else -1 if does_not else 0
+        found = self._preference[self.find(labels)]
+        return 1 if found[:, 0].any() else -1 if found[:, 1].any() else 0
 
     def is_kept(self, labels: Labels) -> NDArray[np.bool_]:
         """Return which labels are kept."""

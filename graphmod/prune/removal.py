@@ -13,14 +13,12 @@ from onnx import NodeProto, ValueInfoProto, helper, numpy_helper
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.model.initializers import LARGE
-from graphmod.prune.change import Change, Need
+from graphmod.prune.change import Need, adapted, at_other_size
 from graphmod.prune.groups import Groups
 from graphmod.prune.labels import Labels
 from graphmod.prune.leftovers import Fold, Leftovers, settle
-from graphmod.prune.registry import ADAPTATION
 from graphmod.prune.site import Array, Site
 from graphmod.rewrite.draft import Draft
-from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.sizing import Sizes
 
 
@@ -83,7 +81,10 @@ class _Cutting:
             if operator.op_type == "Constant":
                 self._slice_constant(own)
             self._follow(own, self.analysis.sites[position])
-        for declared in (*self.draft.graph.value_info, *self.draft.graph.input):  # old files list initializers as inputs
+        for declared in (
+            *self.draft.graph.value_info,
+            *self.draft.graph.input,
+        ):  # old files list initializers as inputs
             self._declare(declared)
         return self.draft.finish()
 
@@ -165,17 +166,12 @@ class _Cutting:
     # -- operators
 
     def _follow(self, operator: NodeProto, site: Site | None) -> None:
-        axes, told = self.axes, f"{operator.op_type} '{operator.name or operator.output[0]}'"
+        told = f"{operator.op_type} '{operator.name or operator.output[0]}'"
         read, written = list(operator.input), list(operator.output)
-        change = Change([axes.get(name, []) for name in read], [axes.get(name, []) for name in written], self.alive)
-        domain = "" if operator.domain in STANDARD else operator.domain
-        adaptation = ADAPTATION.get((domain, operator.op_type))
-        if adaptation is not None and site is not None:
-            adaptation(site, change)
-        for name, value in change.attributes.items():
-            kept = [attribute for attribute in operator.attribute if attribute.name != name]
-            del operator.attribute[:]
-            operator.attribute.extend(kept if value is None else [*kept, helper.make_attribute(name, value)])
+        change = adapted(operator, site, self.axes, self.alive)
+        for name, axes in zip((*read, *written), (*change.read, *change.written), strict=True):
+            if any(len(labels) and not change.count(labels) for labels in axes):
+                raise RefusedError(f"all units along an axis of '{name}', which {told} reads or makes, would go")
         for place, need in change.needs.items():
             tensor = read[place] if place < len(read) else ""
             self._meet(operator, place, [need, *(self._at_other_size(tensor, need, one) for one in self.before[1:])])
@@ -215,17 +211,11 @@ class _Cutting:
             self._scale(operator, place, [value for _, value in pairs], wanted)
 
     def _at_other_size(self, tensor: str, need: Need, sizes: Sizes) -> Need | None:
-        """Return what is needed at another size of dynamic dimensions: what does not follow from them is the same."""
+        """Return what is needed at another size of dynamic dimensions; None where the value there is not known."""
         first, other = self.before[0].values.get(tensor), sizes.values.get(tensor)
-        if first is None:
-            return need
-        if other is None:
+        if first is not None and other is None:
             return None
-        if first.shape != need.value.shape or first.shape != other.shape:
-            return need
-        scaled = other * need.value // np.where(first == 0, 1, first) if first.dtype.kind in "iu" else need.value
-        value = np.where(need.value == first, other, np.where(first == other, need.value, scaled))
-        return Need(value, need.serves)
+        return need if other is None else Need(at_other_size(need.value, first, other), need.serves)
 
     def _constant(self, operator: NodeProto, place: int, tensor: str, value: Array) -> str:
         known = self.before[0].values.get(tensor)

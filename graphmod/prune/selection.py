@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import floor
 
 import numpy as np
@@ -13,8 +13,8 @@ from graphmod.prune.groups import Group, Groups
 from graphmod.prune.widths import Alive, Widths
 
 Scores = NDArray[np.float64]
-Cost = Callable[[NDArray[np.int64]], float]
-"""What a network costs at some widths of its axes."""
+Cost = Callable[[Alive], float]
+"""What a network costs when some units are left."""
 
 STEPS = 16
 """In how many steps a group is taken down, when a budget chooses between groups."""
@@ -30,7 +30,7 @@ class Selection:
     scores : array of float, shape (n_units,)
         What each unit is worth, comparable across groups.
     multiple_of : int
-        What the number of units that are left in a group is rounded up to, where it has so many.
+        What the number of channels that are left in a group is rounded up to, if it has at least twice as many.
     """
 
     def __init__(self, found: Groups, widths: Widths, scores: Scores, multiple_of: int = 1):
@@ -41,6 +41,11 @@ class Selection:
             for group in found
         }
         self._crossing = self._crossing_axes()
+
+    @classmethod
+    def of_all(cls, found: Groups) -> Selection:
+        """Return a selection of all units, for what the network costs as it is."""
+        return cls(found, Widths(found), np.zeros(found.n_units))
 
     def _crossing_axes(self) -> dict[int, list[NDArray[np.int64]]]:
         """Return, for units of which an axis has some and not all of the group, the units along such axes.
@@ -66,10 +71,15 @@ class Selection:
 
     def rounded(self, group: Group, n_left: int) -> int:
         """Return how many units to leave, for a group that should be left with so many."""
-        n_left = max(1, min(n_left, group.n_units))
-        if group.n_units < 2 * self.multiple_of:
-            return n_left
-        return min(group.n_units, -(-n_left // self.multiple_of) * self.multiple_of)
+        multiple = self._multiple(group)
+        return max(1, min(group.n_units, -(-n_left // multiple) * multiple))
+
+    def _multiple(self, group: Group) -> int:
+        """Return what to round to: 1 in small groups, and where a unit is more than one channel."""
+        is_single = all(
+            np.bincount(member.units[member.units >= 0]).max() == 1 for member in group.members if member.makes
+        )
+        return self.multiple_of if is_single and group.n_units >= 2 * self.multiple_of else 1
 
     def reduce(self, group: Group, n_left: int, at_most: float) -> bool:
         """Take the least important units out until so many are left; return whether any went.
@@ -96,64 +106,73 @@ class Selection:
 
     # -- what users ask for
 
-    def by_ratio(self, ratios: Mapping[str, float]) -> None:
-        """Take the same share out of each group, or the shares given by name."""
-        for group in self.found:
-            ratio = ratios.get(group.name, 0.0)
-            n_left = group.n_units - floor(group.n_units * ratio + 0.5)
-            self.reduce(group, self.rounded(group, n_left), ratio)
+    def take(self, group: Group, n_units: int, share: float) -> None:
+        """Take units of a group out, so that this share of the number that it once had is gone."""
+        n_left = n_units - floor(n_units * share + 0.5)
+        self.reduce(group, self.rounded(group, n_left), share)
 
-    def by_rank(self, ratio: float, at_most: float) -> None:
-        """Take a share of all units out, the least important of the whole network first."""
-        ranked = np.argsort(self.scores, kind="stable")
+    def by_rank(self, n_gone: int, at_most: float) -> None:
+        """Take so many units out, the least important of the whole network first."""
         group_of = np.repeat(np.arange(len(self.found)), [group.n_units for group in self.found])
-        floors = np.array([group.n_units - floor(group.n_units * at_most) for group in self.found])
-        spare = np.array([group.n_units for group in self.found]) - np.maximum(1, floors)
-        goes = np.zeros(len(self.found), np.int64)
-        excess = floor(len(ranked) * ratio + 0.5)
-        for unit in ranked.tolist():
-            if excess > 0 and goes[group_of[unit]] < spare[group_of[unit]]:
-                goes[group_of[unit]] += 1
-                excess -= 1
-        for group, number in zip(self.found, goes.tolist(), strict=True):
+        spare = [group.n_units - self._least(group, at_most) for group in self.found]
+        goes = [0] * len(self.found)
+        for unit in np.argsort(self.scores, kind="stable").tolist():
+            place = int(group_of[unit])
+            if n_gone > 0 and goes[place] < spare[place]:
+                goes[place] += 1
+                n_gone -= 1
+        for group, number in zip(self.found, goes, strict=True):
             self.reduce(group, self.rounded(group, group.n_units - number), at_most)
+
+    def by_common_share(self, cost: Cost, limit: float, at_most: float) -> bool:
+        """Take the least share that meets the limit out of every group; return whether there is one."""
+
+        def left(share: float) -> float:
+            self.alive = np.ones(self.found.n_units, bool)
+            for group in self.found:
+                self.take(group, group.n_units, share)
+            return cost(self.alive)
+
+        low, high = 0.0, at_most
+        if left(high) > limit:
+            return False
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (low, middle) if left(middle) <= limit else (middle, high)
+        return left(high) <= limit
 
     def by_budget(self, cost: Cost, limit: float, at_most: float) -> bool:
         """Take units out until the cost is met, each time where least importance is lost for what is saved.
 
         A group is taken down in steps of a sixteenth. Returns whether the limit was reached.
         """
-        now = cost(self.widths(self.alive))
-        ready = [(0.0, place, -1) for place in range(len(self.found))]  # ranked when they are first looked at
-        heapq.heapify(ready)
+        now = cost(self.alive)
+        ready = [(0.0, place, -1) for place in range(len(self.found))]  # priced when they are first looked at
         taken = 0
         while ready and now > limit:
             _, place, seen = heapq.heappop(ready)
-            group = self.found.groups[place]
-            step = self._step(group, at_most)
+            step = self._step(self.found.groups[place], at_most)
             if step is None:
                 continue
-            rate, alive, after = self._priced(cost, now, step)
-            if seen != taken:
-                heapq.heappush(ready, (rate, place, taken))
-                continue
-            self.alive, now, taken = alive, after, taken + 1
-            heapq.heappush(ready, (rate, place, -1))
+            after = cost(step)
+            lost = float(self.scores[self.alive & ~step].sum())
+            rate = lost / (now - after) if after < now else np.inf
+            is_cheapest = seen == taken
+            if is_cheapest:
+                self.alive, now, taken = step, after, taken + 1
+            heapq.heappush(ready, (rate, place, -1 if is_cheapest else taken))
         return now <= limit
+
+    def _least(self, group: Group, at_most: float) -> int:
+        """Return how few units of a group may be left."""
+        return max(1, self._multiple(group), group.n_units - floor(group.n_units * at_most + 1e-9))
 
     def _step(self, group: Group, at_most: float) -> Alive | None:
         """Return what is left after a further step of a group; None if it has none left to go."""
         before, n_left = self.alive, self.left(group)
-        least = max(1, group.n_units - floor(group.n_units * at_most))
-        target = n_left - max(1, group.n_units // STEPS)
-        target = (max(1, target) // self.multiple_of) * self.multiple_of or target if n_left > self.multiple_of else target
+        multiple = self._multiple(group)
+        target = (n_left - max(1, group.n_units // STEPS)) // multiple * multiple
         self.alive = before.copy()
-        went = target >= least and self.reduce(group, target, at_most)
+        went = target >= self._least(group, at_most) and self.reduce(group, target, at_most)
         step, self.alive = self.alive, before
         return step if went else None
-
-    def _priced(self, cost: Cost, now: float, step: Alive) -> tuple[float, Alive, float]:
-        """Return what a step loses for what it saves, what is left after it, and the cost then."""
-        after = cost(self.widths(step))
-        lost = float(self.scores[self.alive & ~step].sum())
-        return lost / (now - after) if after < now else np.inf, step, after

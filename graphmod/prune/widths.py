@@ -102,7 +102,9 @@ class Widths:
                 sizes = kind.shape if kind is not None and kind.shape is not None else ()
                 labels = axes.get(tensor, [])
                 if len(labels) == len(sizes):
-                    counted = [one if isinstance(size, int) else 1 for one, size in zip(map(len, labels), sizes, strict=True)]
+                    counted = [
+                        one if isinstance(size, int) else 1 for one, size in zip(map(len, labels), sizes, strict=True)
+                    ]
                     lengths += list(zip(labels, counted, strict=True))[place]
             if lengths:
                 products.append(self._product(lengths, prod(count for _, count in lengths)))

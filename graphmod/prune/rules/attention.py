@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphmod.prune.change import Change
+from graphmod.prune.change import Change, adapts
 from graphmod.prune.labels import Labels
-from graphmod.prune.registry import MICROSOFT, adapts, couples
+from graphmod.prune.registry import MICROSOFT, couples
 from graphmod.prune.site import Axes, Site, Uncoupled
 
 
@@ -64,7 +64,7 @@ def _attended(site: Site, query: Axes, heads: Labels, shared: Labels, width: Lab
         joined = site.fresh(site.made()[2])
         site.merge(joined, [heads, of_value])
         made = [query[0], query[1], joined]
-    others = []
+    others: list[Axes] = []
     for place, name in enumerate(site.operator.output[1:], 1):
         if not name:
             others.append([])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphmod.prune.change import Change
+from graphmod.prune.change import Change, adapts
 from graphmod.prune.labels import Labels
-from graphmod.prune.registry import MICROSOFT, adapts, couples
+from graphmod.prune.registry import MICROSOFT, couples
 from graphmod.prune.rules.convolution import per_channel
 from graphmod.prune.site import Axes, Site
 

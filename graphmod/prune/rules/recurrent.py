@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphmod.prune.change import Change
-from graphmod.prune.registry import adapts, couples
+from graphmod.prune.change import Change, adapts
+from graphmod.prune.registry import couples
 from graphmod.prune.site import Axes, Site, Uncoupled
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from graphmod.prune.change import Change
+from graphmod.prune.change import Change, adapts
 from graphmod.prune.labels import Labels
-from graphmod.prune.registry import adapts, couples
+from graphmod.prune.registry import couples
 from graphmod.prune.site import Axes, Site, Uncoupled
 
 
@@ -20,7 +20,7 @@ def source(site: Site) -> list[Axes]:
 
 
 @adapts("ConstantOfShape")
-def filled(site: Site, change: Change) -> None:
+def filled(_: Site, change: Change) -> None:
     """Fill the shape that is left."""
     change.need(0, change.made())
 
