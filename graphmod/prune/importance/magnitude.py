@@ -1,44 +1,82 @@
-"""Magnitude: the norm of the weights that make a unit and read it.
+"""Magnitude: the norm of a unit's weights, those that read it, those that make it, or all.
 
-Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), taken over all coupled weights as in Fang et al., DepGraph
-(CVPR 2023), section 3.3.
+Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), section 3.1, rank filters by the weights that make them;
+Fang et al., DepGraph (CVPR 2023), section 3.3, by all coupled weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from graphmod.prune.groups import Group, Member
-from graphmod.prune.importance.registry import Evidence, Scores, importance
+from graphmod.prune.groups import Group
+from graphmod.prune.importance.registry import Evidence, Scores, by_unit, importance
+from graphmod.prune.importance.weights import Float, weight
+
+Sums = dict[tuple[str, int], Scores]
+"""By tensor and axis, a sum for every index."""
 
 
 @importance("l1")
 def l1(group: Group, evidence: Evidence) -> Scores:
-    """Sum of absolute weights."""
-    return _total(group, evidence, 1)
+    """Sum of the absolute weights that read a unit; of those that make it, where none reads it."""
+    return _total(group, evidence.once(_absolutes), makes=False)
 
 
 @importance("l2")
 def l2(group: Group, evidence: Evidence) -> Scores:
-    """Root of the sum of squared weights."""
-    return np.sqrt(_total(group, evidence, 2))
+    """Root of the sum of the squared weights that read a unit; of those that make it, where none reads it."""
+    return np.sqrt(_total(group, evidence.once(_squares), makes=False))
 
 
-def _total(group: Group, evidence: Evidence, power: int) -> Scores:
-    """Sum powers of all weights of every unit; each weight counts by its mean over the group, so that none dominates."""
+@importance("l2_making")
+def l2_making(group: Group, evidence: Evidence) -> Scores:
+    """Root of the sum of the squared weights that make a unit: the norm of its filters."""
+    return np.sqrt(_total(group, evidence.once(_squares), makes=True))
+
+
+@importance("l2_all")
+def l2_all(group: Group, evidence: Evidence) -> Scores:
+    """Root of the sum of the squared weights that make a unit or read it."""
+    return np.sqrt(_total(group, evidence.once(_squares)))
+
+
+def _total(group: Group, sums: Sums, *, makes: bool | None = None) -> Scores:
+    """Sum over the weights that make a unit, those that do not, or all; over all where there are none of a kind."""
+    members = [member for member in group.members if (member.tensor, member.axis) in sums]
+    wanted = [member for member in members if makes in (None, member.makes)]
     total = np.zeros(group.n_units)
-    for member in group.weights:
-        total += per_unit(member, evidence, power, group.n_units)
+    for member in wanted or members:
+        total += by_unit(member.units, sums[member.tensor, member.axis], group.n_units)
     return total
 
 
-def per_unit(member: Member, evidence: Evidence, power: int, n_units: int) -> Scores:
-    """Sum powers of absolute values of one weight by unit."""
-    value = evidence.found.weight(member.tensor)
-    if value is None or value.ndim < 2:
-        return np.zeros(n_units)
-    axes = tuple(axis for axis in range(value.ndim) if axis != member.axis)
-    magnitude = np.abs(value.astype(np.float32, copy=False))
-    by_index = (magnitude if power == 1 else np.square(magnitude)).sum(axes, dtype=np.float64)
-    own = member.units >= 0
-    return np.bincount(member.units[own], by_index[own], n_units)
+def _squares(evidence: Evidence) -> Sums:
+    return _sums(evidence, lambda cells: np.einsum("...i,...i->...", cells, cells))
+
+
+def _absolutes(evidence: Evidence) -> Sums:
+    return _sums(evidence, lambda cells: np.einsum("...i->...", np.abs(cells)))
+
+
+def _sums(evidence: Evidence, fold: Callable[[Float], Float]) -> Sums:
+    """Fold all weights along the axes where no units lie, and sum up the rest for every index of the others.
+
+    Vectors are biases and scales: their size says nothing about how much a unit carries.
+    """
+    axes: dict[str, set[int]] = {}
+    for group in evidence.found:
+        for member in group.members:
+            axes.setdefault(member.tensor, set()).add(member.axis)
+    sums: Sums = {}
+    for tensor, own in axes.items():
+        value = weight(evidence.found, tensor)
+        if value is None or value.ndim < 2:
+            continue
+        order = sorted(own)
+        front = np.moveaxis(value, order, range(len(order)))
+        cells = fold(front.reshape(*front.shape[: len(order)], -1))
+        for place, axis in enumerate(order):
+            sums[tensor, axis] = np.einsum("i...->i", np.moveaxis(cells, place, 0)).astype(np.float64)
+    return sums
