@@ -7,6 +7,7 @@ Fang et al., DepGraph (CVPR 2023), section 3.3, by all coupled weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from string import ascii_letters
 
 import numpy as np
 
@@ -77,6 +78,7 @@ def _sums(evidence: Evidence, fold: Callable[[Float], Float]) -> Sums:
         order = sorted(own)
         front = np.moveaxis(value, order, range(len(order)))
         cells = fold(front.reshape(*front.shape[: len(order)], -1))
+        letters = ascii_letters[: cells.ndim]
         for place, axis in enumerate(order):
-            sums[tensor, axis] = np.einsum("i...->i", np.moveaxis(cells, place, 0)).astype(np.float64)
+            sums[tensor, axis] = np.einsum(f"{letters}->{letters[place]}", cells).astype(np.float64)
     return sums
