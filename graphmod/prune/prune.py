@@ -21,7 +21,6 @@ from graphmod.prune.selection import Cost, Selection
 from graphmod.prune.timing import Timing
 from graphmod.prune.widths import Widths
 from graphmod.rewrite.verb import Samples, verb
-from graphmod.train import retrain
 
 Ranking = Literal["local", "global"]
 
@@ -116,6 +115,8 @@ def prune(
         if not selection.alive.all():
             pruned = cut(found, ~selection.alive, leftovers)
         if epochs:
+            from graphmod.train import retrain  # what only prunes starts without PyTorch
+
             pruned = retrain(pruned, data, teacher=model, epochs=epochs, seed=seed, progress=progress)
     return pruned
 
