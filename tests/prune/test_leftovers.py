@@ -217,6 +217,55 @@ def test_a_matmul_without_an_add_has_no_place_for_constants():
     assert settled.folds == ()
 
 
+@pytest.mark.parametrize("gelu", ["none", "tanh"])
+def test_a_gelu_maps_constants_on(gelu):
+    w = Weights()
+    operators = [
+        make_node("Gemm", ["x", w.maker("w", 3, 6, axis=1)], ["c"], name="make"),
+        make_node("Add", ["c", w.add("b", 6, around=1)], ["n"], name="bias"),
+        make_node("Gelu", ["n"], ["a"], name="act", approximate=gelu),
+        make_node("Gemm", ["a", w.add("v", 6, 5)], ["y"], name="read"),
+    ]
+    check_exact(model(operators, {"x": ["n", 3]}, {"y": ["n", 5]}, w, opset=20), feeds={"x": X[:, :, 0, 0].copy()})
+
+
+@pytest.mark.parametrize("n_heads", [1, 3])
+def test_attention_to_what_is_the_same_everywhere_is_that(n_heads):
+    """One of three heads, or two channels of a single one, have values without weights, but not without biases."""
+    gone, w = [1] if n_heads == 3 else GONE, Weights()
+    w["shape"], w["back"] = np.array([0, 4, n_heads, 6 // n_heads]), np.array([0, 4, 6])
+    w.add("bv", 6, around=1)
+    w.add("wv", 3, 6)
+    w["wv"].reshape(3, -1, 1 if n_heads == 1 else 2)[:, gone] = 0
+
+    def projected(name):
+        return [
+            make_node("MatMul", ["x", f"w{name}"], [f"{name}0"], name=name),
+            make_node("Add", [f"{name}0", f"b{name}"], [f"{name}1"], name=f"{name}b"),
+            make_node("Reshape", [f"{name}1", "shape"], [f"{name}2"], name=f"{name}r"),
+            make_node(
+                "Transpose", [f"{name}2"], [name], name=f"{name}t", perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]
+            ),
+        ]
+
+    for name in "qk":
+        w.add(f"w{name}", 3, 6)
+        w.add(f"b{name}", 6)
+    operators = [
+        *projected("q"), *projected("k"), *projected("v"),
+        make_node("MatMul", ["q", "k"], ["s"], name="scores"),
+        make_node("Softmax", ["s"], ["p"], name="softmax", axis=3),
+        make_node("MatMul", ["p", "v"], ["o"], name="attend"),
+        make_node("Transpose", ["o"], ["o1"], name="ot", perm=[0, 2, 1, 3]),
+        make_node("Reshape", ["o1", "back"], ["o2"], name="or"),
+        make_node("MatMul", ["o2", w.add("wo", 6, 5)], ["o3"], name="out"),
+        make_node("Add", ["o3", w.add("bo", 5)], ["y"], name="outb"),
+    ]  # fmt: skip
+    network = model(operators, {"x": [2, 4, 3]}, {"y": [2, 4, 5]}, w)
+    feeds = {"x": X[:2, :, 0, :4].transpose(0, 2, 1).copy()}
+    check_exact(network, "v", feeds, gone)
+
+
 def residual(both):
     """Return a network of a residual sum, of which one or both addends are zero in the channels that go."""
     w = Weights()

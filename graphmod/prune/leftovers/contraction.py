@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from graphmod.prune.leftovers.known import Known, spread
+from graphmod.prune.leftovers.elementwise import HANDED_ON
+from graphmod.prune.leftovers.known import Known, spread, unknown
 from graphmod.prune.leftovers.reading import Mask, Reading
 from graphmod.prune.leftovers.registry import settles
 from graphmod.prune.site import Array
@@ -69,7 +70,7 @@ def transposed_convolution(reading: Reading) -> list[Known | None]:
 
 @settles("MatMul")
 def matrix_product(reading: Reading) -> list[Known | None]:
-    """Take constants into the constant that is added behind."""
+    """Take constants into the constant that is added behind; a mean of rows that are alike is one of them."""
     site = reading.site
     if min(len(site.labels(0)), len(site.labels(1))) < 2:
         reading.drop_all(f"{site} multiplies vectors")
@@ -85,7 +86,30 @@ def matrix_product(reading: Reading) -> list[Known | None]:
     elif gone.any():
         _drop_products(reading)
     left, right = _zeros(reading, 0, -1), _zeros(reading, 1, -2)
-    return [np.where(left[..., :, None] | right[..., None, :], 0.0, np.nan)]
+    made = np.where(left[..., :, None] | right[..., None, :], 0.0, np.nan)
+    if _sums_to_one(reading):
+        return [np.where(np.isnan(made), _rows_alike(reading.known(1)), made)]
+    return [made]
+
+
+def _sums_to_one(reading: Reading) -> bool:
+    """Whether the rows of the left factor do, as a Softmax makes them."""
+    model, tensor = reading.state.found.model, reading.operator.input[0]
+    rank = len(reading.site.labels(0))
+    while tensor in model.producer:
+        maker = model.operators[model.producer[tensor]]
+        if maker.op_type == "Softmax":
+            axis = next((a.i for a in maker.attribute if a.name == "axis"), 1 if reading.site.opset < 13 else -1)
+            return bool(axis % rank == rank - 1)
+        if maker.op_type not in HANDED_ON:
+            break
+        tensor = maker.input[0]
+    return False
+
+
+def _rows_alike(known: Known) -> Known:
+    """Return values that are the same in all rows; nothing if some are not."""
+    return known if known.shape[-2] == 1 else unknown(known.ndim)
 
 
 def _room(reading: Reading) -> tuple[NodeProto, int] | None:

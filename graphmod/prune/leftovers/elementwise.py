@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from scipy.special import expit, ndtr
 
 from graphmod.prune.leftovers.known import Known
 from graphmod.prune.leftovers.reading import Reading
@@ -55,6 +56,19 @@ def _computed(reading: Reading, read: dict[str, Known]) -> Known | None:
     return np.asarray(found[0])
 
 
+@settles("Gelu")
+@settles("Gelu", "BiasGelu", "FastGelu", "QuickGelu", domain=MICROSOFT)
+def gelu(reading: Reading) -> list[Known | None]:
+    """Compute the Gaussian error linear unit of what is read, plus a bias if there is one; to onnx it is a function."""
+    site, op_type = reading.site, reading.operator.op_type
+    x = reading.known(0) + (reading.known(1) if site.has(1) else 0.0)
+    if op_type == "QuickGelu":
+        return [x * expit(site.attribute("alpha", 1.702) * x)]
+    if op_type == "FastGelu" or site.attribute("approximate", b"none") == b"tanh":
+        return [0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))]
+    return [x * ndtr(x)]
+
+
 @settles(*HANDED_ON)
 def handed_on(reading: Reading) -> list[Known | None]:
     """Hand constants on, where they stay floats; nothing is dropped out outside training."""
@@ -71,7 +85,6 @@ def handed_on(reading: Reading) -> list[Known | None]:
     *NOT_FOLLOWED, "Shape", "Size", "Softmax", "LogSoftmax", "Hardmax", "CumSum", "Trilu", "TopK", "ArgMax", "ArgMin"
 )
 @settles("QuantizeLinear", "DequantizeLinear")
-@settles("Gelu", "QuickGelu", "BiasGelu", "FastGelu", domain=MICROSOFT)
 def not_followed(reading: Reading) -> list[Known | None]:
     """Leave every index where it is, and know nothing of the values."""
     return [None] * len(reading.operator.output)

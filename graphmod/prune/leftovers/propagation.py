@@ -140,7 +140,9 @@ class Propagation:
         return tensor not in self._overridable and self.found.weight(tensor) is not None
 
     def constant(self, tensor: str) -> Known | None:
-        """Return the value of a constant, zero where weights would make what is removed; None if it is not known."""
+        """Return the value of a constant, zero where it is a weight that makes what is removed; None if not known."""
+        if tensor in self.known:
+            return self.known[tensor]
         value = self.found.weight(tensor)
         if value is None:
             value = self.found.analysis.sizes[0].values.get(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from graphmod.prune.leftovers.propagation import Propagation
 
 Mask = NDArray[np.bool_]
+
+SMALL = 1 << 16
+"""Scalars up to which arithmetic on weights alone is followed: that on scales and biases, not on kernels."""
 
 
 class Reading:
@@ -38,15 +42,14 @@ class Reading:
     # -- what it reads and makes
 
     def known(self, place: int) -> Known:
-        """Return what is known of an input."""
+        """Return what is known of an input; of weights that are computed from others, where they are small."""
         name = self.operator.input[place]
-        rank = len(self.site.labels(place))
-        if self.is_constant:
-            return unknown(rank)
-        if self.site.is_constant(place):
-            value = self.state.constant(name)
-            return unknown(rank) if value is None else value
-        return self.state.known.get(name, unknown(rank))
+        sizes = [len(labels) for labels in self.site.labels(place)]
+        if not self.site.is_constant(place):
+            value = self.state.known.get(name)
+        else:
+            value = self.state.constant(name) if not self.is_constant or prod(sizes) <= SMALL else None
+        return unknown(len(sizes)) if value is None else value
 
     def gone(self, place: int, axis: int) -> Mask:
         """Return which indices of an input's axis are removed."""
