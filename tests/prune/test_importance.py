@@ -167,6 +167,13 @@ def test_a_network_without_groups_has_no_scores():
         assert normalised(found, scores(found, how)).shape == (0,)
 
 
+def test_normalised_scores_have_a_mean_of_one_in_every_group():
+    values = normalised(FOUND, np.arange(10.0))
+    np.testing.assert_allclose(values, [*(np.arange(6) / 2.5), *(np.arange(6, 10) / 7.5)])
+    np.testing.assert_array_equal(normalised(FOUND, np.zeros(10)), np.zeros(10))
+    np.testing.assert_allclose(normalised(FOUND, np.array([-2.0, 2.0] * 5)), [-1, 1] * 5)
+
+
 NEEDS_NO_BATCH_NORM = sorted(IMPORTANCE.keys() - {"bn_scale"})
 
 
