@@ -133,6 +133,9 @@ class _Zeroing:
             return _constant_value(maker)
         if maker is not None and maker.op_type == "ConstantOfShape":
             shape = self.value(maker.input[0])
+            filling = _constant_value(maker)
+            if shape is None and (filling is None or not filling.any()):
+                return None  # zeros already
             if shape is None:
                 raise ValueError(f"the shape of {tensor!r} is computed: its slices cannot be masked")
             fill = _attribute(maker, "value")
