@@ -9,7 +9,7 @@ from handmade import model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
-from onnx.helper import make_node
+from onnx.helper import make_node, make_tensor_value_info
 from random_networks import seeded
 
 import graphmod as gm
@@ -131,6 +131,38 @@ def test_a_bias_that_two_operators_read_stays_for_the_other():
         make_node("Sub", ["d", "e"], ["y"], name="sub"),
     ]
     check_exact(imaged(tail, w, [5, 4, 4]))
+
+
+def stored(how, bias=True):
+    """Return a network whose bias is stored in some way."""
+    w = Weights()
+    reads = ["a", w.add("v", 5, 6, 1, 1), *([w.add("b", 5)] if bias else [])]
+    proto = imaged([make_node("Conv", reads, ["y"], name="read")], w, [5, 4, 4]).proto()
+    graph = proto.graph
+    if how == "operator":
+        place = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == "b")
+        graph.node.insert(0, make_node("Constant", [], ["b"], name="stored", value=graph.initializer[place]))
+        del graph.initializer[place]
+    else:
+        proto.ir_version = 3 if how == "listed" else proto.ir_version
+        listed = [tensor for tensor in graph.initializer if how == "listed" or tensor.name == "b"]
+        graph.input.extend(make_tensor_value_info(t.name, t.data_type, t.dims) for t in listed)
+    return load(proto)
+
+
+@pytest.mark.parametrize(("how", "bias"), [("operator", True), ("listed", True), ("listed", False)])
+def test_a_bias_may_be_stored_in_any_way(how, bias):
+    network = stored(how, bias)
+    before = network.digest
+    check_exact(network)
+    assert network.digest == before
+
+
+def test_a_bias_that_callers_can_override_takes_nothing_in():
+    found = groups(stored("overridable"))
+    settled = settle(found, units(found, "make"))
+    assert settled.folds == ()
+    assert list(settled.dropped) == GONE
 
 
 def test_a_grouped_conv_takes_constants_in():
