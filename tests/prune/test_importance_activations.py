@@ -11,7 +11,7 @@ import graphmod as gm
 from graphmod.data import Data
 from graphmod.errors import RefusedError
 from graphmod.prune import groups
-from graphmod.prune.importance import Evidence, activation
+from graphmod.prune.importance import Evidence, activation, registry
 from graphmod.prune.importance import similarity as similar
 from graphmod.prune.importance.scores import scores
 
@@ -136,6 +136,17 @@ def test_groups_whose_covariances_do_not_fit_at_once_are_measured_in_turn(monkey
     monkeypatch.setattr(similar, "_BUDGET", 1)
     monkeypatch.setattr(similar, "POSITIONS", 64)  # all of them: nothing is drawn
     np.testing.assert_allclose(scores(found, "similarity", Evidence(found, data)), at_once, rtol=1e-6, atol=1e-9)
+
+
+def test_of_many_samples_some_are_drawn_with_the_seed(monkeypatch):
+    monkeypatch.setattr(registry, "MOST", 25)
+    for network, n in ((MODEL, 25), (gm.rebatch(MODEL, 10), 20), (gm.rebatch(MODEL, 50), 50)):
+        found = groups(network)
+        first, again, other = (Evidence(found, DATA, seed=seed).samples.inputs["x"] for seed in (0, 0, 1))
+        assert len(first) == n
+        np.testing.assert_array_equal(first, again)
+        assert n == 50 or not np.array_equal(first, other)
+        assert all(any(np.array_equal(one, x) for x in X) for one in first)
 
 
 def test_dead_units_are_worth_nothing():

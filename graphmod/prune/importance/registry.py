@@ -12,13 +12,16 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from graphmod.data import Data
+from graphmod.data import Data, fixed_batch
 from graphmod.errors import InvalidDataError
 from graphmod.prune.groups import Group, Groups
 
 Scores = NDArray[np.float64]
 
 Found = TypeVar("Found")
+
+MOST = 1024
+"""Samples that importances look at, at most: more of them hardly change an order, and take their time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ class Evidence:
 
     @property
     def samples(self) -> Data:
-        """The calibration samples.
+        """The samples to look at: of more than 1,024 so many, drawn with the seed.
 
         Raises
         ------
@@ -57,13 +60,23 @@ class Evidence:
                 "this importance looks at what the network computes and needs samples: pass data=, or take one that "
                 "looks at weights alone, such as l2"
             )
-        return self.data
+        return self.once(_drawn)
 
     def once(self, compute: Callable[[Evidence], Found]) -> Found:
         """Return what a function makes of this evidence; it is computed once for all groups."""
         if compute not in self._known:
             self._known[compute] = compute(self)
         return cast(Found, self._known[compute])
+
+
+def _drawn(evidence: Evidence) -> Data:
+    data = evidence.data
+    assert data is not None
+    fixed = fixed_batch(evidence.found.model) or 1
+    if len(data) <= max(MOST, fixed):
+        return data
+    n = max(1, MOST // fixed) * fixed
+    return data[np.sort(np.random.default_rng(evidence.seed).choice(len(data), n, replace=False))]
 
 
 Importance = Callable[[Group, Evidence], Scores]
