@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import random_networks
 import zoo
 from handmade import model
 from onnx import TensorProto, helper
@@ -207,6 +208,31 @@ def test_every_importance_of_a_network(name):
 @pytest.mark.parametrize("name", sorted(zoo.NETWORKS))
 def test_every_importance_of_every_export(name, exporter):
     check_every_importance(zoo.network(name, exporter))
+
+
+GRADIENT = {"taylor", "fisher"}
+
+
+def check_a_random_network(seed):
+    drawn = random_networks.seeded(seed)
+    found = groups(gm.load(drawn.proto))
+    evidence = Evidence(found, gm.Data(drawn.feeds(batch=6)))
+    for how in NEEDS_NO_BATCH_NORM:
+        if how not in GRADIENT:  # rounding has none, and the importer has tests of its own
+            values = scores(found, how, evidence)
+            assert np.isfinite(values).all(), how
+            assert (values >= 0).all(), how
+
+
+def test_importances_of_random_networks():
+    for seed in range(12):
+        check_a_random_network(seed)
+
+
+@pytest.mark.slow
+def test_importances_of_many_random_networks():
+    for seed in range(12, 200):
+        check_a_random_network(seed)
 
 
 def test_initializers_of_other_types_are_no_weights():
