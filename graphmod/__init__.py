@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         run_parts,
         simplify,
         split,
+        unfuse,
         verify,
     )
     from graphmod.train import retrain
@@ -118,6 +119,7 @@ _HOME = {
     "simplify": "rewrite",
     "split": "rewrite",
     "to_torch": "pytorch",
+    "unfuse": "rewrite",
     "verify": "rewrite",
     "write_back": "pytorch",
 }
@@ -209,6 +211,7 @@ __all__ = [
     "split",
     "to_torch",
     "train",
+    "unfuse",
     "verify",
     "write_back",
 ]

@@ -27,6 +27,7 @@ from graphmod.rewrite.retype import retype
 from graphmod.rewrite.simplify import simplify
 from graphmod.rewrite.smells import Finding
 from graphmod.rewrite.split import run_parts, split
+from graphmod.rewrite.unfuse import unfuse
 from graphmod.rewrite.verify import OutputError, Verification, verify
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "run_parts",
     "simplify",
     "split",
+    "unfuse",
     "verify",
     "why_not",
 ]

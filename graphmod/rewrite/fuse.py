@@ -47,8 +47,9 @@ def fuse(model: Model, where: str = "*", kinds: list[str] | None = None) -> Mode
     before or after them; ``chain``, two linear maps in a row into one where that is no more work; ``sum`` and
     ``concat``, linear maps of one tensor side by side into one (RepVGG); ``gemm``, MatMul + Add; ``pad``, Pad into Conv
     and AveragePool; ``layout``, Transposes and Reshapes in a row; ``cast``, Casts to a wider type and back;
-    ``identity``, operators that change nothing. Values are computed in float64 and stored in the weight's type. Tensors
-    that are outputs, or that something else reads, stay.
+    ``identity``, operators that change nothing; ``unfused``, of ``batchnorm`` what :func:`graphmod.unfuse` put in.
+    Values are computed in float64 and stored in the weight's type. Tensors that are outputs, or that something else
+    reads, stay.
 
     Parameters
     ----------

@@ -190,6 +190,11 @@ def recalibrate(draw: st.DrawFn, model: gm.Model) -> Step:  # noqa: ARG001  # ev
     return {"data": SAMPLES, **draw(st.sampled_from([{}, {"batch_size": 4}, {"batch_size": 3, "batches": 1}]))}
 
 
+@step
+def unfuse(draw: st.DrawFn, model: gm.Model) -> Step:  # noqa: ARG001  # every step has the same signature
+    return {"data": SAMPLES, "where": draw(st.sampled_from(["*", "Conv"]))}
+
+
 def test_no_verb_is_left_out():
     assert set(STEPS) == set(VERBS)
 

@@ -24,6 +24,9 @@ from graphmod.rewrite.fusions.maps import FIRST, Float, Map, read_map, read_map_
 from graphmod.rewrite.fusions.registry import Plan, fusion
 from graphmod.rewrite.fusions.windows import window
 
+UNFUSED = "graphmod.unfused"
+"""Metadata key of a BatchNormalization that :func:`graphmod.unfuse` put behind a convolution; the name of its bias."""
+
 _ARITHMETIC = ("Mul", "Div", "Add", "Sub")
 
 
@@ -107,6 +110,26 @@ def _arithmetic(op_type: str, held: Array, first: bool) -> tuple[Float, Float] |
         case "Div" if not first and value.all():
             return 1 / value, nothing
     return None
+
+
+@fusion("unfused", "BatchNormalization")
+def _unfused(bench: Bench, operator: NodeProto) -> Plan | None:
+    """Take back what graphmod.unfuse put in; why that cannot be done, the next kind says."""
+    marks = [str(entry.value) for entry in operator.metadata_props if entry.key == UNFUSED]
+    affine = read_affine(bench, operator) if marks else None
+    plan = _into_before(bench, affine) if isinstance(affine, Affine) else None
+    if not isinstance(plan, Plan):
+        return None
+    host = plan.operators[0]
+
+    def apply() -> list[NodeProto]:
+        changed = plan.apply()
+        value = bench.draft.constant(host.input[2]) if marks[0] and len(host.input) > 2 else None
+        if value is not None:
+            bench.set_input(host, 2, bench.weight(marks[0], value))
+        return changed
+
+    return Plan(plan.operators, apply)
 
 
 @fusion("batchnorm", "BatchNormalization")
