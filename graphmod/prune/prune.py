@@ -13,6 +13,7 @@ from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import find
 from graphmod.model import Model
 from graphmod.probe.operator_latency import LatencyTable
+from graphmod.prune.compensation import compensate
 from graphmod.prune.groups import Groups, groups
 from graphmod.prune.importance import Evidence
 from graphmod.prune.importance.scores import normalised, scores
@@ -38,7 +39,7 @@ def prune(
     where: str | None = None,
     at_most: float = 0.9,
     multiple_of: int | None = None,
-    data: Samples | None = None,
+    data: Samples = None,
     steps: int = 1,
     epochs: int = 0,
     leftovers: bool = True,
@@ -77,7 +78,8 @@ def prune(
     epochs : int
         Epochs of recovery after every step: the whole network is trained on the data, with the original as its teacher.
     leftovers : bool
-        Whether biases take in the constants that removed channels would hold, wherever that is exact.
+        Whether biases take in what removed channels held: their means over the data where there is any, else the
+        constants that are left of them without the weights that made them, wherever that is exact.
     seed : int
         Same seed, same result.
     progress : bool
@@ -113,7 +115,9 @@ def prune(
         else:
             _meet_budget(selection, whole, budgets, step / steps, ranking or "global", at_most, progress)
         if not selection.alive.all():
-            pruned = cut(found, ~selection.alive, leftovers)
+            removed = ~selection.alive
+            takes_means = leftovers and data is not None
+            pruned = compensate(found, removed, data) if takes_means else cut(found, removed, leftovers)
         if epochs:
             from graphmod.train import retrain  # what only prunes starts without PyTorch
 
