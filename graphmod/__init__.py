@@ -21,12 +21,13 @@ from graphmod.errors import (
 from graphmod.model import Model, load
 
 if TYPE_CHECKING:
-    from graphmod import data, demo, graph, methods, model, modules, probe, pytorch, report, rewrite, train
+    from graphmod import data, demo, graph, methods, model, modules, probe, pruning, pytorch, report, rewrite, train
     from graphmod.data import Data, Splits
     from graphmod.graph import Block, Match, NearMiss, blocks, boundaries, explain, find
     from graphmod.methods import Result, compress
     from graphmod.modules import Module, ModuleMap, modularize
     from graphmod.probe import Similarity, accuracy, latency, similarity
+    from graphmod.pruning import Group, Groups, groups, prune
     from graphmod.pytorch import to_torch, write_back
     from graphmod.rewrite import (
         Difference,
@@ -72,6 +73,8 @@ _HOME = {
     "Difference": "rewrite",
     "Edit": "rewrite",
     "Finding": "rewrite",
+    "Group": "pruning",
+    "Groups": "pruning",
     "Match": "graph",
     "Module": "modules",
     "ModuleMap": "modules",
@@ -94,6 +97,7 @@ _HOME = {
     "extract": "rewrite",
     "find": "graph",
     "fuse": "rewrite",
+    "groups": "pruning",
     "hide": "rewrite",
     "inline": "rewrite",
     "insert": "rewrite",
@@ -105,6 +109,7 @@ _HOME = {
     "modularize": "modules",
     "outline": "rewrite",
     "propose": "rewrite",
+    "prune": "pruning",
     "quantize": "rewrite",
     "rebatch": "rewrite",
     "recalibrate": "rewrite",
@@ -123,7 +128,20 @@ _HOME = {
     "verify": "rewrite",
     "write_back": "pytorch",
 }
-_PARTS = ("data", "demo", "graph", "methods", "model", "modules", "probe", "pytorch", "report", "rewrite", "train")
+_PARTS = (
+    "data",
+    "demo",
+    "graph",
+    "methods",
+    "model",
+    "modules",
+    "probe",
+    "pruning",
+    "pytorch",
+    "report",
+    "rewrite",
+    "train",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -145,6 +163,8 @@ __all__ = [
     "Edit",
     "Finding",
     "GraphmodError",
+    "Group",
+    "Groups",
     "InvalidDataError",
     "InvalidModelError",
     "InvalidRecipeError",
@@ -177,6 +197,7 @@ __all__ = [
     "find",
     "fuse",
     "graph",
+    "groups",
     "hide",
     "inline",
     "insert",
@@ -193,6 +214,8 @@ __all__ = [
     "outline",
     "probe",
     "propose",
+    "prune",
+    "pruning",
     "pytorch",
     "quantize",
     "rebatch",

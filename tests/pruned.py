@@ -1,4 +1,4 @@
-"""What a network without some units must compute, asked of the original: slices zeroed, normalisations over the rest."""
+"""What a network without some units must compute, asked of the original: slices zeroed, statistics over the rest."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import onnxruntime as ort
 from masking import masked
 from onnx import ModelProto
 
-from graphmod.prune import Groups, cut
-from graphmod.prune.selection import Selection
-from graphmod.prune.widths import Widths
+from graphmod.pruning import Groups, cut
+from graphmod.pruning.selection import Selection
+from graphmod.pruning.widths import Widths
 
 EXACT = 1e-4
 """Largest difference over the output's scale, as single-precision sums in another order give it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ def groups(
 
     [dim]Example:[/] graphmod groups resnet.onnx --members
     """
-    from graphmod.prune.groups import groups as find_groups  # what it needs takes half a second to start
+    from graphmod.pruning.groups import groups as find_groups  # what it needs takes half a second to start
 
     found = find_groups(load(model))
     if as_json:
@@ -40,9 +41,7 @@ def groups(
         for group in found:
             made = sum(int((member.units >= 0).sum()) for member in group.members if member.makes)
             each = made / max(1, group.n_units * sum(member.makes for member in group.members))
-            names = list(group.operators)
-            told = ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
-            row = (group.name, str(group.n_units), f"{each:g}", told, str(len(group.weights)))
+            row = (group.name, str(group.n_units), f"{each:g}", _listed(group.operators), str(len(group.weights)))
             table.add_row(*map(escape, row))
             for member in group.weights if with_members else ():
                 n_own = int((member.units >= 0).sum())
@@ -56,9 +55,13 @@ def groups(
         table = Table("kept", "channels", "why")
         for reason, same in groupby(found.kept, key=lambda one: one.reason):
             own = list(same)
-            names = ", ".join(one.operator for one in own[:3]) + (f" and {len(own) - 3} others" if len(own) > 3 else "")
-            table.add_row(escape(names), f"{sum(one.n_channels for one in own):,}", escape(reason))
+            makers = _listed([one.operator for one in own])
+            table.add_row(escape(makers), f"{sum(one.n_channels for one in own):,}", escape(reason))
         console.print(table)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
 def _rows(found: Any) -> dict[str, Any]:

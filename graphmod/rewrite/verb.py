@@ -119,7 +119,7 @@ class Verb:
         return next((mark for mark in marks if isinstance(mark, Reference)), None)
 
 
-PACKAGES = ("graphmod.rewrite", "graphmod.prune")
+PACKAGES = ("graphmod.rewrite", "graphmod.pruning")
 """The packages whose files register verbs. They start without PyTorch, as the command line lists all verbs."""
 
 

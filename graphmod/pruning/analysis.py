@@ -1,0 +1,187 @@
+"""The analysis: every operator's coupling rule, in the order of the graph, on the sizes of one concrete input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from graphmod.model import Model, consumed
+from graphmod.pruning import rules
+from graphmod.pruning.labels import Couplings, Labels
+from graphmod.pruning.merging import Merge, choose_carriers
+from graphmod.pruning.registry import COUPLING
+from graphmod.pruning.site import Array, Axes, Site, Uncoupled
+from graphmod.rewrite.element_types import STANDARD
+from graphmod.rewrite.simplify import RANDOM
+from graphmod.rewrite.sizing import Sizes
+
+_ = rules  # importing them registers them
+
+BATCH, OTHER_BATCH = 2, 3
+FREE, OTHER_FREE = 32, 64
+"""Sizes of a dynamic axis 0, and of other dynamic axes: the second ones tell what follows from them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Produced:
+    """An axis that weights make.
+
+    Parameters
+    ----------
+    operator : str
+        The operator's name.
+    labels : Labels
+    """
+
+    operator: str
+    labels: Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """How all indices of a network are coupled.
+
+    Parameters
+    ----------
+    model : Model
+    couplings : Couplings
+    axes : dict of str to Axes
+        The labels of every tensor whose shape is known.
+    sites : tuple of Site or None
+        One an operator, in the order of the graph; None where no rule applied, and all is kept.
+    sizes : tuple of Sizes
+        Shapes and small values at one size of the dynamic dimensions, and at another where there are any.
+    produced : tuple of Produced
+    """
+
+    model: Model
+    couplings: Couplings
+    axes: dict[str, Axes]
+    sites: tuple[Site | None, ...]
+    sizes: tuple[Sizes, ...]
+    produced: tuple[Produced, ...]
+
+
+def analyse(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Analysis:
+    """Couple all indices of a network.
+
+    Parameters
+    ----------
+    model : Model
+    shapes : mapping of str to sequence of int, optional
+        Shapes of inputs that fit the network; where it leaves them open and none are given, the batch is 2 and other
+        dynamic dimensions are 32.
+    """
+    return _Analysing(model, shapes).analysed()
+
+
+def followed(model: Model, batch: int, free: int, shapes: Mapping[str, Sequence[int]] | None = None) -> Sizes | None:
+    """Return the shapes of all tensors at some size of the dynamic dimensions; None if they do not fit together."""
+    sizes = start(model, batch, free, shapes)
+    fits = [not sizes.follow(operator) for operator in model.operators]
+    return sizes if all(fits) else None
+
+
+def start(model: Model, batch: int, free: int, shapes: Mapping[str, Sequence[int]] | None = None) -> Sizes:
+    """Return the shapes of the inputs at some size of the dynamic dimensions."""
+    sizes, symbols = Sizes(model), dict[str, int]()
+    for name, kind in model.inputs.items():
+        if shapes is not None and name in shapes:
+            sizes.shapes[name] = tuple(shapes[name])
+        elif kind.shape is not None:
+            sizes.shapes[name] = tuple(
+                size if isinstance(size, int) else symbols.setdefault(size or f"{name} {axis}", free if axis else batch)
+                for axis, size in enumerate(kind.shape)
+            )
+    return sizes
+
+
+class _Analysing:
+    def __init__(self, model: Model, shapes: Mapping[str, Sequence[int]] | None):
+        self.model = model
+        self.first = start(model, BATCH, FREE, shapes)
+        for operator in model.operators:
+            self.first.follow(operator)
+        self.second = self._second(shapes)
+        self.couplings = Couplings()
+        self.axes: dict[str, Axes] = {}
+        self.constant = set(model.initializers)
+        self.merges: list[Merge] = []
+        self.produced: list[Produced] = []
+        self.opsets = {entry.domain: entry.version for entry in model._proto.opset_import} | {"": model.opset}
+
+    def _second(self, shapes: Mapping[str, Sequence[int]] | None) -> Sizes | None:
+        """Return the shapes at other sizes of the dynamic dimensions: of all, or of the batch alone."""
+        if all(isinstance(size, int) for kind in self.model.inputs.values() for size in kind.shape or ()):
+            return None
+        if shapes is not None:
+            batch = {name: list(shape) for name, shape in shapes.items()}
+            for name, shape in batch.items():
+                declared = self.model.inputs[name].shape
+                if shape and declared and not isinstance(declared[0], int):
+                    shape[0] += 1
+            return followed(self.model, OTHER_BATCH, FREE, batch)
+        every = followed(self.model, OTHER_BATCH, OTHER_FREE)
+        return every or followed(self.model, OTHER_BATCH, FREE)
+
+    def analysed(self) -> Analysis:
+        """Couple operator by operator, then choose what carries in merged axes."""
+        for name in self.model.inputs:
+            self._keep(name, f"input '{name}' of the network")
+        for value in self.model._proto.graph.input:
+            if value.name in self.model.initializers and self.model.ir_version >= 4:
+                self._keep(value.name, f"'{value.name}' can be overridden as an input")
+        sites = tuple(map(self._couple, range(len(self.model.operators))))
+        for name in self.model.outputs:
+            self._keep(name, f"output '{name}' of the network")
+        couplings = choose_carriers(self.couplings, self.merges, [made.labels for made in self.produced])
+        sizes = (self.first,) if self.second is None else (self.first, self.second)
+        return Analysis(self.model, couplings, self.axes, sites, sizes, tuple(self.produced))
+
+    def _shape(self, tensor: str) -> tuple[int, ...] | None:
+        shape = self.first.shapes.get(tensor)
+        return None if shape is None or None in shape else tuple(size for size in shape if size is not None)
+
+    def _value(self, tensor: str) -> Array | None:
+        return self.first.values.get(tensor)
+
+    def _axes(self, tensor: str) -> Axes:
+        if tensor not in self.axes:
+            self.axes[tensor] = [self.couplings.fresh(size) for size in self._shape(tensor) or ()]
+        return self.axes[tensor]
+
+    def _keep(self, tensor: str, why: str) -> None:
+        for labels in self._axes(tensor):
+            self.couplings.keep(labels, why)
+
+    def _couple(self, position: int) -> Site | None:
+        operator, name = self.model.operators[position], self.model.operator_names[position]
+        domain = "" if operator.domain in STANDARD else operator.domain
+        produced: list[Labels] = []
+        site = Site(
+            operator, name, self.opsets.get(domain, 1), self.couplings, self._shape, self._value, self._axes,
+            self.constant.__contains__, self.merges, produced,
+        )  # fmt: skip
+        rule = COUPLING.get((domain, operator.op_type))
+        applied: Site | None = site
+        try:
+            if rule is None:
+                raise Uncoupled(f"{site} has no coupling rule")
+            made = rule(site)
+        except Uncoupled as why:
+            self._keep_all(operator, str(why))
+            applied, made = None, []
+        for tensor, axes in zip(operator.output, made, strict=False):
+            if tensor and axes is not None:
+                self.axes[tensor] = list(axes)
+        self.produced += [Produced(name, labels) for labels in produced]
+        if operator.op_type not in RANDOM and all(tensor in self.constant for tensor in consumed(operator)):
+            self.constant.update(operator.output)
+        return applied
+
+    def _keep_all(self, operator: NodeProto, why: str) -> None:
+        for tensor in (*consumed(operator), *operator.output):
+            if tensor:
+                self._keep(tensor, why)

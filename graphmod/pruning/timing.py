@@ -1,0 +1,91 @@
+"""Timing: what a network would take once units are gone, from measured operators; nothing is cut for it."""
+
+from __future__ import annotations
+
+from onnx import NodeProto
+
+from graphmod.model import TensorType
+from graphmod.probe.operator_latency import Cluster, LatencyTable, Signature, clusters, signature
+from graphmod.pruning.change import adapted, at_other_size
+from graphmod.pruning.groups import Groups
+from graphmod.pruning.site import Array
+from graphmod.pruning.widths import Alive, Widths
+
+
+class Timing:
+    """The sum of the measured times of operators, for one sample, in microseconds.
+
+    Parameters
+    ----------
+    found : Groups
+    widths : Widths
+    table : LatencyTable
+    progress : bool
+        Show a progress bar where measuring takes over a second.
+    """
+
+    def __init__(self, found: Groups, widths: Widths, table: LatencyTable, progress: bool = False):
+        self.found, self.widths, self.table, self.progress = found, widths, table, progress
+        model, shapes = found.model, found.analysis.sizes[0].shapes
+        inputs = {}
+        for name, kind in model.inputs.items():
+            if kind.shape is not None:
+                known = [size for size in shapes[name] if size is not None]
+                inputs[name] = TensorType(
+                    kind.dtype, (*(1 if not isinstance(d, int) else d for d in kind.shape[:1]), *known[1:])
+                )
+        self.whole = clusters(model, inputs)
+        self._axes = [self._numbers(cluster) for cluster in self.whole.clusters]
+        self._signatures: dict[tuple[int, ...], Signature] = {}
+
+    def __call__(self, alive: Alive) -> float:
+        """Return the time that is left, measuring what is not known."""
+        counts = self.widths(alive)
+        keys = [(place, *counts[numbers].tolist()) for place, numbers in enumerate(self._axes)]
+        for key in keys:
+            if key not in self._signatures:
+                self._signatures[key] = self._signature(self.whole.clusters[key[0]], alive)
+        return sum(self.table.many([self._signatures[key] for key in keys], progress=self.progress))
+
+    def _numbers(self, cluster: Cluster) -> list[int]:
+        """Return the axes with units that a cluster reads and makes."""
+        axes = self.found.analysis.axes
+        operators = [self.whole.model.operators[place] for place in cluster.operators]
+        tensors = dict.fromkeys(name for operator in operators for name in (*operator.input, *operator.output) if name)
+        numbers = {self.widths.number(labels) for name in tensors for labels in axes.get(name, ())}
+        return sorted(numbers - {0})
+
+    def _signature(self, cluster: Cluster, alive: Alive) -> Signature:
+        analysis = self.found.analysis
+        left = self.found.left(alive)
+        operators: list[NodeProto] = []
+        values: dict[str, Array | None] = {}
+        for place in cluster.operators:
+            operator = NodeProto()
+            operator.CopyFrom(self.whole.model.operators[place])
+            for at, need in adapted(operator, analysis.sites[place], analysis.axes, left).needs.items():
+                tensor = operator.input[at] if at < len(operator.input) else ""
+                first, other = analysis.sizes[0].values.get(tensor), self.whole.constants.get(tensor)
+                if tensor and other is not None:
+                    values[tensor] = at_other_size(need.value, first, other)
+            operators.append(operator)
+        read = dict.fromkeys(name for operator in operators for name in operator.input if name)
+        types = {name: self._type(name, alive) for name in read if name in self.whole.types}
+        for name, value in values.items():
+            if value is not None:
+                types[name] = TensorType(value.dtype, value.shape)
+        opsets = {entry.domain: entry.version for entry in self.whole.model._proto.opset_import}
+        return signature(operators, types, {**self.whole.constants, **values}, opsets, cluster.results)
+
+    def _type(self, tensor: str, alive: Alive) -> TensorType:
+        """Return the type of a tensor without the units that are gone."""
+        kind = self.whole.types[tensor]
+        axes = self.found.analysis.axes.get(tensor, [])
+        if kind.shape is None or len(kind.shape) != len(axes):
+            return kind
+        left = self.found.left(alive)
+        sizes = [
+            size * int(left(labels).sum()) // len(labels) if isinstance(size, int) and len(labels) else size
+            for size, labels in zip(kind.shape, axes, strict=True)
+        ]
+        return TensorType(kind.dtype, tuple(sizes))
