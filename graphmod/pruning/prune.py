@@ -17,10 +17,12 @@ from graphmod.pruning.compensation import compensate
 from graphmod.pruning.groups import Groups, groups
 from graphmod.pruning.importance import Evidence
 from graphmod.pruning.importance.scores import normalised, scores
+from graphmod.pruning.recovery import recovered, trainable
 from graphmod.pruning.removal import cut
 from graphmod.pruning.selection import Cost, Selection
 from graphmod.pruning.timing import Timing
 from graphmod.pruning.widths import Widths
+from graphmod.rewrite.fuse import fuse
 from graphmod.rewrite.verb import Samples, verb
 
 Ranking = Literal["local", "global"]
@@ -42,6 +44,7 @@ def prune(
     data: Samples = None,
     steps: int = 1,
     epochs: int = 0,
+    learning_rate: float | None = None,
     leftovers: bool = True,
     seed: int = 0,
     progress: bool = False,
@@ -76,7 +79,10 @@ def prune(
     steps : int
         In how many steps to prune, each with importances of its own.
     epochs : int
-        Epochs of recovery after every step: the whole network is trained on the data, with the original as its teacher.
+        Epochs of recovery after every step: the whole network is trained on the data, with the original as its teacher
+        and, where an exporter has fused it, with batch normalization that is fused again at the end.
+    learning_rate : float
+        Of the recovery; if not given, 0.003 for networks with batch normalization, 0.001 for others.
     leftovers : bool
         Whether biases take in what removed channels held: their means over the data where there is any, else the
         constants that are left of them without the weights that made them, wherever that is exact.
@@ -102,10 +108,13 @@ def prune(
     """
     budgets = {"weights": weights, "macs": macs, "latency": latency}
     _check(ratio, budgets, at_most, multiple_of, steps, epochs, seed)
+    if learning_rate is not None and not learning_rate > 0:
+        raise RefusedError(f"learning_rate={learning_rate} is out of range; it is above 0")
     if epochs and data is None:
         raise InvalidDataError("recovery trains the network: pass data=, or epochs=0")
     multiple_of = multiple_of or (1 if latency is None else 8)
-    pruned, whole = model, _chosen(groups(model, _shapes(data)), where)
+    pruned = trainable(model, data) if epochs else model
+    whole = _chosen(groups(pruned, _shapes(data)), where)
     for step in range(1, steps + 1):
         found = whole if step == 1 else _chosen(groups(pruned, _shapes(data)), where)
         values = normalised(found, scores(found, importance, Evidence(found, data, seed, progress)))
@@ -119,10 +128,8 @@ def prune(
             takes_means = leftovers and data is not None
             pruned = compensate(found, removed, data) if takes_means else cut(found, removed, leftovers)
         if epochs:
-            from graphmod.train import retrain  # what only prunes starts without PyTorch
-
-            pruned = retrain(pruned, data, teacher=model, epochs=epochs, seed=seed, progress=progress)
-    return pruned
+            pruned = recovered(pruned, model, data, epochs, learning_rate, seed, progress)
+    return fuse(pruned, kinds=["unfused"]) if epochs else pruned
 
 
 def _check(

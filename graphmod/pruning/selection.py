@@ -155,13 +155,23 @@ class Selection:
             if step is None:
                 continue
             after = cost(step)
-            lost = float(self.scores[self.alive & ~step].sum())
+            lost = self._lost(self.found.groups[place], step)
             rate = lost / (now - after) if after < now else np.inf
             is_cheapest = seen == taken
             if is_cheapest:
                 self.alive, now, taken = step, after, taken + 1
             heapq.heappush(ready, (rate, place, -1 if is_cheapest else taken))
         return now <= limit
+
+    def _lost(self, group: Group, step: Alive) -> float:
+        """Return what a step loses: the logarithm of the share of the group's importance that it leaves.
+
+        The product of what all groups have left is so kept as large as the budget allows. A group's last units are
+        dear, which sums of importances do not see (Lee et al., Layer-adaptive Sparsity, ICLR 2021, score likewise).
+        """
+        own = slice(group.first, group.first + group.n_units)
+        before, after = (float(self.scores[own][alive[own]].sum()) for alive in (self.alive, step))
+        return float(np.log(before / after)) if after > 0 else np.inf
 
     def _least(self, group: Group, at_most: float) -> int:
         """Return how few units of a group may be left."""
