@@ -25,7 +25,7 @@ from graphmod.rewrite.fusions.registry import Plan, fusion
 from graphmod.rewrite.fusions.windows import window
 
 UNFUSED = "graphmod.unfused"
-"""Metadata key of a BatchNormalization that :func:`graphmod.unfuse` put behind a convolution; the name of its bias."""
+"""Metadata key of a BatchNormalization that :func:`graphmod.unfuse` put in; the name of the bias that it took."""
 
 _ARITHMETIC = ("Mul", "Div", "Add", "Sub")
 
@@ -124,8 +124,8 @@ def _unfused(bench: Bench, operator: NodeProto) -> Plan | None:
 
     def apply() -> list[NodeProto]:
         changed = plan.apply()
-        value = bench.draft.constant(host.input[2]) if marks[0] and len(host.input) > 2 else None
-        if value is not None:
+        value = bench.draft.constant(host.input[2]) if len(host.input) > 2 else None
+        if value is not None and marks[0] not in ("", host.input[2]):
             bench.set_input(host, 2, bench.weight(marks[0], value))
         return changed
 
