@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from graphmod.data import Data
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import find
 from graphmod.model import Model
-from graphmod.probe.operator_latency import LatencyTable
 from graphmod.pruning.compensation import compensate
+from graphmod.pruning.goal import TOLERANCE, Ranking, goal_of, reasons
 from graphmod.pruning.groups import Groups, groups
 from graphmod.pruning.importance import Evidence
 from graphmod.pruning.importance.scores import normalised, scores
 from graphmod.pruning.recovery import recovered, trainable
 from graphmod.pruning.removal import cut
-from graphmod.pruning.selection import Cost, Selection
-from graphmod.pruning.timing import Timing
+from graphmod.pruning.selection import Selection
 from graphmod.pruning.widths import Widths
 from graphmod.rewrite.fuse import fuse
 from graphmod.rewrite.verb import Samples, verb
 
-Ranking = Literal["local", "global"]
+ATTEMPTS = 4
+"""How often a budget of latency is tightened when the pruned network, measured, does not meet it."""
 
 
 @verb(exact=False, example="graphmod prune in.onnx --ratio 0.5 --out out.onnx")
@@ -106,10 +103,8 @@ def prune(
     >>> small.n_weights / m.n_weights < 0.3
     True
     """
-    budgets = {"weights": weights, "macs": macs, "latency": latency}
-    _check(ratio, budgets, at_most, multiple_of, steps, epochs, seed)
-    if learning_rate is not None and not learning_rate > 0:
-        raise RefusedError(f"learning_rate={learning_rate} is out of range; it is above 0")
+    goal = goal_of(ratio, {"weights": weights, "macs": macs, "latency": latency}, ranking, at_most)
+    _check(multiple_of, steps, epochs, learning_rate, seed)
     if epochs and data is None:
         raise InvalidDataError("recovery trains the network: pass data=, or epochs=0")
     multiple_of = multiple_of or (1 if latency is None else 8)
@@ -118,45 +113,30 @@ def prune(
     for step in range(1, steps + 1):
         found = whole if step == 1 else _chosen(groups(pruned, _shapes(data)), where)
         values = normalised(found, scores(found, importance, Evidence(found, data, seed, progress)))
-        selection = Selection(found, Widths(found), values, multiple_of)
-        if ratio is not None:
-            _take_shares(selection, whole, ratio, step / steps, ranking or "local", at_most)
+        over = 1.0
+        for _ in range(ATTEMPTS):
+            selection = Selection(found, Widths(found), values, multiple_of)
+            goal.take(selection, whole, step / steps, over, progress)
+            pruned = _without(selection, data, leftovers)
+            missed = goal.over(model, pruned, data) if step == steps else 1.0
+            if missed <= TOLERANCE:
+                break
+            over *= missed
         else:
-            _meet_budget(selection, whole, budgets, step / steps, ranking or "global", at_most, progress)
-        if not selection.alive.all():
-            removed = ~selection.alive
-            takes_means = leftovers and data is not None
-            pruned = compensate(found, removed, data) if takes_means else cut(found, removed, leftovers)
+            raise RefusedError(
+                f"latency={latency:g} cannot be met: the pruned network takes {missed:.2f} times as long, although its "
+                "operators, measured one by one, do not; name a lower budget, or ratio"
+            )
         if epochs:
             pruned = recovered(pruned, model, data, epochs, learning_rate, seed, progress)
     return fuse(pruned, kinds=["unfused"]) if epochs else pruned
 
 
-def _check(
-    ratio: float | Mapping[str, float] | None,
-    budgets: Mapping[str, float | None],
-    at_most: float,
-    multiple_of: int | None,
-    steps: int,
-    epochs: int,
-    seed: int,
-) -> None:
-    given = [name for name, value in {"ratio": ratio, **budgets}.items() if value is not None]
-    if len(given) != 1:
-        raise RefusedError(
-            f"say how much to remove by one of ratio, {', '.join(budgets)}; {' and '.join(given) or 'none'} is given"
-        )
-    shares = ratio if isinstance(ratio, Mapping) else {"": ratio} if ratio is not None else {}
-    for name, share in shares.items():
-        if not 0 < share < 1:
-            raise RefusedError(f"ratio{name and f' of {name}'}={share} is out of range; it is a share between 0 and 1")
-    for name, value in budgets.items():
-        if value is not None and not value > 0:
-            raise RefusedError(f"{name}={value} is out of range; it is a share up to 1, or a number")
-    if not 0 < at_most <= 1 or (multiple_of or 1) < 1 or steps < 1 or epochs < 0 or seed < 0:
-        raise RefusedError(
-            "at_most is a share above 0 and up to 1, multiple_of and steps are at least 1, epochs and seed at least 0"
-        )
+def _check(multiple_of: int | None, steps: int, epochs: int, learning_rate: float | None, seed: int) -> None:
+    if (multiple_of or 1) < 1 or steps < 1 or epochs < 0 or seed < 0:
+        raise RefusedError("multiple_of and steps are at least 1, epochs and seed at least 0")
+    if learning_rate is not None and not learning_rate > 0:
+        raise RefusedError(f"learning_rate={learning_rate} is out of range; it is above 0")
 
 
 def _shapes(data: Data | None) -> dict[str, tuple[int, ...]] | None:
@@ -173,7 +153,7 @@ def _chosen(found: Groups, where: str | None) -> Groups:
         There are none.
     """
     if not len(found):
-        raise RefusedError(f"no group of channels can be pruned: {_reasons(found)}")
+        raise RefusedError(f"no group of channels can be pruned: {reasons(found)}")
     if where is None:
         return found
     operators = {name for match in find(found.model, where) for name in match.operators}
@@ -183,71 +163,9 @@ def _chosen(found: Groups, where: str | None) -> Groups:
     return found.only(named)
 
 
-def _reasons(found: Groups) -> str:
-    """Return why channels are kept, in words."""
-    if not found.kept:
-        return "no operator of the network makes channels by its weights"
-    told = [f"{one.operator} ({one.n_channels} channels): {one.reason}" for one in found.kept[:5]]
-    more = f"; and {len(found.kept) - 5} others (graphmod groups lists them)" if len(found.kept) > 5 else ""
-    return "; ".join(told) + more
-
-
-def _take_shares(
-    selection: Selection,
-    whole: Groups,
-    ratio: float | Mapping[str, float],
-    part: float,
-    ranking: Ranking,
-    at_most: float,
-) -> None:
-    """Take shares of the groups as they were at first out, or that part of the way which a step goes."""
-    if isinstance(ratio, Mapping):
-        unknown = next((name for name in ratio if name not in whole), None)
-        if unknown is not None:
-            near = get_close_matches(unknown, [group.name for group in whole], 1)
-            hint = f"; did you mean '{near[0]}'?" if near else "; graphmod groups lists them"
-            raise RefusedError(f"no group of channels is named '{unknown}'{hint}")
-    elif ranking == "global":
-        n_left = whole.n_units * (1 - ratio) ** part
-        selection.by_rank(selection.found.n_units - round(n_left), at_most)
-        return
-    shares = ratio if isinstance(ratio, Mapping) else {group.name: ratio for group in whole}
-    for group in selection.found:
-        share = 1 - (1 - shares.get(group.name, 0.0)) ** part
-        selection.take(group, whole[group.name].n_units, share)
-
-
-def _meet_budget(
-    selection: Selection,
-    whole: Groups,
-    budgets: Mapping[str, float | None],
-    part: float,
-    ranking: Ranking,
-    at_most: float,
-    progress: bool,
-) -> None:
-    """Take units out until a budget is met, or that part of the way to it which a step goes."""
-    name, budget = next((name, value) for name, value in budgets.items() if value is not None)
-    cost, before = _cost(name, selection, progress), _cost(name, Selection.of_all(whole), progress)
-    first = before(np.ones(whole.n_units, bool))
-    share = budget if budget <= 1 else min(1.0, budget / first)
-    limit = first * share**part
-    met = (
-        selection.by_budget(cost, limit, at_most)
-        if ranking == "global"
-        else selection.by_common_share(cost, limit, at_most)
-    )
-    if not met:
-        least = cost(selection.alive)
-        raise RefusedError(
-            f"{name}={budget:g} cannot be met: with {at_most:.0%} of every group gone, {least:,.0f} of {first:,.0f} "
-            f"({least / first:.1%}) are left; what stays: {_reasons(whole)}"
-        )
-
-
-def _cost(name: str, selection: Selection, progress: bool) -> Cost:
-    """Return what a budget counts."""
-    if name == "latency":
-        return Timing(selection.found, selection.widths, LatencyTable(), progress)
-    polynomial = selection.widths.weights if name == "weights" else selection.widths.macs
-    return lambda alive: polynomial(selection.widths(alive))
+def _without(selection: Selection, data: Data | None, leftovers: bool) -> Model:
+    """Return the network without what a selection leaves out."""
+    found, removed = selection.found, ~selection.alive
+    if not removed.any():
+        return found.model
+    return compensate(found, removed, data) if leftovers and data is not None else cut(found, removed, leftovers)

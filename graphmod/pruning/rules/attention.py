@@ -20,6 +20,15 @@ def _heads(site: Site, data: Axes, heads: Labels, width: Labels | None = None) -
     return found
 
 
+def _added_to_scores(site: Site, place: int, heads: Labels) -> None:
+    """Couple heads with what is added to the scores of positions, or masks them."""
+    if site.has(place):
+        added = site.labels(place)
+        if len(added) > 2 and len(added[-3]) == len(heads):
+            site.tie(added[-3], heads)
+        site.keep(added[-2:], f"positions of {site}")
+
+
 @couples("Attention")
 def attention(site: Site) -> list[Axes]:
     """Let key-value heads go with the query heads that read them; the width of a head stays, it sets the scale."""
@@ -42,10 +51,7 @@ def attention(site: Site) -> list[Axes]:
     site.keep([query[-2], key[-2], value[-2]], why)
     for labels in (key[0], value[0]):
         site.tie(query[0], labels)
-    if site.has(3):
-        mask = site.labels(3)
-        if len(mask) == 4 and len(mask[1]) == n_query:
-            site.tie(mask[1], heads)
+    _added_to_scores(site, 3, heads)
     for place in (4, 5):
         if site.has(place):
             past = site.labels(place)
@@ -99,8 +105,7 @@ def multi_head_attention(site: Site) -> list[Axes]:
     if site.has(3):
         bias = site.labels(3)[0]
         _tie_in_turn(site, bias, [query[2], key[2], value[2]])
-    if site.has(5) and len(site.shape(5)) == 4 and site.shape(5)[1] == len(heads):
-        site.tie(site.labels(5)[1], heads)
+    _added_to_scores(site, 5, heads)
     site.note(heads=heads)
     joined = site.fresh(site.made()[2])
     site.merge(joined, [heads, widths[2]])
@@ -133,6 +138,7 @@ def packed_attention(site: Site) -> list[Axes]:
     three = site.kept(3, f"query, key and value of {site}")
     width = site.kept(n_out // len(heads), f"the width of a head of {site}")
     site.merge(weight[1], [three, heads, width])
+    _added_to_scores(site, 5, heads)
     if site.has(2):
         site.tie(site.labels(2)[0], weight[1])
     site.keep([data[1]], f"positions of {site}")
