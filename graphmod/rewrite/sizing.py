@@ -20,6 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from graphmod.model import Model, TensorType, has_bodies
 from graphmod.model.initializers import LARGE, values
 from graphmod.rewrite.element_types import STANDARD
+from graphmod.rewrite.shaped_alike import shaped_alike
 from graphmod.rewrite.simplify import RANDOM
 
 Array = NDArray[np.generic]
@@ -45,6 +46,7 @@ class Sizes:
     shapes: dict[str, Shape] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
     like: dict[str, str] = field(default_factory=dict)
+    _elements: dict[str, int] = field(default_factory=dict)  # types of what inference makes
 
     def __post_init__(self) -> None:
         for name, tensor in self.model.initializers.items():
@@ -101,6 +103,9 @@ class Sizes:
                 self.values[name] = np.asarray(value)
 
     def _infer(self, operator: NodeProto, given: list[str]) -> str:
+        alike = shaped_alike(operator, self._opsets[""])
+        if alike:
+            return next(filter(None, [self._infer(one, list(filter(None, one.input))) for one in alike]), "")
         domain = "" if operator.domain in STANDARD else operator.domain
         version = self._opsets.get(domain, 1)
         types = {name: kind for name in given if (kind := self._type(name)) is not None}
@@ -118,6 +123,7 @@ class Sizes:
         except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
             return str(error).strip().splitlines()[0]
         for name, kind in found.items():
+            self._elements[name] = kind.tensor_type.elem_type
             if kind.HasField("tensor_type") and kind.tensor_type.HasField("shape"):
                 dims = kind.tensor_type.shape.dim
                 self.shapes[name] = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in dims)
@@ -126,9 +132,9 @@ class Sizes:
     def _type(self, tensor: str) -> TypeProto | None:
         kind = self.model.tensors.get(self.like.get(tensor, tensor), TensorType(None, None))
         dtype = self.values[tensor].dtype if tensor in self.values else kind.dtype
-        if dtype is None:
+        element = self._elements.get(tensor) if dtype is None else helper.np_dtype_to_tensor_dtype(dtype)
+        if not element:
             return None
-        element = helper.np_dtype_to_tensor_dtype(dtype)
         return helper.make_tensor_type_proto(element, self.shapes.get(tensor))
 
 

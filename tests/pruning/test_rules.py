@@ -1,0 +1,462 @@
+"""Coupling rules on networks written by hand, whose units are known: which indices go together, which stay, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from planted import feeds, net, spelled
+from pruned import EXACT, error, some_units
+
+from graphmod.pruning import groups
+
+TOKENS = "(float[n,3,5] x) => (float[n,3,2] y)"
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and for axes of its tensors which indices go together."""
+
+    operators: str
+    weights: dict[str, object]
+    places: dict[str, str]
+    signature: str = "(float[n,3,4,4] x) => (float[n,2,h,w] y)"
+    opset: int = 17
+    options: dict[str, object] = field(default_factory=dict)
+
+
+def conv(n_out: int, n_in: int, *kernel: int) -> tuple[int, ...]:
+    return (n_out, n_in, *(kernel or (1, 1)))
+
+
+TOK = {"signature": TOKENS}
+
+CASES = {
+    "a convolution after another": Case(
+        "a = Conv(x, w, b)  r = Relu(a)  y = Conv(r, v)",
+        {"w": conv(4, 3), "b": (4,), "v": conv(2, 4)},
+        {"w.0": "abcd", "b.0": "abcd", "v.1": "abcd", "w.1": "...", "v.0": ".."},
+    ),
+    "a residual joins what its branches make": Case(
+        "a = Conv(x, w)  r = Relu(a)  b = Conv(r, w2)  c = Add(a, b)  y = Conv(c, v)",
+        {"w": conv(3, 3), "w2": conv(3, 3), "v": conv(2, 3)},
+        {"w.0": "abc", "w2.0": "abc", "w2.1": "abc", "v.1": "abc"},
+    ),
+    "a gate of channels, and one of places": Case(
+        "a = Conv(x, w)  p = GlobalAveragePool(a)  g = Conv(p, w2)  s = Sigmoid(g)  b = Mul(a, s)"
+        "  q = Conv(b, w3)  t = Sigmoid(q)  c = Mul(t, b)  y = Conv(c, v)",
+        {"w": conv(4, 3), "w2": conv(4, 4), "w3": conv(1, 4), "v": conv(2, 4)},
+        {"w.0": "abcd", "w2.0": "abcd", "w2.1": "abcd", "w3.1": "abcd", "v.1": "abcd"},
+    ),
+    "scales that broadcast by channel, and scalars that do not": Case(
+        "a = Conv(x, w)  b = Mul(a, s)  c = Add(t, b)  d = PRelu(c, p)  e = Mul(d, one)  y = Conv(e, v)",
+        {"w": conv(4, 3), "s": (4, 1, 1), "t": (1, 4, 1, 1), "p": (4, 1, 1), "one": (1,), "v": conv(2, 4)},
+        {"w.0": "abcd", "s.0": "abcd", "t.1": "abcd", "p.0": "abcd", "v.1": "abcd", "one.0": "."},
+    ),
+    "slices joined in another order": Case(
+        "a = Conv(x, w)  p = Slice(a, two, six, one)  q = Slice(a, none, two, one)  c = Concat <axis=1> (p, q, q)"
+        "  y = Conv(c, v)",
+        {"w": conv(6, 3), "two": ints(2), "six": ints(99), "none": ints(0), "one": ints(1), "v": conv(2, 8)},
+        {"w.0": "abcdef", "v.1": "cdefabab"},
+    ),
+    "a slice counted from the end": Case(
+        "a = Conv(x, w)  p = Slice(a, s, e, axis)  y = Conv(p, v)",
+        {"w": conv(6, 3), "s": ints(-5), "e": ints(-2), "axis": ints(-3), "v": conv(2, 3)},
+        {"w.0": "abcdef", "v.1": "bcd"},
+    ),
+    "unequal parts": Case(
+        "a = Conv(x, w)  p, q, r = Split <axis=1> (a, sizes)  b = Conv(q, w2)  c = Add(b, r)  d = Conv(c, w3)"
+        "  e = Concat <axis=1> (d, p)  y = Conv(e, v)",
+        {"w": conv(6, 3), "sizes": ints(1, 2, 3), "w2": conv(3, 2), "w3": conv(1, 3), "v": conv(2, 2)},
+        {"w.0": "abcdef", "w2.1": "bc", "w2.0": "def", "w3.1": "def", "v.1": "ga", "w3.0": "g"},
+    ),
+    "a permutation": Case(
+        "a = Conv(x, w)  p = Gather <axis=1> (a, order)  y = Conv(p, v)",
+        {"w": conv(4, 3), "order": ints(2, -4, 3, 1, 2), "v": conv(2, 5)},
+        {"w.0": "abcd", "v.1": "cadbc"},
+    ),
+    "a channel shuffle": Case(
+        "a = Conv(x, w)  b = Reshape(a, s1)  c = Transpose <perm=[0,2,1,3,4]> (b)  d = Reshape(c, s2)"
+        "  e = Conv <group=6> (d, w2)  y = Conv(e, v)",
+        {"w": conv(6, 3), "s1": ints(0, 2, 3, 4, 4), "s2": ints(0, 6, 4, 4), "w2": conv(6, 1), "v": conv(2, 6)},
+        {"w.0": "abcabc", "v.1": "aabbcc", "w2.0": "aabbcc"},
+    ),
+    "a pixel shuffle by reshapes": Case(
+        "a = Conv(x, w)  b = Reshape(a, s1)  c = Transpose <perm=[0,1,4,2,5,3]> (b)  d = Reshape(c, s2)"
+        "  y = Conv(d, v)",
+        {"w": conv(12, 3), "s1": ints(0, 3, 2, 2, 4, 4), "s2": ints(0, 3, 8, 8), "v": conv(2, 3)},
+        {"w.0": "aaaabbbbcccc", "v.1": "abc"},
+    ),
+    "depth to space, columns first": Case(
+        "a = Conv(x, w)  b = DepthToSpace <blocksize=2, mode=\"CRD\"> (a)  y = Conv(b, v)",
+        {"w": conv(12, 3), "v": conv(2, 3)},
+        {"w.0": "aaaabbbbcccc", "v.1": "abc"},
+    ),
+    "depth to space, depth first": Case(
+        "a = Conv(x, w)  b = DepthToSpace <blocksize=2> (a)  y = Conv(b, v)",
+        {"w": conv(12, 3), "v": conv(2, 3)},
+        {"w.0": "abcabcabcabc", "v.1": "abc"},
+    ),
+    "space to depth": Case(
+        "a = Conv(x, w)  b = SpaceToDepth <blocksize=2> (a)  y = Conv(b, v)",
+        {"w": conv(3, 3), "v": conv(2, 12)},
+        {"w.0": "abc", "v.1": "abcabcabcabc"},
+    ),
+    "space to depth by reshapes": Case(
+        "a = Conv(x, w)  b = Reshape(a, s1)  c = Transpose <perm=[0,3,5,1,2,4]> (b)  d = Reshape(c, s2)"
+        "  y = Conv(d, v)",
+        {"w": conv(3, 3), "s1": ints(0, 3, 2, 2, 2, 2), "s2": ints(0, 12, 2, 2), "v": conv(2, 12)},
+        {"w.0": "abc", "v.1": "abcabcabcabc"},
+    ),
+    "windows": Case(
+        "a = Conv(x, w)  b = Reshape(a, s1)  c = Transpose <perm=[0,2,4,3,5,1]> (b)  d = Reshape(c, s2)"
+        "  e = MatMul(d, w2)  y = MatMul(e, v)",
+        {"w": conv(3, 3), "s1": ints(0, 3, 2, 2, 2, 2), "s2": ints(-1, 4, 3), "w2": (3, 5), "v": (5, 2)},
+        {"w.0": "abc", "w2.0": "abc", "w2.1": "defgh", "v.0": "defgh"},
+        "(float[n,3,4,4] x) => (float[m,4,2] y)",
+    ),
+    "a flattened image": Case(
+        "a = Conv(x, w)  f = Flatten(a)  y = Gemm(f, v, b)",
+        {"w": conv(3, 3, 3, 3), "v": (12, 2), "b": (2,)},
+        {"w.0": "abc", "v.0": "aaaabbbbcccc", "v.1": "..", "b.0": ".."},
+        "(float[n,3,4,4] x) => (float[n,2] y)",
+    ),
+    "grouped convolutions: the same place in all groups": Case(
+        "a = Conv(x, w)  b = Conv <group=2> (a, w2, c)  y = Conv(b, v)",
+        {"w": conv(6, 3), "w2": conv(4, 3), "c": (4,), "v": conv(2, 4)},
+        {"w.0": "abcabc", "w2.1": "abc", "w2.0": "dede", "c.0": "dede", "v.1": "dede"},
+    ),
+    "a depthwise convolution of two outputs a channel": Case(
+        "a = Conv(x, w)  b = Conv <group=3> (a, w2)  y = Conv(b, v)",
+        {"w": conv(3, 3), "w2": conv(6, 1), "v": conv(2, 6)},
+        {"w.0": "abc", "w2.0": "aabbcc", "v.1": "aabbcc"},
+    ),
+    "a transposed convolution": Case(
+        "a = Conv(x, w)  b = ConvTranspose(a, w2, c)  y = Conv(b, v)",
+        {"w": conv(4, 3), "w2": (4, 3, 2, 2), "c": (3,), "v": conv(2, 3)},
+        {"w.0": "abcd", "w2.0": "abcd", "w2.1": "efg", "c.0": "efg", "v.1": "efg"},
+    ),
+    "a grouped transposed convolution": Case(
+        "a = Conv(x, w)  b = ConvTranspose <group=2> (a, w2, c)  y = Conv(b, v)",
+        {"w": conv(6, 3), "w2": (6, 3, 2, 2), "c": (6,), "v": conv(2, 6)},
+        {"w.0": "abcabc", "w2.0": "abcabc", "w2.1": "def", "c.0": "defdef", "v.1": "defdef"},
+    ),
+    "tied weights tie what they read and make": Case(
+        "a = Conv(x, w)  b = Conv(a, s)  c = Relu(b)  d = Conv(c, s)  y = Conv(d, v)",
+        {"w": conv(4, 3), "s": conv(4, 4), "v": conv(2, 4)},
+        {"w.0": "abcd", "s.0": "abcd", "s.1": "abcd", "v.1": "abcd"},
+    ),
+    "batch normalisation": Case(
+        "a = Conv(x, w)  b = BatchNormalization(a, g, h, m, s)  y = Conv(b, v)",
+        {"w": conv(3, 3), "g": (3,), "h": (3,), "m": (3,), "s": np.ones(3, np.float32), "v": conv(2, 3)},
+        {"w.0": "abc", "g.0": "abc", "h.0": "abc", "m.0": "abc", "s.0": "abc"},
+    ),
+    "group normalisation": Case(
+        "a = Conv(x, w)  b = GroupNormalization <num_groups=2> (a, g, h)  y = Conv(b, v)",
+        {"w": conv(6, 3), "g": (6,), "h": (6,), "v": conv(2, 6)},
+        {"w.0": "abcabc", "g.0": "abcabc", "h.0": "abcabc"},
+        opset=21, options={"ir_version": 10},
+    ),
+    "group normalisation by instance normalisation": Case(
+        "a = Conv(x, w)  b = Reshape(a, s1)  c = InstanceNormalization(b, g, h)  d = Reshape(c, s2)  e = Mul(d, k)"
+        "  y = Conv(e, v)",
+        {"w": conv(6, 3), "s1": ints(0, 2, -1), "g": (2,), "h": (2,), "s2": ints(0, 6, 4, 4), "k": (6, 1, 1),
+         "v": conv(2, 6)},
+        {"w.0": "abcabc", "k.0": "abcabc", "v.1": "abcabc", "g.0": ".."},
+    ),
+    "padding adds channels that are no unit's, until something is added to them": Case(
+        "a = Conv(x, w)  b = Pad(a, p)  c = Conv(a, w2)  d = Add(b, c)  y = Conv(d, v)",
+        {"w": conv(3, 3), "p": ints(0, 1, 0, 0, 0, 2, 0, 0), "w2": conv(6, 3), "v": conv(2, 6)},
+        {"w.0": "abc", "w2.0": "dabcef", "v.1": "dabcef"},
+    ),
+    "padding alone": Case(
+        "a = Conv(x, w)  b = Pad(a, p)  y = Conv(b, v)",
+        {"w": conv(3, 3), "p": ints(0, 1, 1, 0, 0, 1, 0, 0), "v": conv(2, 5)},
+        {"w.0": "abc", "v.1": ".abc."},
+    ),
+    "channels repeated": Case(
+        "a = Conv(x, w)  b = Tile(a, r)  y = Conv(b, v)",
+        {"w": conv(3, 3), "r": ints(1, 2, 1, 1), "v": conv(2, 6)},
+        {"w.0": "abc", "v.1": "abcabc"},
+    ),
+    "a vector expanded to the image": Case(
+        "p = GlobalAveragePool(x)  a = Conv(p, w)  b = Expand(a, s)  c = Conv(x, w2)  d = Mul(b, c)  y = Conv(d, v)",
+        {"w": conv(3, 3), "s": ints(1, 3, 4, 4), "w2": conv(3, 3), "v": conv(2, 3)},
+        {"w.0": "abc", "w2.0": "abc", "v.1": "abc"},
+    ),
+    "resized by scales": Case(
+        "a = Conv(x, w)  b = Resize <mode=\"nearest\"> (a, , k)  y = Conv(b, v)",
+        {"w": conv(3, 3), "k": np.array([1, 1, 2, 2], np.float32), "v": conv(2, 3)},
+        {"w.0": "abc", "v.1": "abc"},
+    ),
+    "resized to named sizes": Case(
+        "a = Conv(x, w)  b = Resize <mode=\"linear\"> (a, , , k)  y = Conv(b, v)",
+        {"w": conv(3, 3), "k": ints(2, 3, 8, 6), "v": conv(2, 3)},
+        {"w.0": "abc", "v.1": "abc"},
+        "(float[2,3,4,4] x) => (float[2,2,8,6] y)",
+    ),
+    "resized to named sizes of some axes": Case(
+        "a = Conv(x, w)  b = Resize <mode=\"nearest\", axes=[-1,1]> (a, , , k)  y = Conv(b, v)",
+        {"w": conv(3, 3), "k": ints(6, 3), "v": conv(2, 3)},
+        {"w.0": "abc", "v.1": "abc"},
+        opset=18,
+    ),
+    "pooled": Case(
+        "a = Conv(x, w)  b, i = MaxPool <kernel_shape=[2,2]> (a)  c = AveragePool <kernel_shape=[2,2]> (b)"
+        "  y = Conv(c, v)",
+        {"w": conv(3, 3), "v": conv(2, 3)},
+        {"w.0": "abc", "v.1": "abc"},
+    ),
+    "a weight that is computed from others": Case(
+        "t = Transpose <perm=[1,0,2,3]> (w)  k = Mul(t, s)  a = Conv(x, k)  y = Conv(a, v)",
+        {"w": conv(3, 4), "s": (4, 1, 1, 1), "v": conv(2, 4)},
+        {"w.1": "abcd", "s.0": "abcd", "v.1": "abcd"},
+    ),
+    "a quantised weight by channel": Case(
+        "w = DequantizeLinear <axis=0> (q, s, z)  a = Conv(x, w)  y = Conv(a, v)",
+        {"q": np.arange(12, dtype=np.int8).reshape(4, 3, 1, 1), "s": np.array([0.1, 0.2, 0.3, 0.4], np.float32),
+         "z": np.array([1, 0, 2, 0], np.int8), "v": conv(2, 4)},
+        {"q.0": "abcd", "s.0": "abcd", "z.0": "abcd", "v.1": "abcd"},
+    ),
+    "an integer convolution": Case(
+        "u, us, uz = DynamicQuantizeLinear(x)  a = ConvInteger(u, q, uz, z)  f = Cast <to=1> (a)  y = Conv(f, v)",
+        {"q": np.arange(12, dtype=np.uint8).reshape(4, 3, 1, 1), "z": np.array(3, np.uint8), "v": conv(2, 4)},
+        {"q.0": "abcd", "v.1": "abcd"},
+    ),
+    "a quantised convolution": Case(
+        "u = QuantizeLinear(x, s, zx)  a = QLinearConv(u, s, zx, q, ws, wz, s, zx, b)  f = DequantizeLinear(a, s, zx)"
+        "  y = Conv(f, v)",
+        {"s": np.float32(0.05), "zx": np.uint8(128), "q": np.arange(-6, 6, dtype=np.int8).reshape(4, 3, 1, 1),
+         "ws": np.array([0.1, 0.2, 0.3, 0.4], np.float32), "wz": np.zeros(4, np.int8),
+         "b": np.arange(4, dtype=np.int32), "v": conv(2, 4)},
+        {"q.0": "abcd", "ws.0": "abcd", "wz.0": "abcd", "b.0": "abcd", "v.1": "abcd"},
+    ),
+    # matrix products
+    "two linear layers": Case(
+        "a = MatMul(x, w)  b = Add(a, c)  r = Relu(b)  y = MatMul(r, v)",
+        {"w": (5, 4), "c": (4,), "v": (4, 2)},
+        {"w.0": ".....", "w.1": "abcd", "c.0": "abcd", "v.0": "abcd"}, **TOK,
+    ),
+    "transposed operands of Gemm": Case(
+        "a = Gemm <transB=1> (x, w, c)  t = Transpose(a)  b = Gemm <transA=1> (t, w2)  y = Gemm <transA=1, transB=1>"
+        " (u, b, d)",
+        {"w": (4, 5), "c": (1, 4), "w2": (4, 3), "u": (3, 6), "d": (6, 1)},
+        {"w.0": "abcd", "c.1": "abcd", "w2.0": "abcd", "w2.1": "efg", "u.0": "efg", "u.1": "......"},
+        "(float[n,5] x) => (float[6,n] y)",
+    ),
+    "a weight on the left": Case(
+        "a = MatMul(w, x)  r = Relu(a)  b = MatMul(w2, r)  y = MatMul(b, v)",
+        {"w": (4, 3), "w2": (3, 4), "v": (5, 2)},
+        {"w.0": "abcd", "w2.1": "abcd", "w2.0": "...", "v.0": "....."}, **TOK,
+    ),
+    "weights by batch": Case(
+        "t = Transpose <perm=[1,0,2]> (x)  a = MatMul(t, w)  r = Relu(a)  b = MatMul(r, w2)"
+        "  y = Transpose <perm=[1,0,2]> (b)",
+        {"w": (3, 5, 4), "w2": (3, 4, 2)},
+        {"w.2": "abcd", "w2.1": "abcd", "w.0": "..."}, **TOK,
+    ),
+    "Einsum": Case(
+        "a = Einsum <equation=\"bti, oi -> bto\"> (x, w)  b = Einsum <equation=\"...o,oh\"> (a, w2)  y = MatMul(b, v)",
+        {"w": (4, 5), "w2": (4, 3), "v": (3, 2)},
+        {"w.0": "abcd", "w2.0": "abcd", "w2.1": "efg", "v.0": "efg"}, **TOK,
+    ),
+    "Einsum with heads": Case(
+        "a = Einsum <equation=\"bti,ihd->bhtd\"> (x, w)  b = Einsum <equation=\"...htd,hdo->...to\"> (a, w2)"
+        "  y = MatMul(b, v)",
+        {"w": (5, 2, 3), "w2": (2, 3, 4), "v": (4, 2)},
+        {"w.1": "ab", "w.2": "cde", "w2.0": "ab", "w2.1": "cde", "w2.2": "fghi", "v.0": "fghi"}, **TOK,
+    ),
+    "an integer matrix product": Case(
+        "u, us, uz = DynamicQuantizeLinear(x)  a = MatMulInteger(u, q, uz, z)  f = Cast <to=1> (a)  y = MatMul(f, v)",
+        {"q": np.arange(20, dtype=np.uint8).reshape(5, 4), "z": np.array([1, 2, 3, 4], np.uint8), "v": (4, 2)},
+        {"q.1": "abcd", "z.0": "abcd", "v.0": "abcd"}, **TOK,
+    ),
+    "a quantised matrix product": Case(
+        "u = QuantizeLinear(x, s, zx)  a = QLinearMatMul(u, s, zx, q, ws, wz, s, zx)  f = DequantizeLinear(a, s, zx)"
+        "  y = MatMul(f, v)",
+        {"s": np.float32(0.05), "zx": np.uint8(128), "q": np.arange(-10, 10, dtype=np.int8).reshape(5, 4),
+         "ws": np.array([0.1, 0.2, 0.3, 0.4], np.float32), "wz": np.zeros(4, np.int8), "v": (4, 2)},
+        {"q.1": "abcd", "ws.0": "abcd", "wz.0": "abcd", "v.0": "abcd"}, **TOK,
+    ),
+    "an embedding table, tied with what the logits are made by": Case(
+        "e = Gather(w, x)  a = MatMul(e, u)  r = Relu(a)  f = MatMul(r, u2)  t = Transpose(w)  y = MatMul(f, t)",
+        {"w": (7, 4), "u": (4, 3), "u2": (3, 4)},
+        {"w.1": "abcd", "u.0": "abcd", "u2.1": "abcd", "w.0": ".......", "u.1": "efg", "u2.0": "efg"},
+        "(int64[n,3] x) => (float[n,3,7] y)",
+    ),
+    "layer normalisation": Case(
+        "a = MatMul(x, w)  b = LayerNormalization(a, g, h)  y = MatMul(b, v)",
+        {"w": (5, 4), "g": (4,), "h": (4,), "v": (4, 2)},
+        {"w.1": "abcd", "g.0": "abcd", "h.0": "abcd", "v.0": "abcd"}, **TOK,
+    ),
+    "layer normalisation by its parts": Case(
+        "a = MatMul(x, w)  m = ReduceMean <axes=[-1]> (a)  c = Sub(a, m)  s = Mul(c, c)  q = ReduceMean <axes=[-1]> (s)"
+        "  e = Add(q, eps)  d = Sqrt(e)  k = Div(c, d)  i = Mul(k, g)  y = MatMul(i, v)",
+        {"w": (5, 4), "eps": np.float32(1e-5), "g": (4,), "v": (4, 2)},
+        {"w.1": "abcd", "g.0": "abcd", "v.0": "abcd"}, **TOK,
+    ),
+    # heads
+    "heads of separate projections": Case(
+        "q = MatMul(x, wq)  k = MatMul(x, wk)  u = MatMul(x, wv)"
+        "  q4 = Reshape(q, s)  qt = Transpose <perm=[0,2,1,3]> (q4)"
+        "  k4 = Reshape(k, s)  kt = Transpose <perm=[0,2,3,1]> (k4)"
+        "  u4 = Reshape(u, s)  ut = Transpose <perm=[0,2,1,3]> (u4)"
+        "  a = MatMul(qt, kt)  p = Softmax(a)  o = MatMul(p, ut)"
+        "  ot = Transpose <perm=[0,2,1,3]> (o)  of = Reshape(ot, f)  y = MatMul(of, v)",
+        {"wq": (5, 6), "wk": (5, 6), "wv": (5, 6), "s": ints(0, 0, 2, 3), "f": ints(0, 0, 6), "v": (6, 2)},
+        {"wq.1": "aaabbb", "wk.1": "aaabbb", "wv.1": "aaabbb", "v.0": "aaabbb"}, **TOK,
+    ),
+    "heads of one packed projection, split": Case(
+        "h = MatMul(x, w)  q, k, u = Split <axis=2> (h)"
+        "  q4 = Reshape(q, s)  qt = Transpose <perm=[0,2,1,3]> (q4)"
+        "  k4 = Reshape(k, s)  kt = Transpose <perm=[0,2,3,1]> (k4)"
+        "  u4 = Reshape(u, s)  ut = Transpose <perm=[0,2,1,3]> (u4)"
+        "  a = MatMul(qt, kt)  p = Softmax(a)  o = MatMul(p, ut)"
+        "  ot = Transpose <perm=[0,2,1,3]> (o)  of = Reshape(ot, f)  y = MatMul(of, v)",
+        {"w": (5, 18), "s": ints(0, 0, 2, 3), "f": ints(0, 0, 6), "v": (6, 2)},
+        {"w.1": "aaabbbaaabbbaaabbb", "v.0": "aaabbb"}, **TOK,
+    ),
+    "heads of one packed projection, by an axis of three": Case(
+        "h = MatMul(x, w)  h5 = Reshape(h, s)  t = Transpose <perm=[2,0,3,1,4]> (h5)"
+        "  q = Gather(t, i0)  k = Gather(t, i1)  u = Gather(t, i2)  kt = Transpose <perm=[0,1,3,2]> (k)"
+        "  a = MatMul(q, kt)  p = Softmax(a)  o = MatMul(p, u)"
+        "  ot = Transpose <perm=[0,2,1,3]> (o)  of = Reshape(ot, f)  y = MatMul(of, v)",
+        {"w": (5, 18), "s": ints(0, 0, 3, 2, 3), "i0": np.int64(0), "i1": np.int64(1), "i2": np.int64(2),
+         "f": ints(0, 0, -1), "v": (6, 2)},
+        {"w.1": "aaabbbaaabbbaaabbb", "v.0": "aaabbb"}, **TOK,
+    ),
+    "heads of one packed projection, by slices": Case(
+        "h = MatMul(x, w)  h5 = Reshape(h, s)  t = Transpose <perm=[2,0,3,1,4]> (h5)"
+        "  q1 = Slice(t, i0, i1, i0)  k1 = Slice(t, i1, i2, i0)  u1 = Slice(t, i2, i3, i0)"
+        "  q = Squeeze(q1, i0)  k = Squeeze(k1, i0)  u = Squeeze(u1, i0)  kt = Transpose <perm=[0,1,3,2]> (k)"
+        "  a = MatMul(q, kt)  p = Softmax(a)  o = MatMul(p, u)"
+        "  ot = Transpose <perm=[0,2,1,3]> (o)  of = Reshape(ot, f)  y = MatMul(of, v)",
+        {"w": (5, 18), "s": ints(0, 0, 3, 2, 3), "i0": ints(0), "i1": ints(1), "i2": ints(2), "i3": ints(3),
+         "f": ints(0, 0, -1), "v": (6, 2)},
+        {"w.1": "aaabbbaaabbbaaabbb", "v.0": "aaabbb"}, **TOK,
+    ),
+    "query heads that share a key": Case(
+        "q = MatMul(x, wq)  k = MatMul(x, wk)  u = MatMul(x, wv)"
+        "  q4 = Reshape(q, s)  qt = Transpose <perm=[0,2,1,3]> (q4)"
+        "  k4 = Reshape(k, s2)  kt = Transpose <perm=[0,2,1,3]> (k4)  k5 = Unsqueeze(kt, i2)  ke = Expand(k5, e)"
+        "  kh = Reshape(ke, h)  kk = Transpose <perm=[0,1,3,2]> (kh)"
+        "  u4 = Reshape(u, s2)  ut = Transpose <perm=[0,2,1,3]> (u4)  u5 = Unsqueeze(ut, i2)  ue = Expand(u5, e)"
+        "  uh = Reshape(ue, h)"
+        "  a = MatMul(qt, kk)  p = Softmax(a)  o = MatMul(p, uh)"
+        "  ot = Transpose <perm=[0,2,1,3]> (o)  of = Reshape(ot, f)  y = MatMul(of, v)",
+        {"wq": (5, 12), "wk": (5, 6), "wv": (5, 6), "s": ints(0, 0, 4, 3), "s2": ints(0, 0, 2, 3), "i2": ints(2),
+         "e": ints(1, 2, 2, 3, 3), "h": ints(0, 4, 3, 3), "f": ints(0, 0, 12), "v": (12, 2)},
+        {"wk.1": "aaabbb", "wv.1": "aaabbb", "wq.1": "aaaaaabbbbbb", "v.0": "aaaaaabbbbbb"}, **TOK,
+    ),
+    "talking heads": Case(
+        "q = MatMul(x, wq)  k = MatMul(x, wk)  u = MatMul(x, wv)"
+        "  q4 = Reshape(q, s)  qt = Transpose <perm=[0,2,1,3]> (q4)"
+        "  k4 = Reshape(k, s)  kt = Transpose <perm=[0,2,3,1]> (k4)"
+        "  u4 = Reshape(u, s3)  ut = Transpose <perm=[0,2,1,3]> (u4)"
+        "  a = MatMul(qt, kt)  b = Conv(a, w1)  p = Softmax(b)  o = MatMul(p, ut)"
+        "  ot = Transpose <perm=[0,2,1,3]> (o)  of = Reshape(ot, f)  y = MatMul(of, v)",
+        {"wq": (5, 6), "wk": (5, 6), "wv": (5, 9), "s": ints(0, 0, 2, 3), "s3": ints(0, 0, 3, 3), "f": ints(0, 0, 9),
+         "w1": conv(3, 2), "v": (9, 2)},
+        {"wq.1": "aaabbb", "wk.1": "aaabbb", "w1.1": "ab", "w1.0": "cde", "wv.1": "cccdddeee", "v.0": "cccdddeee"},
+        **TOK,
+    ),
+    # recurrent
+    "LSTM": Case(
+        "t = Transpose <perm=[1,0,2]> (x)  h, l, c = LSTM <hidden_size=3> (t, w, r, b, , , , p)  s = Squeeze(h, one)"
+        "  k = Transpose <perm=[1,0,2]> (s)  y = MatMul(k, v)",
+        {"w": (1, 12, 5), "r": (1, 12, 3), "b": (1, 24), "p": (1, 9), "one": ints(1), "v": (3, 2)},
+        {"r.2": "abc", "w.1": "abc" * 4, "r.1": "abc" * 4, "b.1": "abc" * 8, "p.1": "abc" * 3, "v.0": "abc"}, **TOK,
+    ),
+    "LSTM in both directions, from states": Case(
+        "t = Transpose <perm=[1,0,2]> (x)  f = ReduceMean <axes=[0], keepdims=0> (t)  g = MatMul(f, w0)"
+        "  g3 = Reshape(g, s0)  h0 = Transpose <perm=[1,0,2]> (g3)"
+        "  h, l, c = LSTM <hidden_size=3, direction=\"bidirectional\"> (t, w, r, b, , h0, h0)"
+        "  k = Transpose <perm=[2,0,1,3]> (h)  m = Reshape(k, s)  y = MatMul(m, v)",
+        {"w": (2, 12, 5), "r": (2, 12, 3), "b": (2, 24), "w0": (5, 6), "s0": ints(0, 2, 3), "s": ints(0, 0, 6),
+         "v": (6, 2)},
+        {"r.2": "abc", "w.1": "abc" * 4, "b.1": "abc" * 8, "w0.1": "abcabc", "v.0": "abcabc"}, **TOK,
+    ),
+    "GRU": Case(
+        "t = Transpose <perm=[1,0,2]> (x)  h, l = GRU <hidden_size=3, linear_before_reset=1> (t, w, r, b)"
+        "  s = Squeeze(h, one)  k = Transpose <perm=[1,0,2]> (s)  y = MatMul(k, v)",
+        {"w": (1, 9, 5), "r": (1, 9, 3), "b": (1, 18), "one": ints(1), "v": (3, 2)},
+        {"r.2": "abc", "w.1": "abc" * 3, "r.1": "abc" * 3, "b.1": "abc" * 6, "v.0": "abc"}, **TOK,
+    ),
+    "RNN": Case(
+        "t = Transpose <perm=[1,0,2]> (x)  h, l = RNN <hidden_size=3> (t, w, r)"
+        "  s = Squeeze(h, one)  k = Transpose <perm=[1,0,2]> (s)  y = MatMul(k, v)",
+        {"w": (1, 3, 5), "r": (1, 3, 3), "one": ints(1), "v": (3, 2)},
+        {"r.2": "abc", "w.1": "abc", "r.1": "abc", "v.0": "abc"}, **TOK,
+    ),
+    # attention operators
+    "Attention of three axes": Case(
+        "q = MatMul(x, wq)  k = MatMul(x, wk)  u = MatMul(x, wv)"
+        "  o = Attention <q_num_heads=2, kv_num_heads=2> (q, k, u)  y = MatMul(o, v)",
+        {"wq": (5, 6), "wk": (5, 6), "wv": (5, 8), "v": (8, 2)},
+        {"wq.1": "aaabbb", "wk.1": "aaabbb", "wv.1": "aaaabbbb", "v.0": "aaaabbbb"}, TOKENS, 23, {"ir_version": 10},
+    ),
+    "Attention of four axes, queries that share a key, and a mask by head": Case(
+        "q = MatMul(x, wq)  k = MatMul(x, wk)  u = MatMul(x, wv)"
+        "  q4 = Reshape(q, s)  qt = Transpose <perm=[0,2,1,3]> (q4)"
+        "  k4 = Reshape(k, s2)  kt = Transpose <perm=[0,2,1,3]> (k4)"
+        "  u4 = Reshape(u, s2)  ut = Transpose <perm=[0,2,1,3]> (u4)"
+        "  o = Attention(qt, kt, ut, mask)"
+        "  ot = Transpose <perm=[0,2,1,3]> (o)  of = Reshape(ot, f)  y = MatMul(of, v)",
+        {"wq": (5, 12), "wk": (5, 6), "wv": (5, 6), "s": ints(0, 0, 4, 3), "s2": ints(0, 0, 2, 3),
+         "mask": (1, 4, 3, 3), "f": ints(0, 0, 12), "v": (12, 2)},
+        {"wk.1": "aaabbb", "wq.1": "aaaaaabbbbbb", "mask.1": "aabb", "v.0": "aaaaaabbbbbb"}, TOKENS, 23,
+        {"ir_version": 10},
+    ),
+    "heads that are rotated": Case(
+        "q = MatMul(x, wq)  r = RotaryEmbedding <num_heads=2> (q, cos, sin, at)  k = MatMul(x, wk)"
+        "  o = Attention <q_num_heads=2, kv_num_heads=2> (r, k, k)  y = MatMul(o, v)",
+        {"wq": (5, 8), "cos": (4, 2), "sin": (4, 2), "at": np.arange(6, dtype=np.int64).reshape(2, 3) % 4, "wk": (5, 8),
+         "v": (8, 2)},
+        {"wq.1": "aaaabbbb", "wk.1": "aaaabbbb", "v.0": "aaaabbbb"},
+        "(float[2,3,5] x) => (float[2,3,2] y)", 23, {"ir_version": 10},
+    ),
+    "com.microsoft: Attention with a bias by head": Case(
+        "a = MatMul(x, w0)  o = com.microsoft.Attention <num_heads=2> (a, w, b, , , m)  y = MatMul(o, v)",
+        {"w0": (5, 4), "w": (4, 12), "b": (12,), "m": (1, 2, 3, 3), "v": (4, 2)},
+        {"w0.1": "abcd", "w.0": "abcd", "w.1": "eeffeeffeeff", "b.0": "eeffeeffeeff", "m.1": "ef", "v.0": "eeff"},
+        "(float[1,3,5] x) => (float[1,3,2] y)",
+    ),
+    "com.microsoft: MultiHeadAttention": Case(
+        "q = MatMul(x, wq)  k = MatMul(x, wk)  u = MatMul(x, wv)"
+        "  o = com.microsoft.MultiHeadAttention <num_heads=2> (q, k, u, b)  y = MatMul(o, v)",
+        {"wq": (5, 6), "wk": (5, 6), "wv": (5, 6), "b": (18,), "v": (6, 2)},
+        {"wq.1": "aaabbb", "wk.1": "aaabbb", "wv.1": "aaabbb", "b.0": "aaabbb" * 3, "v.0": "aaabbb"}, **TOK,
+    ),
+    "com.microsoft: SkipLayerNormalization": Case(
+        "a = MatMul(x, w)  b = MatMul(x, w2)  c, , , d = com.microsoft.SkipLayerNormalization(a, b, g, h, i)"
+        "  e = Add(c, d)  y = MatMul(e, v)",
+        {"w": (5, 4), "w2": (5, 4), "g": (4,), "h": (4,), "i": (4,), "v": (4, 2)},
+        {"w.1": "abcd", "w2.1": "abcd", "g.0": "abcd", "h.0": "abcd", "i.0": "abcd", "v.0": "abcd"}, **TOK,
+    ),
+    "com.microsoft: FusedMatMul": Case(
+        "a = com.microsoft.FusedMatMul <transB=1, alpha=0.5> (x, w)  b = com.microsoft.BiasGelu(a, c)"
+        "  y = MatMul(b, v)",
+        {"w": (4, 5), "c": (4,), "v": (4, 2)},
+        {"w.0": "abcd", "c.0": "abcd", "v.0": "abcd"}, **TOK,
+    ),
+    "com.microsoft: FusedConv with a residual": Case(
+        "a = Conv(x, w)  b = com.microsoft.FusedConv <activation=\"Relu\"> (a, w2, c, a)  y = Conv(b, v)",
+        {"w": conv(4, 3), "w2": conv(4, 4), "c": (4,), "v": conv(2, 4)},
+        {"w.0": "abcd", "w2.0": "abcd", "w2.1": "abcd", "c.0": "abcd", "v.1": "abcd"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_indices_that_go_together(name):
+    case = CASES[name]
+    model = net(f"{case.signature} {{ {case.operators} }}", case.weights, case.opset, **case.options)
+    found = groups(model)
+    assert spelled(found, list(case.places)) == list(case.places.values())
+    for seed in range(2):
+        assert error(found, some_units(found, seed), feeds(model)) <= EXACT
