@@ -14,6 +14,7 @@ from rich.table import Table
 from graphmod.cli.commands import console
 from graphmod.data import noise, part_of
 from graphmod.errors import NotWritableError, RefusedError
+from graphmod.graph.costs import cost
 from graphmod.model import Model, check_writable, external_files
 from graphmod.rewrite import Verification, diff, verify
 
@@ -93,11 +94,12 @@ def _numbered(out: Path, count: int) -> list[Path]:
 
 
 def _figures(model: Model) -> dict[str, int]:
-    return {"operators": len(model.operators), "weights": model.n_weights, "bytes": model.n_bytes}
+    macs = cost(model).macs
+    return {"operators": len(model.operators), "weights": model.n_weights, "macs": macs, "bytes": model.n_bytes}
 
 
 def _table(before: Model, after: list[Model]) -> Table:
-    table = Table("", "operators", "weights", "bytes")
+    table = Table("", "operators", "weights", "MACs", "bytes")
     for name, model in (
         ("before", before),
         *((f"after{' ' + str(i) if len(after) > 1 else ''}", m) for i, m in enumerate(after)),
