@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from graphmod.data import Data
 from graphmod.model import Model
+from graphmod.rewrite.fuse import OPSET
 from graphmod.rewrite.unfuse import unfuse
 
 NORMALISED, OTHERS = 3e-3, 1e-3
-"""Learning rates for networks with batch normalisation, which bears larger ones, and for others."""
+"""Learning rates for networks of which most layers are normalised by the batch, which bear larger ones, and others."""
 
 
 def trainable(model: Model, data: Data) -> Model:
-    """Return a model with the batch normalisations that exporters fuse into convolutions, for training to come."""
-    return unfuse(model, data) if any(operator.op_type == "Conv" for operator in model.operators) else model
+    """Return a model with the batch normalisations that exporters fuse into other operators, for training to come."""
+    return unfuse(model, data) if model.opset >= OPSET else model
 
 
 def recovered(
@@ -35,7 +38,8 @@ def recovered(
     """
     from graphmod.train import retrain  # what only prunes starts without PyTorch
 
-    is_normalised = any(operator.op_type == "BatchNormalization" for operator in model.operators)
+    types = Counter(operator.op_type for operator in model.operators)
+    is_normalised = 2 * types["BatchNormalization"] >= types["Conv"] + types["Gemm"] + types["MatMul"]
     rate = learning_rate or (NORMALISED if is_normalised else OTHERS)
     return retrain(
         model, data, teacher=teacher, epochs=epochs, patience=epochs, learning_rate=rate, seed=seed, progress=progress
