@@ -1,0 +1,205 @@
+"""Accuracy against multiply-accumulates and against latency, with recovery: graphmod beside Torch-Pruning.
+
+    python benchmarks/pruning_curves.py --mnist mnist.npz --seeds 0 1 2   # hours; rows are kept as they come
+    python benchmarks/pruning_curves.py --table                           # the summary of the rows that are there
+    python benchmarks/pruning_curves.py --plot docs/pruning.png           # the curves as a picture
+
+Needs what ``pruning_rival.py`` needs. For every network, seed and ratio Torch-Pruning prunes by each of its
+importances; graphmod prunes by each of its own to at most the multiply-accumulates that Torch-Pruning's L2 leaves, so that points of
+the curves stand above each other. Rankings are local on both sides, and Torch-Pruning's global ones stand beside them.
+Both recover by the same function, for the same number of steps, with the original as the teacher (``recover`` in
+``pruning_rival.py``); gradients and activations of importances are of the training part; nothing is chosen on test data.
+graphmod's networks have their batch normalisation put back for the recovery where an exporter fused it (``gm.unfuse``)
+and fused again, as ``gm.prune(..., epochs=...)`` does; rows of tool ``graphmod, fused`` do without. Rows with ``round_to``
+8 are the ones to compare by latency: ONNX Runtime's convolutions are laid out in eights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import graphmod as gm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "benchmarks")]
+
+import pruning_rival as rival  # noqa: E402  # the folder holds scripts
+from machine import machine  # noqa: E402  # the same
+
+RESULTS = ROOT / "benchmarks" / "results" / "pruning_curves.json"
+RATIOS = (0.5, 0.7, 0.8, 0.9)
+OURS = (
+    "l1", "l2", "l2_all", "bn_scale", "taylor", "fisher", "activation_norm", "activation_variance", "similarity",
+    "random",
+)  # fmt: skip
+THEIRS = ("l1", "l2", "bn_scale", "taylor", "hessian", "random")
+GLOBAL = ("taylor", "lamp")
+AT_MOST = 0.97
+"""Share that a group may lose: narrow groups reach the fewest multiply-accumulates only so."""
+
+Row = dict[str, Any]
+
+
+def rows(network: rival.Network, done: set[tuple[Any, ...]]) -> Iterator[Row]:
+    """Yield the rows of a network that are not there yet."""
+    whole = gm.graph.cost(network.model).macs
+    for ratio in RATIOS:
+        budget = None
+        for importance, scope, round_to in (
+            *((name, "local", None) for name in ("l2", *(one for one in THEIRS if one != "l2"))),
+            *((name, "global", None) for name in GLOBAL),
+            ("l2", "local", 8),
+        ):
+            head = _head(network, "torch-pruning", importance, scope, round_to, ratio)
+            if importance == "l2" and round_to is None:
+                module = _theirs(network, ratio, importance, scope, round_to)
+                budget = gm.graph.cost(rival.export(module, network.example)).macs / whole
+            if key(head) not in done:
+                module = _theirs(network, ratio, importance, scope, round_to)
+                model = rival.export(module, network.example)
+                if gm.graph.cost(model).macs < whole:
+                    yield {**head, **rival.measure(network, model, module)}
+        assert budget is not None
+        for importance, tool, round_to in (
+            *((name, "graphmod", None) for name in OURS),
+            ("l2", "graphmod, fused", None),
+            ("l2", "graphmod", 8),
+            ("taylor", "graphmod", 8),
+        ):
+            head = _head(network, tool, importance, "local", round_to, ratio)
+            if key(head) not in done:
+                pruned = _ours(network, budget, importance, tool, round_to)
+                if pruned is not None:
+                    model = gm.fuse(pruned, kinds=["unfused"])
+                    yield {**head, **rival.measure(network, model, gm.to_torch(pruned))}
+
+
+def _head(network: rival.Network, tool: str, importance: str, scope: str, round_to: int | None, ratio: float) -> Row:
+    who = {"network": network.name, "seed": network.seed, "tool": tool, "importance": importance}
+    return {**who, "scope": scope, "round_to": round_to, "ratio": ratio}
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    """Return what makes a row different from others."""
+    return tuple(row[name] for name in ("network", "seed", "tool", "importance", "scope", "round_to", "ratio"))
+
+
+def _theirs(network: rival.Network, ratio: float, importance: str, scope: str, round_to: int | None) -> torch.nn.Module:
+    return rival.rival_prune(
+        network.module, network.example, ratio, importance, data=network.data.train, global_=scope == "global",
+        round_to=round_to, seed=network.seed,
+    )  # fmt: skip
+
+
+def _ours(network: rival.Network, macs: float, importance: str, tool: str, round_to: int | None) -> gm.Model | None:
+    """Return graphmod's network at the same cost; None where the importance has nothing to look at, or cannot reach it."""
+    data = network.data.train[: rival.SAMPLES]
+    model = network.model if tool.endswith("fused") else gm.unfuse(network.model, data)
+    try:
+        return gm.prune(
+            model, macs=macs, importance=importance, ranking="local", data=data, at_most=AT_MOST,
+            multiple_of=round_to, seed=network.seed,
+        )  # fmt: skip
+    except gm.RefusedError as refusal:
+        print(f"{network.name}: {importance} to {macs:.1%}: {refusal}"[:200], flush=True)
+        return None
+
+
+def summary(found: list[Row]) -> Row:
+    """Return, for each network, ratio and side, mean accuracies and costs over the seeds, and who is better."""
+    told: Row = {}
+    for network in dict.fromkeys(row["network"] for row in found):
+        for ratio in RATIOS:
+            own = [row for row in found if (row["network"], row["ratio"]) == (network, ratio)]
+            sides: dict[str, Any] = {}
+            for name in dict.fromkeys((row["tool"], row["importance"], row["scope"], row["round_to"]) for row in own):
+                same = [row for row in own if (row["tool"], row["importance"], row["scope"], row["round_to"]) == name]
+                label = f"{name[0]}, {name[1]}, {name[2]}" + (f", multiples of {name[3]}" if name[3] else "")
+                sides[label] = {
+                    measure: round(statistics.fmean(row[measure] for row in same), 4)
+                    for measure in (
+                        "macs share", "weights share", "latency share, batch 1", "latency share, batch 16",
+                        "accuracy before", "accuracy after",
+                    )
+                } | {"seeds": len(same)}  # fmt: skip
+            told[f"{network}, ratio {ratio}"] = sides
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mnist", type=Path, help="Keras' mnist.npz; without it only the demo network is pruned")
+    parser.add_argument("--networks", nargs="+", choices=("mnist", "demo"), default=("mnist", "demo"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="only print the summary of the rows that are there")
+    parser.add_argument("--plot", type=Path, help="only draw the curves of the rows that are there")
+    given = parser.parse_args()
+    found = json.loads(given.results.read_text())["rows"] if given.results.exists() else []
+    if given.table or given.plot:
+        _show(found, given.plot)
+        return
+    torch.set_num_threads(1)
+    for seed in given.seeds:
+        for name in given.networks:
+            if name == "mnist" and given.mnist is None:
+                continue
+            network = rival.mnist_network(given.mnist, seed) if name == "mnist" else rival.demo_network(seed)
+            for row in rows(network, {key(row) for row in found}):
+                found.append(row)
+                print(rival.line(row), flush=True)
+                content = {"machine": machine(), "summary": summary(found), "rows": found}
+                given.results.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _show(found: list[Row], plot: Path | None) -> None:
+    if plot is None:
+        print(json.dumps(summary(found), indent=1))
+        return
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row["network"] for row in found))
+    figure, axes = plt.subplots(len(names), 2, figsize=(11, 4 * len(names)), squeeze=False)
+    styles = (
+        ("graphmod", "l2", "local", "C0"), ("graphmod", "taylor", "local", "C1"),
+        ("torch-pruning", "l2", "local", "C2"), ("torch-pruning", "taylor", "local", "C3"),
+    )  # fmt: skip
+    for line, name in enumerate(names):
+        for column, (cost, round_to) in enumerate((("macs share", None), ("latency share, batch 1", 8))):
+            for tool, importance, scope, color in styles:
+                points = []
+                for ratio in RATIOS:
+                    same = [
+                        row for row in found
+                        if key(row)[2:] == (tool, importance, scope, round_to, ratio) and row["network"] == name
+                    ]  # fmt: skip
+                    if same:
+                        points.append(
+                            [statistics.fmean(row[what] for row in same) for what in (cost, "accuracy after")]
+                        )
+                if points:
+                    x, y = zip(*points, strict=True)
+                    axes[line][column].plot(
+                        x, [100 * value for value in y], "o-", color=color, label=f"{tool}, {importance}"
+                    )
+            axes[line][column].set(xlabel=cost.replace("macs", "MACs"), ylabel="test accuracy, %", title=name)
+            axes[line][column].set_xscale("log")
+            axes[line][column].grid(alpha=0.3)
+            axes[line][column].legend()
+    figure.tight_layout()
+    figure.savefig(plot, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
