@@ -80,7 +80,7 @@ def analyse(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
 def followed(model: Model, batch: int, free: int, shapes: Mapping[str, Sequence[int]] | None = None) -> Sizes | None:
     """Return the shapes of all tensors at some size of the dynamic dimensions; None if they do not fit together."""
     sizes = start(model, batch, free, shapes)
-    fits = [not sizes.follow(operator) for operator in model.operators]
+    fits = [not follow(sizes, operator) for operator in model.operators]
     return sizes if all(fits) else None
 
 
@@ -98,16 +98,35 @@ def start(model: Model, batch: int, free: int, shapes: Mapping[str, Sequence[int
     return sizes
 
 
+def follow(sizes: Sizes, operator: NodeProto) -> str:
+    """Note what an operator makes, by what the file says of it where inference alone does not know; return why not."""
+    why = sizes.follow(operator)
+    model = sizes.model
+    unknown = [name for name in operator.output if name and None in sizes.shapes.get(name, (None,))]
+    declared = {name: kind.shape for name in unknown if (kind := model.tensors.get(name)) and kind.shape is not None}
+    if declared:
+        symbols = {
+            dim: size
+            for name, kind in model.inputs.items()
+            for dim, size in zip(kind.shape or (), sizes.shapes.get(name, ()), strict=False)
+            if isinstance(dim, str)
+        }
+        for name, shape in declared.items():
+            sizes.shapes[name] = tuple(dim if isinstance(dim, int) else symbols.get(dim or "") for dim in shape)
+    return why
+
+
 class _Analysing:
     def __init__(self, model: Model, shapes: Mapping[str, Sequence[int]] | None):
         self.model = model
         self.first = start(model, BATCH, FREE, shapes)
         for operator in model.operators:
-            self.first.follow(operator)
+            follow(self.first, operator)
         self.second = self._second(shapes)
         self.couplings = Couplings()
         self.axes: dict[str, Axes] = {}
-        self.constant = set(model.initializers)
+        self.sparse = [tensor.values.name for tensor in model._proto.graph.sparse_initializer]
+        self.constant = {*model.initializers, *self.sparse}
         self.merges: list[Merge] = []
         self.produced: list[Produced] = []
         self.opsets = {entry.domain: entry.version for entry in model._proto.opset_import} | {"": model.opset}
@@ -133,6 +152,8 @@ class _Analysing:
         for value in self.model._proto.graph.input:
             if value.name in self.model.initializers and self.model.ir_version >= 4:
                 self._keep(value.name, f"'{value.name}' can be overridden as an input")
+        for name in self.sparse:
+            self._keep(name, f"'{name}' is stored sparsely")
         sites = tuple(map(self._couple, range(len(self.model.operators))))
         for name in self.model.outputs:
             self._keep(name, f"output '{name}' of the network")

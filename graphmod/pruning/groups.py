@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -170,6 +170,9 @@ class Groups:
             return self.model.initializer(tensor)
         operator = self.model.operators[self.model.producer[tensor]]
         given = next((numpy_helper.to_array(a.t) for a in operator.attribute if a.name == "value"), None)
+        if operator.op_type == "Constant" and given is None:  # value_float, value_floats
+            (attribute,) = operator.attribute
+            return np.array(helper.get_attribute_value(attribute), kind.dtype)
         if operator.op_type == "ConstantOfShape":
             shape = [len(labels) for labels in self.analysis.axes.get(tensor, ())]
             return np.broadcast_to(np.zeros(1, kind.dtype) if given is None else given, shape)

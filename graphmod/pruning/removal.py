@@ -153,7 +153,10 @@ class _Cutting:
             if attribute.name == "value":
                 value = self._sliced(name, numpy_helper.to_array(attribute.t))
                 attribute.t.CopyFrom(numpy_helper.from_array(value, attribute.t.name))
-                self.shrunk.add(name)
+            else:  # value_floats, value_ints or value_strings
+                value = self._sliced(name, np.array(helper.get_attribute_value(attribute)))
+                attribute.CopyFrom(helper.make_attribute(attribute.name, value.tolist()))
+            self.shrunk.add(name)
 
     def _note(self, name: str, value: Array) -> None:
         """Let sizes follow a constant's new value."""
@@ -176,10 +179,12 @@ class _Cutting:
             tensor = read[place] if place < len(read) else ""
             self._meet(operator, place, [need, *(self._at_other_size(tensor, need, one) for one in self.before[1:])])
         self._state_values(operator, change.needs)
-        for sizes in self.after:
+        for sizes, before in zip(self.after, self.before, strict=True):
             why = sizes.follow(operator)
             if why:
                 raise RefusedError(f"{told} does not fit what is left: {why}")
+            if site is None:  # all that it reads and makes stays
+                sizes.shapes.update({name: before.shapes[name] for name in written if name in before.shapes})
         for name, expected in zip(written, change.written, strict=True):
             shape = self.after[0].shapes.get(name)
             if name and shape is not None and expected and shape != tuple(change.count(labels) for labels in expected):

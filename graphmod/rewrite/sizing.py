@@ -53,6 +53,9 @@ class Sizes:
             self.shapes[name] = tuple(tensor.dims)
             if prod(tensor.dims) <= LARGE:
                 self.values[name] = values(tensor, self.model.folder)
+        for sparse in self.model._proto.graph.sparse_initializer:
+            self.shapes[sparse.values.name] = tuple(sparse.dims)
+            self._elements[sparse.values.name] = sparse.values.data_type
 
     @cached_property
     def _opsets(self) -> dict[str, int]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from planted import feeds, net, spelled
+from onnx import helper, numpy_helper
+from planted import feeds, graph, net, spelled
 from pruned import EXACT, error, some_units
 
-from graphmod.pruning import groups
+from graphmod.model import load
+from graphmod.pruning import cut, groups
 
 TOKENS = "(float[n,3,5] x) => (float[n,3,2] y)"
 
@@ -460,3 +462,266 @@ def test_indices_that_go_together(name):
     assert spelled(found, list(case.places)) == list(case.places.values())
     for seed in range(2):
         assert error(found, some_units(found, seed), feeds(model)) <= EXACT
+
+
+S1, S2 = "(float[n,3,4,4] x) => (float[n,2,h,w] y)", "(float[n,3,4,4] x) => (float[n,k] y)"
+
+REVISIONS = {
+    "Slice by attributes": (
+        9, S1, "a = Conv(x, w)  b = Slice <axes=[1], starts=[1], ends=[-1]> (a)  y = Conv(b, v)",
+        {"w": conv(5, 3), "v": conv(2, 3)}, ["abcde", "bcd"],
+    ),
+    "Slice of the first axes": (
+        9, S1, "a = Conv(x, w)  b = Slice <starts=[0,2], ends=[9,4]> (a)  y = Conv(b, v)",
+        {"w": conv(5, 3), "v": conv(2, 2)}, ["abcde", "cd"],
+    ),
+    "Slice by 32-bit inputs": (
+        10, S1, "a = Conv(x, w)  b = Slice(a, s, e, s)  y = Conv(b, v)",
+        {"w": conv(5, 3), "s": np.array([1], np.int32), "e": np.array([4], np.int32), "v": conv(2, 3)},
+        ["abcde", "bcd"],
+    ),
+    "Split by an attribute": (
+        7, S1, "a = Conv(x, w)  b, c = Split <axis=1, split=[2,3]> (a)  d = Concat <axis=1> (c, b)  y = Conv(d, v)",
+        {"w": conv(5, 3), "v": conv(2, 5)}, ["abcde", "cdeab"],
+    ),
+    "Split into equal parts": (
+        11, S1, "a = Conv(x, w)  b, c = Split <axis=-3> (a)  d = Concat <axis=1> (c, b)  y = Conv(d, v)",
+        {"w": conv(6, 3), "v": conv(2, 6)}, ["abcdef", "defabc"],
+    ),
+    "Split by an input": (
+        13, S1, "a = Conv(x, w)  b, c = Split <axis=1> (a, s)  d = Concat <axis=1> (c, b)  y = Conv(d, v)",
+        {"w": conv(5, 3), "s": ints(2, 3), "v": conv(2, 5)}, ["abcde", "cdeab"],
+    ),
+    "Split into equal parts, sizes left out": (
+        13, S1, "a = Conv(x, w)  b, c, e = Split <axis=1> (a)  d = Concat <axis=1> (c, b, e)  y = Conv(d, v)",
+        {"w": conv(6, 3), "v": conv(2, 6)}, ["abcdef", "cdabef"],
+    ),
+    "Split by a number": (
+        18, S1,
+        "a = Conv(x, w)  b, c, e = Split <axis=1, num_outputs=3> (a)  d = Concat <axis=1> (c, b, e)  y = Conv(d, v)",
+        {"w": conv(5, 3), "v": conv(2, 5)}, ["abcde", "cdabe"],
+    ),
+    "Squeeze and Unsqueeze by attributes": (
+        11, S2, "p = GlobalAveragePool(x)  a = Conv(p, w)  s = Squeeze <axes=[2,3]> (a)  u = Unsqueeze <axes=[1]> (s)"
+        "  f = Flatten(u)  y = Gemm(f, v)",
+        {"w": conv(4, 3), "v": (4, 2)}, ["abcd", "abcd"],
+    ),
+    "Squeeze and Unsqueeze by inputs": (
+        13, S2, "p = GlobalAveragePool(x)  a = Conv(p, w)  s = Squeeze(a, i)  u = Unsqueeze(s, j)  f = Flatten(u)"
+        "  y = Gemm(f, v)",
+        {"w": conv(4, 3), "i": ints(-1, 2), "j": ints(1, -1), "v": (4, 2)}, ["abcd", "abcd"],
+    ),
+    "Squeeze of whatever is single": (
+        17, S2, "p = GlobalAveragePool(x)  a = Conv(p, w)  s = Squeeze(a)  y = Gemm(s, v)",
+        {"w": conv(2, 3), "v": (2, 2)}, ["ab", "ab"],
+    ),
+    "Pad by an attribute": (
+        10, S1, "a = Conv(x, w)  b = Pad <pads=[0,1,0,0,0,1,0,0]> (a)  c = Conv(x, w2)  d = Add(b, c)  y = Conv(d, v)",
+        {"w": conv(3, 3), "w2": conv(5, 3), "v": conv(2, 5)}, ["abc", "dabce"],
+    ),
+    "Pad by an input": (
+        11, S1, "a = Conv(x, w)  b = Pad(a, p)  y = Conv(b, v)",
+        {"w": conv(3, 3), "p": ints(0, 0, 1, 1, 0, 2, 1, 1), "v": conv(2, 5)}, ["abc", "abc.."],
+    ),
+    "Pad of some axes": (
+        18, S1, "a = Conv(x, w)  b = Pad(a, p, , axes)  y = Conv(b, v)",
+        {"w": conv(3, 3), "p": ints(1, 1, 0, 1), "axes": ints(-1, 1), "v": conv(2, 5)}, ["abc", ".abc."],
+    ),
+    "reductions by attributes": (
+        11, S2, "a = Conv(x, w)  m = ReduceMean <axes=[2,-1], keepdims=0> (a)  s = ReduceSum <axes=[2,3]> (a)"
+        "  f = Flatten(s)  c = Add(m, f)  y = Gemm(c, v)",
+        {"w": conv(4, 3), "v": (4, 2)}, ["abcd", "abcd"],
+    ),
+    "a reduction of some axes by an input": (
+        13, S2, "a = Conv(x, w)  s = ReduceSum <keepdims=0> (a, i)  y = Gemm(s, v)",
+        {"w": conv(4, 3), "i": ints(2, 3), "v": (4, 2)}, ["abcd", "abcd"],
+    ),
+    "reductions by inputs": (
+        18, S2, "a = Conv(x, w)  m = ReduceMax <keepdims=0> (a, i)  n = ReduceMean <noop_with_empty_axes=1> (m)"
+        "  y = Gemm(n, v)",
+        {"w": conv(4, 3), "i": ints(2, 3), "v": (4, 2)}, ["abcd", "abcd"],
+    ),
+    "Clip by attributes": (
+        10, S1, "a = Conv(x, w)  b = Clip <min=0.0, max=6.0> (a)  y = Conv(b, v)",
+        {"w": conv(4, 3), "v": conv(2, 4)}, ["abcd", "abcd"],
+    ),
+    "Clip by inputs": (
+        12, S1, "a = Conv(x, w)  b = Clip(a, , k)  y = Conv(b, v)",
+        {"w": conv(4, 3), "k": np.float32(0.5), "v": conv(2, 4)}, ["abcd", "abcd"],
+    ),
+    "Upsample": (
+        9, S1, "a = Conv(x, w)  b = Upsample(a, k)  y = Conv(b, v)",
+        {"w": conv(4, 3), "k": np.array([1, 1, 2, 2], np.float32), "v": conv(2, 4)}, ["abcd", "abcd"],
+    ),
+    "Resize by scales alone": (
+        10, S1, "a = Conv(x, w)  b = Resize(a, k)  y = Conv(b, v)",
+        {"w": conv(4, 3), "k": np.array([1, 1, 2, 2], np.float32), "v": conv(2, 4)}, ["abcd", "abcd"],
+    ),
+    "Dropout with a share": (
+        7, S1, "a = Conv(x, w)  b = Dropout <ratio=0.5> (a)  y = Conv(b, v)",
+        {"w": conv(4, 3), "v": conv(2, 4)}, ["abcd", "abcd"],
+    ),
+    "Softmax of the places alone": (
+        13, S1, "a = Conv(x, w)  b = Softmax(a)  y = Conv(b, v)",
+        {"w": conv(4, 3), "v": conv(2, 4)}, ["abcd", "abcd"],
+    ),
+    "BatchNormalization before training mode": (
+        9, S1, "a = Conv(x, w)  b = BatchNormalization(a, g, g, g, s)  y = Conv(b, v)",
+        {"w": conv(4, 3), "g": (4,), "s": np.ones(4, np.float32), "v": conv(2, 4)}, ["abcd", "abcd"],
+    ),
+    "a Constant of floats": (
+        13, S1, "a = Conv(x, w)  c = Constant <value_floats=[1.0,2.0,3.0,4.0]> ()"
+        "  i = Constant <value_ints=[1,2,3,0]> ()"
+        "  b = Gather <axis=1> (a, i)  p = GlobalAveragePool(b)  f = Flatten(p)  d = Mul(f, c)  s = Reshape(d, e)"
+        "  y = Conv(s, v)",
+        {"w": conv(4, 3), "e": ints(-1, 4, 1, 1), "v": conv(2, 4)}, ["abcd", "bcda"],
+    ),
+    "Gelu": (
+        20, S1, "a = Conv(x, w)  b = Gelu(a)  y = Conv(b, v)",
+        {"w": conv(4, 3), "v": conv(2, 4)}, ["abcd", "abcd"],
+    ),
+    "the newest Reshape, Transpose and Flatten": (
+        21, S2, "a = Conv(x, w)  b = Reshape <allowzero=1> (a, s)  c = Transpose <perm=[0,2,1]> (b)  d = Flatten(c)"
+        "  y = Gemm(d, v)",
+        {"w": conv(3, 3), "s": ints(-1, 3, 16), "v": (48, 2)}, ["abc", "abc" * 16],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REVISIONS)
+def test_revisions_of_operators(name):
+    opset, signature, operators, weights, units = REVISIONS[name]
+    model = net(f"{signature} {{ {operators} }}", weights, opset, 10 if opset > 20 else 8)
+    found = groups(model)
+    places = ["w.0", "v.0" if "Gemm" in operators else "v.1"]
+    assert spelled(found, places) == units
+    for seed in range(3):
+        assert error(found, some_units(found, seed), feeds(model, 3)) <= EXACT
+
+
+KEPT = {
+    "the input": ("y = Conv(x, w)", {"w": conv(2, 3)}, "w.1", "input 'x' of the network"),
+    "the output": ("y = Conv(x, w)", {"w": conv(2, 3)}, "w.0", "output 'y' of the network"),
+    "an unknown operator": (
+        "a = Conv(x, w)  b = Det(a)  y = Add(a, b)", {"w": conv(2, 3)}, "w.0", "Det 'Det_1' has no coupling rule"),
+    "positions": (
+        "a = Conv(x, w)  b = Transpose <perm=[0,2,3,1]> (a)  y = Conv(b, v)", {"w": conv(4, 3), "v": conv(2, 4)},
+        "w.0", "positions that Conv 'Conv_2' moves over"),
+    "TopK": (
+        "a = Conv(x, w)  b, i = TopK <axis=1> (a, k)  y = Conv(b, v)", {"w": conv(4, 3), "k": ints(2), "v": conv(2, 2)},
+        "w.0", "TopK 'TopK_1' returns places along the axis"),
+    "ArgMax": (
+        "a = Conv(x, w)  b = ArgMax <axis=1> (a)  c = Cast <to=1> (b)  y = Conv(c, v)",
+        {"w": conv(4, 3), "v": conv(2, 1)}, "w.0", "ArgMax 'ArgMax_1' returns places along the axis"),
+    "CumSum": (
+        "a = Conv(x, w)  b = CumSum(a, one)  y = Conv(b, v)", {"w": conv(4, 3), "one": np.int64(1), "v": conv(2, 4)},
+        "w.0", "CumSum 'CumSum_1' adds up along the axis"),
+    "Softmax": (
+        "a = Conv(x, w)  b = Softmax <axis=1> (a)  y = Conv(b, v)", {"w": conv(4, 3), "v": conv(2, 4)}, "w.0",
+        "Softmax 'Softmax_1' compares the values along the axis"),
+    "entries that data choose": (
+        "g = Cast <to=7> (x)  a = Gather(w, g)  r = ReduceMean <axes=[1,2], keepdims=0> (a)  t = Transpose"
+        " <perm=[0,2,1]> (r)  s = Unsqueeze(t, i)  y = Conv(s, v)",
+        {"w": (4, 3), "i": ints(3), "v": conv(2, 3)}, "w.0", "Gather 'Gather_1' looks entries up by index"),
+    "every other index": (
+        "a = Conv(x, w)  b = Slice(a, z, e, one, two)  y = Conv(b, v)",
+        {"w": conv(4, 3), "z": ints(0), "e": ints(9), "one": ints(1), "two": ints(2), "v": conv(2, 2)}, "w.0",
+        "Slice 'Slice_1' takes every 2th index"),
+    "mirrored channels": (
+        "a = Conv(x, w)  b = Pad <mode=\"reflect\"> (a, p)  y = Conv(b, v)",
+        {"w": conv(4, 3), "p": ints(0, 1, 0, 0, 0, 1, 0, 0), "v": conv(2, 6)}, "w.0",
+        "Pad 'Pad_1' cuts or mirrors the axis"),
+    "resized channels": (
+        "a = Conv(x, w)  b = Resize <mode=\"nearest\"> (a, , k)  y = Conv(b, v)",
+        {"w": conv(4, 3), "k": np.array([1, 0.5, 1, 1], np.float32), "v": conv(2, 2)}, "w.0",
+        "positions that Resize 'Resize_1' resizes"),
+    "axes that are mixed": (
+        "a = Conv(x, w)  b = Reshape(a, s)  c = Relu(b)  d = Reshape(c, t)  y = Conv(d, v)",
+        {"w": conv(6, 3), "s": ints(0, 4, 24), "t": ints(0, 6, 4, 4), "v": conv(2, 6)}, "w.0",
+        "mixes axes whose sizes have no common factors"),
+    "one scale for a block": (
+        "a = Conv(x, w)  q = QuantizeLinear <axis=1, block_size=2> (a, s)  b = DequantizeLinear <axis=1, block_size=2>"
+        " (q, s)  y = Conv(b, v)", {"w": conv(4, 3), "s": np.ones((2, 2, 4, 4), np.float32), "v": conv(2, 4)}, "w.0",
+        "has one scale for a block of several"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_stays_says_why(name):
+    operators, weights, place, reason = KEPT[name]
+    dims = "2,3,4,4" if "block" in name else "n,3,4,4"
+    opset, ir_version = (21, 10) if "block" in name else (17, 8)
+    model = net(f"(float[{dims}] x) => (float[{dims[0]},c,h,w] y) {{ {operators} }}", weights, opset, ir_version)
+    found = groups(model)
+    tensor, axis = place.split(".")
+    labels = found.analysis.axes[tensor][int(axis)]
+    assert (found.unit_of[labels] == -1).all()
+    assert reason in found.analysis.couplings.reason(labels)
+    if name not in ("the input", "the output", "entries that data choose"):
+        assert any(one.reason == found.analysis.couplings.reason(labels) for one in found.kept)
+
+
+def test_a_body_that_captures_keeps_what_it_reads():
+    then = graph("() => (float[n,4,4,4] p) { p = Relu(a) }", {})
+    other = graph("() => (float[n,4,4,4] q) { q = Tanh(a) }", {})
+    made = graph("(float[n,3,4,4] x) => (float[n,2,4,4] y) { a = Conv(x, w)  b = Conv(a, u)  y = Conv(b, v) }",
+                 {"w": conv(4, 3), "u": conv(4, 4), "v": conv(2, 4), "c": np.array(True)})  # fmt: skip
+    made.node.insert(1, helper.make_node("If", ["c"], ["i"], "choice", then_branch=then, else_branch=other))
+    made.node[2].input[0] = "i"
+    found = groups(load(helper.make_model(made, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])))
+    assert spelled(found, ["w.0", "u.1", "u.0", "v.1"]) == ["....", "....", "abcd", "abcd"]
+    assert found.kept[0].reason == "If 'choice' has no coupling rule"
+
+
+def test_a_function_keeps_what_it_reads_and_makes():
+    body = [helper.make_node("Relu", ["i"], ["o"])]
+    function = helper.make_function("local", "Own", ["i"], ["o"], body, [helper.make_opsetid("", 17)])
+    model = net("(float[n,3,4,4] x) => (float[n,2,4,4] y) { a = Conv(x, w)  b = local.Own(a)  c = Conv(b, u)"
+                "  y = Conv(c, v) }", {"w": conv(4, 3), "u": conv(4, 4), "v": conv(2, 4)}, functions=[function])  # fmt: skip
+    found = groups(model)
+    assert spelled(found, ["w.0", "u.1", "u.0", "v.1"]) == ["....", "....", "abcd", "abcd"]
+    assert "Own" in found.kept[0].reason
+    small = cut(found, some_units(found, 0))
+    assert small.proto().functions == model.proto().functions
+
+
+def test_initializers_that_can_be_overridden_stay():
+    model = net("(float[n,3,4,4] x, float[4,3,1,1] w) => (float[n,2,4,4] y) { a = Conv(x, w)  y = Conv(a, v) }",
+                {"w": conv(4, 3), "v": conv(2, 4)})  # fmt: skip
+    (kept, _) = groups(model).kept
+    assert (kept.operator, kept.reason) == ("Conv_0", "'w' can be overridden as an input")
+
+
+def test_sparse_weights_stay():
+    made = graph("(float[n,5] x) => (float[n,2] y) { a = MatMul(x, w)  b = MatMul(a, s)  c = MatMul(b, u)"
+                 "  y = MatMul(c, v) }", {"w": (5, 4), "u": (3, 4), "v": (4, 2)})  # fmt: skip
+    values = numpy_helper.from_array(np.array([1, 2], np.float32), "s")
+    places = numpy_helper.from_array(np.array([0, 7], np.int64), "s_places")
+    made.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 3]))
+    found = groups(load(helper.make_model(made, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])))
+    assert spelled(found, ["w.1", "u.0", "u.1", "v.0"]) == ["....", "...", "abcd", "abcd"]
+    assert {one.reason for one in found.kept} >= {"'s' is stored sparsely"}
+    assert cut(found, some_units(found, 0)).proto().graph.sparse_initializer == made.sparse_initializer
+
+
+def test_positions_that_weights_make_stay_where_attention_scores_them():
+    """A bias of scores that is computed by a weight must not lose the positions that this weight makes."""
+    text = ("q = MatMul(x, wq)  t = MatMul(x, w1)  m = MatMul(t, w2)  m4 = Unsqueeze(m, one)"
+            "  o = Attention <q_num_heads=2, kv_num_heads=2> (q, q, q, m4)  y = MatMul(o, v)")  # fmt: skip
+    weights = {"wq": (5, 6), "w1": (5, 4), "w2": (4, 3), "one": ints(1), "v": (6, 2)}
+    model = net(f"{TOKENS} {{ {text} }}", weights, 23, 10)
+    found = groups(model)
+    assert spelled(found, ["wq.1", "w1.1", "w2.1"]) == ["aaabbb", "cdef", "..."]
+    assert error(found, some_units(found, 0), feeds(model)) <= EXACT
+
+
+@pytest.mark.parametrize(("opset", "attributes"), [(11, ""), (13, ""), (18, ", num_outputs=3")])
+@pytest.mark.parametrize("gone", [[5], [0], [1, 3, 5], [0, 2]])
+def test_equal_parts_may_become_unequal(opset, attributes, gone):
+    model = net("(float[n,3,4,4] x) => (float[n,2,4,4] y) { a = Conv(x, w) "
+                f" b, c, d = Split <axis=1{attributes}> (a)  e = Concat <axis=1> (d, b, c)  y = Conv(e, v) }}",
+                {"w": conv(6, 3), "v": conv(2, 6)}, opset)  # fmt: skip
+    found = groups(model)
+    removed = np.zeros(6, bool)
+    removed[gone] = True
+    assert error(found, removed, feeds(model)) <= EXACT

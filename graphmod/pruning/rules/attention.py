@@ -154,6 +154,7 @@ def rotary_embedding(site: Site) -> list[Axes]:
     """Let whole heads go; places within a head are paired."""
     data = site.labels()
     why = f"{site} pairs places within a head"
+    site.keep([data[-2]], f"positions of {site}")
     if len(data) == 4:
         site.keep([data[3]], why)
     else:

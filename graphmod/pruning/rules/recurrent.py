@@ -28,6 +28,8 @@ def recurrent(site: Site) -> list[Axes]:
     for place, copies in ((3, 2 * n_gates), (7, 3)):  # biases, peepholes
         if site.has(place):
             site.tie(site.labels(place)[1], np.tile(hidden, copies))
+    if site.has(4):  # lengths of sequences
+        site.tie(site.labels(4)[0], data[1])
     for place in (5, 6):  # initial states
         if site.has(place):
             _, batch, units = site.labels(place)

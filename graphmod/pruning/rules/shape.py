@@ -42,6 +42,17 @@ def squeeze(site: Site) -> list[Axes]:
     return [[labels for axis, labels in enumerate(data) if axis not in gone]]
 
 
+@adapts("Squeeze")
+def same_axes(site: Site, change: Change) -> None:
+    """Name the axes where it drops whatever is 1 long, and more is now."""
+    if not site.has(1) and site.attribute("axes") is None and 1 in change.made():
+        axes = [axis for axis, labels in enumerate(site.labels()) if len(labels) == 1]
+        if site.opset < 13:
+            change.set("axes", axes)
+        else:
+            change.need(1, np.array(axes, np.int64))
+
+
 @couples("Unsqueeze")
 def unsqueeze(site: Site) -> list[Axes]:
     """Add axes."""
@@ -165,18 +176,21 @@ def new_parts(site: Site, change: Change) -> None:
     parts = np.array([change.made(place)[axis] for place in range(len(site.operator.output))], np.int64)
     if site.has(1):
         change.need(1, parts)
-    elif site.attribute("split") is not None or (len(set(parts.tolist())) > 1 and site.opset < 13):
+    elif site.attribute("split") is not None:
         change.set("split", parts.tolist())
-    elif _named_by_count(parts, site) != parts.tolist():
-        change.set("num_outputs", None)
-        change.need(1, parts)
+    elif parts.tolist() != _named_by_count(parts, site):
+        if site.opset < 13:
+            change.set("split", parts.tolist())
+        else:
+            change.set("num_outputs", None)
+            change.need(1, parts)
 
 
-def _named_by_count(parts: np.ndarray, site: Site) -> list[int]:
-    """Return the sizes that a Split makes by itself: equal ones, the last one shorter."""
-    total, n = int(parts.sum()), len(site.operator.output)
+def _named_by_count(parts: np.ndarray, site: Site) -> list[int] | None:
+    """Return the sizes that a Split makes by itself: equal ones, the last one shorter since opset 18; or none."""
+    total, n = int(parts.sum()), len(parts)
     size = -(-total // n)
-    return [*([size] * (n - 1)), total - size * (n - 1)]
+    return None if total % n and site.opset < 18 else [*([size] * (n - 1)), total - size * (n - 1)]
 
 
 @couples("Slice")
