@@ -5,13 +5,13 @@
     python benchmarks/pruning_curves.py --plot docs/pruning.png           # the curves as a picture
 
 Needs what ``pruning_rival.py`` needs. For every network, seed and ratio Torch-Pruning prunes by each of its
-importances; graphmod prunes by each of its own to at most the multiply-accumulates that Torch-Pruning's L2 leaves, so that points of
-the curves stand above each other. Rankings are local on both sides, and Torch-Pruning's global ones stand beside them.
-Both recover by the same function, for the same number of steps, with the original as the teacher (``recover`` in
-``pruning_rival.py``); gradients and activations of importances are of the training part; nothing is chosen on test data.
-graphmod's networks have their batch normalisation put back for the recovery where an exporter fused it (``gm.unfuse``)
-and fused again, as ``gm.prune(..., epochs=...)`` does; rows of tool ``graphmod, fused`` do without. Rows with ``round_to``
-8 are the ones to compare by latency: ONNX Runtime's convolutions are laid out in eights.
+importances; graphmod prunes by each of its own to at most the multiply-accumulates that Torch-Pruning's L2 leaves, so
+that points of the curves stand above each other. Rankings are local on both sides, and Torch-Pruning's global ones
+stand beside them. Both recover by the same function, for the same number of steps, with the original as the teacher
+(``recover`` in ``pruning_rival.py``); gradients and activations of importances are of the training part; nothing is
+chosen on test data. graphmod's networks have their batch normalisation put back for the recovery where an exporter
+fused it (``gm.unfuse``) and fused again, as ``gm.prune(..., epochs=...)`` does; rows of tool ``graphmod, fused`` do
+without. Rows with ``round_to`` 8 are the ones to compare by latency: ONNX Runtime's convolutions are laid out in eights.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _theirs(network: rival.Network, ratio: float, importance: str, scope: str, r
 
 
 def _ours(network: rival.Network, macs: float, importance: str, tool: str, round_to: int | None) -> gm.Model | None:
-    """Return graphmod's network at the same cost; None where the importance has nothing to look at, or cannot reach it."""
+    """Return graphmod's network at the same cost; None where the importance does not apply, or cannot reach it."""
     data = network.data.train[: rival.SAMPLES]
     model = network.model if tool.endswith("fused") else gm.unfuse(network.model, data)
     try:
