@@ -445,10 +445,10 @@ def line(row: Row) -> str:
 
 
 def resnet50_seconds(width: int = 64, size: int = 224, ratio: float = 0.5) -> dict[str, float]:
-    """Time Torch-Pruning on a ResNet-50 of real size: tracing into groups, then L2 and removal."""
+    """Time Torch-Pruning on a ResNet-50 of real size: tracing into groups, then L2 and removal; CPU time of both."""
     torch.manual_seed(0)
     module, image = ResNet(Bottleneck, (3, 4, 6, 3), width=width, n_classes=1000).eval(), torch.rand(1, 3, size, size)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     pruner = tp.BasePruner(
         module, image, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio,
         ignored_layers=[_classifier(module)],
@@ -456,4 +456,5 @@ def resnet50_seconds(width: int = 64, size: int = 224, ratio: float = 0.5) -> di
     traced = time.perf_counter()
     pruner.step()
     end = time.perf_counter()
-    return {"groups": traced - start, "L2 and removal": end - traced, "all": end - start}
+    seconds = {"groups": traced - start, "L2 and removal": end - traced}
+    return {**seconds, "wall": end - start, "cpu": time.process_time() - cpu}
