@@ -10,8 +10,8 @@ sizes and lengths, what share of weights, multiply-accumulates and time in ONNX 
 interleaved), and what holds the weights of those that keep more than 45 %. The networks of ``tests`` are so small that
 their time is mostly what every operator costs whatever its size, so networks of real size are measured beside them.
 ``exact`` removes half of every group alone, and compares with the original whose slices are masked. ``speed`` is
-pruning a ResNet-50 next to Torch-Pruning, and how time grows with the number of operators. ``curves`` is accuracy
-against cost, see ``pruning_curves.py``.
+pruning a ResNet-50 next to Torch-Pruning (what ``pruning_rival.py`` needs, this needs), and how time grows with the
+number of operators. Accuracy against cost, with recovery, is ``pruning_curves.py``.
 
 Results go to ``benchmarks/results/prune.json``, one entry a section, with machine and versions.
 """
@@ -272,16 +272,6 @@ def _exponent(sizes: ArrayLike, seconds: ArrayLike) -> float:
     return round(float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]), 3)
 
 
-# -- curves
-
-
-def curves(options: Options) -> Row:
-    """Accuracy against cost on trained networks, next to Torch-Pruning: a file of its own measures it."""
-    from pruning_curves import curves as measured
-
-    return measured(options.listed)
-
-
 # -- the table
 
 
@@ -305,7 +295,7 @@ def table(results: Row) -> str:
     return "\n".join(lines)
 
 
-SECTIONS: dict[str, Callable[[Options], Row]] = {"networks": networks, "exact": exact, "speed": speed, "curves": curves}
+SECTIONS: dict[str, Callable[[Options], Row]] = {"networks": networks, "exact": exact, "speed": speed}
 
 
 def main() -> None:
