@@ -171,6 +171,8 @@ class Selection:
         """
         own = slice(group.first, group.first + group.n_units)
         before, after = (float(self.scores[own][alive[own]].sum()) for alive in (self.alive, step))
+        if after >= before:  # what goes is worth nothing, or less
+            return 0.0
         return float(np.log(before / after)) if after > 0 else np.inf
 
     def _least(self, group: Group, at_most: float) -> int:
