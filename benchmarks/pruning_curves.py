@@ -11,7 +11,7 @@ stand beside them. Both recover by the same function, for the same number of ste
 (``recover`` in ``pruning_rival.py``); gradients and activations of importances are of the training part; nothing is
 chosen on test data. graphmod's networks have their batch normalisation put back for the recovery where an exporter
 fused it (``gm.unfuse``) and fused again, as ``gm.prune(..., epochs=...)`` does; rows of tool ``graphmod, fused`` do
-without. Rows with ``round_to`` 8 are the ones to compare by latency: ONNX Runtime's convolutions are laid out in eights.
+without. Rows with ``round_to`` 8 are the ones to compare by latency: ONNX Runtime lays convolutions out in eights.
 """
 
 from __future__ import annotations
