@@ -85,14 +85,24 @@ def light(filled: bool = False) -> Iterator[Subject]:
     for path in sorted(LIGHT.glob("*.onnx")):
         model = gm.load(path)
         if filled:
-            model = gm.load(_filled(onnx.load(path)))
+            model = gm.load(_filled(_to_logits(onnx.load(path))))
         feeds = dict(gm.data.noise(model, 1).inputs)
         yield Subject(path.stem, "light", "", model, (feeds,), feeds)
 
 
 def light_reference(name: str) -> ModelProto:
     """Return a light model, filled, in an operator set that the reference for masks can edit."""
-    return _filled(onnx.version_converter.convert_version(onnx.load(LIGHT / f"{name}.onnx"), REFERENCE_OPSET))
+    proto = _to_logits(onnx.load(LIGHT / f"{name}.onnx"))
+    return _filled(onnx.version_converter.convert_version(proto, REFERENCE_OPSET))
+
+
+def _to_logits(proto: ModelProto) -> ModelProto:
+    """Drop the last softmax: of drawn weights it may let one class alone be seen."""
+    last = proto.graph.node[-1]
+    if last.op_type == "Softmax":
+        proto.graph.output[0].name = last.input[0]
+        proto.graph.node.pop()
+    return proto
 
 
 def _filled(proto: ModelProto) -> ModelProto:
@@ -108,11 +118,10 @@ def _filled(proto: ModelProto) -> ModelProto:
         fan_in = max(1, int(np.prod(shape[1:])))
         value = rng.normal(0, (2 / fan_in) ** 0.5, shape) if len(shape) > 1 else rng.uniform(0.5, 1.5, shape)
         proto.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), operator.output[0]))
-    result = ModelProto()
-    result.CopyFrom(proto)
-    del result.graph.node[:]
-    result.graph.node.extend(rest)
-    return result
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in stored]  # old files list initializers, too
+    graph = helper.make_graph(rest, proto.graph.name, inputs, proto.graph.output, proto.graph.initializer)
+    return helper.make_model(graph, opset_imports=proto.opset_import, ir_version=8)
 
 
 def _kept(folder: Path | None, name: str, export: Callable[[], ModelProto]) -> gm.Model:
