@@ -88,12 +88,14 @@ def start(model: Model, batch: int, free: int, shapes: Mapping[str, Sequence[int
     """Return the shapes of the inputs at some size of the dynamic dimensions."""
     sizes, symbols = Sizes(model), dict[str, int]()
     for name, kind in model.inputs.items():
-        if shapes is not None and name in shapes:
-            sizes.shapes[name] = tuple(shapes[name])
+        given = None if shapes is None else shapes.get(name)
+        if kind.shape is None and given is not None:
+            sizes.shapes[name] = tuple(given)
         elif kind.shape is not None:
+            open_sizes = given or [free if axis else batch for axis in range(len(kind.shape))]
             sizes.shapes[name] = tuple(
-                size if isinstance(size, int) else symbols.setdefault(size or f"{name} {axis}", free if axis else batch)
-                for axis, size in enumerate(kind.shape)
+                size if isinstance(size, int) else symbols.setdefault(size or f"{name} {axis}", known)
+                for axis, (size, known) in enumerate(zip(kind.shape, open_sizes, strict=True))
             )
     return sizes
 

@@ -243,4 +243,6 @@ def plain(value: object) -> Any:
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain(one) for one in value]
+    if callable(value):  # its name tells what was used, and replaying says that there is nothing of that name
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
     return value

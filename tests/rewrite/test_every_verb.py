@@ -195,6 +195,13 @@ def unfuse(draw: st.DrawFn, model: gm.Model) -> Step:  # noqa: ARG001  # every s
     return {"data": SAMPLES, "where": draw(st.sampled_from(["*", "Conv"]))}
 
 
+@step
+def prune(draw: st.DrawFn, model: gm.Model) -> Step:  # noqa: ARG001  # every step has the same signature
+    goal = draw(st.sampled_from([{"ratio": 0.5}, {"ratio": 0.3, "ranking": "global"}, {"weights": 0.7}, {"macs": 0.8}]))
+    rest = draw(st.sampled_from([{}, {"data": SAMPLES}, {"leftovers": False}, {"where": "Conv"}, {"steps": 2}]))
+    return {**goal, **rest}
+
+
 def test_no_verb_is_left_out():
     assert set(STEPS) == set(VERBS)
 

@@ -1,0 +1,100 @@
+"""``graphmod groups`` and ``graphmod prune``: tables, options, and recipes that replay."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from command_line import graphmod
+from planted import net
+
+import graphmod as gm
+from graphmod.pruning import groups
+
+SAMPLES = {"x": np.random.default_rng(0).normal(size=(8, 3, 4, 4)).astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("networks")
+    net("(float[n,3,4,4] x) => (float[n,2,4,4] y) { [conv1] a = Conv(x, w)  [act1] r = Relu(a)"
+        "  [conv2] b = Conv(r, u)  [odd] d = Det(b)  [as] s = Reshape(d, k)  [add] t = Add(b, s)"
+        "  [conv3] y = Conv(t, v) }",
+        {"w": (8, 3, 1, 1), "u": (6, 8, 1, 1), "v": (2, 6, 1, 1),
+         "k": np.array([-1, 6, 1, 1])}).save(path / "net.onnx")  # fmt: skip
+    net("(float[n,3] x) => (float[n,3] y) { y = Relu(x) }", {}).save(path / "plain.onnx")
+    np.savez(path / "data.npz", **SAMPLES)
+    return path
+
+
+def n_units(path) -> list[int]:
+    return [group.n_units for group in groups(gm.load(path))]
+
+
+def test_a_table_of_groups_and_reasons(folder):
+    done = graphmod("groups", folder / "net.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "1 groups, 8 units" in done.stdout
+    assert "Det 'odd' has no coupling rule" in done.stdout
+    assert "output 'y' of the network" in done.stdout
+    assert "u, axis 1" not in done.stdout
+
+
+def test_members(folder):
+    told = graphmod("groups", folder / "net.onnx", "--members").stdout
+    assert "w, axis 0: 8" in told
+    assert "u, axis 1: 8" in told
+
+
+def test_groups_for_machines(folder):
+    found = json.loads(graphmod("groups", folder / "net.onnx", "--json").stdout)
+    (group,) = found["groups"]
+    assert (group["name"], group["units"], group["made_by"]) == ("conv1", 8, ["conv1"])
+    constants = {
+        (member["tensor"], member["axis"]): member["indices"] for member in group["members"] if member["constant"]
+    }
+    assert constants == {("w", 0): list(range(8)), ("u", 1): list(range(8))}
+    assert [one["operator"] for one in found["kept"]] == ["conv2", "conv3"]
+
+
+def test_a_network_without_groups(folder):
+    assert "no group of channels can be removed" in graphmod("groups", folder / "plain.onnx").stdout
+    refused = graphmod("prune", folder / "plain.onnx", "--ratio", 0.5, "--out", folder / "no.onnx")
+    assert refused.returncode == 2
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not (folder / "no.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        (["--ratio", "0.5"], 4), (["--ratio", "{conv1: 0.25}"], 6), (["--weights", "0.5"], 4), (["--macs", "500"], 3),
+        (["--ratio", "0.6", "--multiple-of", "4"], 4), (["--ratio", "0.5", "--importance", "random", "--seed", "3"], 4),
+        (["--ratio", "0.5", "--where", "[name=conv1]", "--ranking", "global"], 4),
+        (["--ratio", "0.5", "--no-leftovers"], 4),
+    ],
+)  # fmt: skip
+def test_options(folder, tmp_path, options, left):
+    done = graphmod("prune", folder / "net.onnx", *options, "--out", tmp_path / "out.onnx")
+    assert done.returncode == 0, done.stderr
+    (n_left,) = n_units(tmp_path / "out.onnx")
+    assert n_left <= left if options[0] in ("--weights", "--macs") else n_left == left
+
+
+def test_a_recipe_with_samples_replays_from_their_file(folder, tmp_path):
+    made, again = tmp_path / "out.onnx", tmp_path / "again.onnx"
+    done = graphmod("prune", folder / "net.onnx", "--ratio", 0.5, "--importance", "activation_norm",
+                    "--data", folder / "data.npz", "--out", made)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    gm.Recipe.of(gm.load(made)).save(tmp_path / "recipe.yaml")
+    done = graphmod("apply", tmp_path / "recipe.yaml", folder / "net.onnx", "--out", again)
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == made.read_bytes()
+
+
+def test_wrong_names_are_told_in_one_line(folder, tmp_path):
+    refused = graphmod("prune", folder / "net.onnx", "--ratio", "{conv7: 0.5}", "--out", tmp_path / "no.onnx")
+    assert refused.returncode == 2
+    assert "did you mean 'conv1'?" in refused.stderr
+    assert not list(tmp_path.iterdir())
