@@ -195,7 +195,7 @@ class _Analysing:
             made = rule(site)
         except Uncoupled as why:
             self._keep_all(operator, str(why))
-            applied, made = None, []
+            applied, made, produced = None, [], self._wide_axes(operator)
         for tensor, axes in zip(operator.output, made, strict=False):
             if tensor and axes is not None:
                 self.axes[tensor] = list(axes)
@@ -203,6 +203,11 @@ class _Analysing:
         if operator.op_type not in RANDOM and all(tensor in self.constant for tensor in consumed(operator)):
             self.constant.update(operator.output)
         return applied
+
+    def _wide_axes(self, operator: NodeProto) -> list[Labels]:
+        """Return an axis of each of an operator's weights: one may make channels, which would be reported as kept."""
+        weights = [name for name in operator.input if (kind := self.model.constants.get(name)) and kind.is_float]
+        return [max(axes, key=len) for name in weights if len(axes := self._axes(name)) > 1]
 
     def _keep_all(self, operator: NodeProto, why: str) -> None:
         for tensor in (*consumed(operator), *operator.output):

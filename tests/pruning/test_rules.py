@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+import random_networks
+from network_families import FAMILIES
 from onnx import helper, numpy_helper
 from planted import feeds, graph, net, spelled
 from pruned import EXACT, error, some_units
@@ -677,7 +682,8 @@ def test_a_function_keeps_what_it_reads_and_makes():
     body = [helper.make_node("Relu", ["i"], ["o"])]
     function = helper.make_function("local", "Own", ["i"], ["o"], body, [helper.make_opsetid("", 17)])
     model = net("(float[n,3,4,4] x) => (float[n,2,4,4] y) { a = Conv(x, w)  b = local.Own(a)  c = Conv(b, u)"
-                "  y = Conv(c, v) }", {"w": conv(4, 3), "u": conv(4, 4), "v": conv(2, 4)}, functions=[function])  # fmt: skip
+                "  y = Conv(c, v) }", {"w": conv(4, 3), "u": conv(4, 4), "v": conv(2, 4)},
+                functions=[function])  # fmt: skip
     found = groups(model)
     assert spelled(found, ["w.0", "u.1", "u.0", "v.1"]) == ["....", "....", "abcd", "abcd"]
     assert "Own" in found.kept[0].reason
@@ -725,3 +731,31 @@ def test_equal_parts_may_become_unequal(opset, attributes, gone):
     removed = np.zeros(6, bool)
     removed[gone] = True
     assert error(found, removed, feeds(model)) <= EXACT
+
+
+def test_operators_that_cannot_be_coupled_are_reported_as_kept():
+    model = net("(float[n,3,4,4] x) => (float[n,2,h,w] y) { a = com.microsoft.Inverse(x)  b = Conv(a, u)"
+                "  y = Conv(b, v) }", {"u": conv(4, 3), "v": conv(2, 4)})  # fmt: skip
+    found = groups(model)
+    assert [one.operator for one in found.kept] == ["Conv_1", "Conv_2"]
+    assert found.kept[0].reason == "Conv 'Conv_1' reads or makes 'a', whose shape is not known"
+
+
+def optimised(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Return a model as ONNX Runtime saves it once it has fused what it can."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(path), 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(path)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_onnx_runtime_has_fused_is_coupled_as_before(seed, tmp_path):
+    """The operators that it makes of others leave no fewer units free, and are cut as exactly."""
+    families = sorted(set(FAMILIES) - random_networks.STEPPED - {"quantized_linear"})
+    network = random_networks.seeded(seed, families)
+    fused = load(optimised(network.proto, tmp_path / "fused.onnx"))
+    found = groups(fused)
+    assert found.n_units >= groups(load(network.proto)).n_units
+    assert error(found, some_units(found, seed), network.feeds(seed)) <= EXACT
