@@ -210,13 +210,23 @@ def _made_axis(node: NodeProto, i: int, rank: int) -> int | None:
             return None
 
 
+def _inferable(model: ModelProto) -> ModelProto:
+    """Return a network of the same types, without operators behind which inference of shapes ends."""
+    same = ModelProto()
+    same.CopyFrom(model)
+    for node in same.graph.node:
+        if node.op_type == "GroupNormalization":
+            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output))
+    return same
+
+
 class _Compressing:
     """Operators that mix along an axis which loses indices, run over what is left."""
 
     def __init__(self, model: ModelProto, by_tensor: dict[str, dict[int, np.ndarray]]):
         self.graph, self.by_tensor = model.graph, by_tensor
         self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-        known = shape_inference.infer_shapes(model).graph
+        known = shape_inference.infer_shapes(_inferable(model)).graph
         infos = [*known.value_info, *known.input, *known.output]
         self.types = {info.name: info.type.tensor_type for info in infos}
         self.nodes: list[NodeProto] = []
