@@ -215,7 +215,7 @@ def _inferable(model: ModelProto) -> ModelProto:
     same = ModelProto()
     same.CopyFrom(model)
     for node in same.graph.node:
-        if node.op_type == "GroupNormalization":
+        if node.op_type in ("GroupNormalization", "QuickGelu", "SkipLayerNormalization"):
             node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output))
     return same
 

@@ -409,9 +409,9 @@ def neighbours(b: Builder, x: Trunk) -> Trunk:
 
 @family("image")
 def mean_variance_norm(b: Builder, x: Trunk) -> Trunk:
-    """Each channel by itself, or all of them together."""
+    """Each channel by itself, or all of them together; what is left of it has a mean other than zero."""
     made = b.conv(x.tensor, x.c, x.c)
-    return x.to(b.op("MeanVarianceNormalization", made, axes=b.one_of([2, 3], [1, 2, 3])))
+    return x.to(b.op("Relu", b.op("MeanVarianceNormalization", made, axes=b.one_of([2, 3], [1, 2, 3]))))
 
 
 @family("image")
