@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import NodeProto
@@ -20,8 +20,8 @@ from graphmod.rewrite.sizing import Sizes
 _ = rules  # importing them registers them
 
 BATCH, OTHER_BATCH = 2, 3
-FREE, OTHER_FREE = 32, 64
-"""Sizes of a dynamic axis 0, and of other dynamic axes: the second ones tell what follows from them."""
+FREE = (32, 64, 128, 256, 512, 224, 299, 16, 8)
+"""Sizes of a dynamic axis 0, and sizes to try for other dynamic axes: a second one tells what follows from them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +72,9 @@ def analyse(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     model : Model
     shapes : mapping of str to sequence of int, optional
         Shapes of inputs that fit the network; where it leaves them open and none are given, the batch is 2 and other
-        dynamic dimensions are 32.
+        dynamic dimensions are 32, or another size that fits.
     """
     return _Analysing(model, shapes).analysed()
-
-
-def followed(model: Model, batch: int, free: int, shapes: Mapping[str, Sequence[int]] | None = None) -> Sizes | None:
-    """Return the shapes of all tensors at some size of the dynamic dimensions; None if they do not fit together."""
-    sizes = start(model, batch, free, shapes)
-    fits = [not follow(sizes, operator) for operator in model.operators]
-    return sizes if all(fits) else None
 
 
 def start(model: Model, batch: int, free: int, shapes: Mapping[str, Sequence[int]] | None = None) -> Sizes:
@@ -121,10 +114,8 @@ def follow(sizes: Sizes, operator: NodeProto) -> str:
 class _Analysing:
     def __init__(self, model: Model, shapes: Mapping[str, Sequence[int]] | None):
         self.model = model
-        self.first = start(model, BATCH, FREE, shapes)
-        for operator in model.operators:
-            follow(self.first, operator)
-        self.second = self._second(shapes)
+        self.shapes = shapes
+        self.first, self.second = self._sizes()
         self.couplings = Couplings()
         self.axes: dict[str, Axes] = {}
         self.sparse = [tensor.values.name for tensor in model._proto.graph.sparse_initializer]
@@ -133,19 +124,34 @@ class _Analysing:
         self.produced: list[Produced] = []
         self.opsets = {entry.domain: entry.version for entry in model._proto.opset_import} | {"": model.opset}
 
-    def _second(self, shapes: Mapping[str, Sequence[int]] | None) -> Sizes | None:
-        """Return the shapes at other sizes of the dynamic dimensions: of all, or of the batch alone."""
-        if all(isinstance(size, int) for kind in self.model.inputs.values() for size in kind.shape or ()):
-            return None
-        if shapes is not None:
-            batch = {name: list(shape) for name, shape in shapes.items()}
-            for name, shape in batch.items():
-                declared = self.model.inputs[name].shape
-                if shape and declared and not isinstance(declared[0], int):
-                    shape[0] += 1
-            return followed(self.model, OTHER_BATCH, FREE, batch)
-        every = followed(self.model, OTHER_BATCH, OTHER_FREE)
-        return every or followed(self.model, OTHER_BATCH, FREE)
+    def _sizes(self) -> tuple[Sizes, Sizes | None]:
+        """Return the shapes at one size of the dynamic dimensions, and at another of all or of the batch alone."""
+        shapes = [kind.shape or () for kind in self.model.inputs.values()]
+        batch_is_open = any(not isinstance(shape[0], int) for shape in shapes if shape)
+        rest_is_open = any(not isinstance(size, int) for shape in shapes for size in shape[1:])
+        tried = FREE if rest_is_open and self.shapes is None else FREE[:1]
+        first, free = next(self._fitting(BATCH, tried), (None, FREE[0]))
+        if first is None:
+            first = start(self.model, BATCH, free, self.shapes)
+            for operator in self.model.operators:
+                follow(first, operator)
+        if not (batch_is_open or rest_is_open):
+            return first, None
+        others = (*(size for size in tried if size != free), free)
+        return first, next(self._fitting(OTHER_BATCH, others), (None, free))[0]
+
+    def _fitting(self, batch: int, tried: Sequence[int]) -> Iterator[tuple[Sizes, int]]:
+        """Yield the shapes at those sizes at which all fit together."""
+        for free in tried:
+            shapes = None if self.shapes is None else self._with_batch(batch)
+            sizes = start(self.model, batch, free, shapes)
+            if not any([follow(sizes, operator) for operator in self.model.operators]):  # all are to be followed
+                yield sizes, free
+
+    def _with_batch(self, batch: int) -> dict[str, Sequence[int]]:
+        """Return the shapes that were given, of another number of samples."""
+        given = self.shapes or {}
+        return {name: (batch, *shape[1:]) if shape else shape for name, shape in given.items()}
 
     def analysed(self) -> Analysis:
         """Couple operator by operator, then choose what carries in merged axes."""

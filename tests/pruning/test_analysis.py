@@ -1,0 +1,35 @@
+"""The sizes at which a network is analysed."""
+
+import numpy as np
+import pytest
+from planted import net
+
+import graphmod as gm
+
+TEXT = """(float[n, 1, height, width] x) => (float[n, 2] z) {
+    y = Conv(x, w)
+    f = Flatten(y)
+    z = MatMul(f, v)
+}"""
+
+
+def flattened(size: int) -> gm.Model:
+    """Return a network that takes images of one size alone, and does not say so."""
+    return net(TEXT, {"w": (6, 1, 3, 3), "v": (6 * (size - 2) ** 2, 2)})
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_dynamic_dimensions_take_a_size_that_fits(size):
+    model = flattened(size)
+    assert [group.n_units for group in gm.groups(model)] == [6]
+    half = gm.prune(model, 0.5)
+    feeds = {"x": np.ones((3, 1, size, size), np.float32)}
+    assert half.initializer("v").shape == (3 * (size - 2) ** 2, 2)
+    assert half.run(feeds)["z"].shape == model.run(feeds)["z"].shape == (3, 2)
+
+
+def test_sizes_that_are_given_are_taken():
+    model = flattened(40)
+    assert not len(gm.groups(model))
+    assert len(gm.groups(model, {"x": (2, 1, 40, 40)})) == 1
+    assert gm.prune(model, 0.5, data={"x": np.ones((8, 1, 40, 40), np.float32)}).n_weights < model.n_weights
