@@ -129,6 +129,8 @@ class Site:
 
     def tie(self, left: Labels, right: Labels) -> None:
         """Tie labels pairwise."""
+        if len(left) != len(right):
+            raise Uncoupled(f"{self} reads sizes that do not fit together; shapes of inputs that fit are needed")
         self.couplings.tie(left, right)
 
     def keep(self, axes: Sequence[Labels], why: str) -> None:
