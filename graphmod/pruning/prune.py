@@ -81,8 +81,9 @@ def prune(
     learning_rate : float
         Of the recovery; if not given, 0.003 for networks with batch normalization, 0.001 for others.
     leftovers : bool
-        Whether biases take in what removed channels held: their means over the data where there is any, else the
-        constants that are left of them without the weights that made them, wherever that is exact.
+        Whether what read removed channels makes up for them: where there is data, its weights and biases take in what
+        the other channels tell of them; else biases take in the constants that are left of them without the weights
+        that made them, wherever that is exact.
     seed : int
         Same seed, same result.
     progress : bool

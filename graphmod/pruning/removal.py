@@ -16,7 +16,7 @@ from graphmod.model.initializers import LARGE
 from graphmod.pruning.change import Need, adapted, at_other_size
 from graphmod.pruning.groups import Groups
 from graphmod.pruning.labels import Labels
-from graphmod.pruning.leftovers import Fold, Leftovers, settle
+from graphmod.pruning.leftovers import Fold, Leftovers, Mix, settle
 from graphmod.pruning.site import Array, Site
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.sizing import Sizes
@@ -74,6 +74,8 @@ class _Cutting:
         model = self.found.model
         for fold in self.leftovers.folds:
             self._fold(fold)
+        for mix in self.leftovers.mixes:
+            self._mix(mix)
         for name in model.initializers:
             self._slice_initializer(name)
         for position, (operator, name) in enumerate(zip(model.operators, model.operator_names, strict=True)):
@@ -112,14 +114,30 @@ class _Cutting:
             self.folded[tensor] = value
             return
         labels = [*self.axes.get(tensor, [])[:-1], fold.labels]
+        self._replace(operator, fold.place, tensor or f"{made}_bias", value, labels)
+
+    def _mix(self, mix: Mix) -> None:
+        """Let the weights of a contraction take in what they read of removed channels."""
+        operator = self.draft.operator(mix.operator)
+        tensor = operator.input[mix.place]
+        before = self.found.weight(tensor)
+        assert before is not None, "it is stored"
+        value = mix.applied(before)
+        if self._is_own(tensor):
+            self.folded[tensor] = value
+        else:
+            self._replace(operator, mix.place, tensor, value, self.axes[tensor])
+
+    def _replace(self, operator: NodeProto, place: int, name: str, value: Array, labels: Sequence[Labels]) -> None:
+        """Let an operator read a new constant, of which only what is left is stored."""
         for axis, one in enumerate(labels):
             value = np.compress(self.alive(one), value, axis)
-        name = self.draft.weight(tensor or f"{made}_bias", value)
-        self.axes[name] = labels
+        name = self.draft.weight(name, value)
+        self.axes[name] = list(labels)
         self._note(name, value)
         for sizes in self.after:
-            sizes.like[name] = made
-        self._read(operator, fold.place, name)
+            sizes.like[name] = next(filter(None, operator.output))
+        self._read(operator, place, name)
 
     def _is_own(self, tensor: str) -> bool:
         """Whether an initializer can have another value, because one operator alone reads it."""

@@ -8,9 +8,10 @@ graph by rules about operators: a new one is a function with ``@settles(...)`` i
 from importlib import import_module
 from pkgutil import iter_modules
 
-from graphmod.pruning.leftovers.propagation import Fold, Leftovers, settle
+from graphmod.pruning.leftovers.estimate import Estimate
+from graphmod.pruning.leftovers.propagation import Fold, Leftovers, Mix, settle
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Fold", "Leftovers", "settle"]
+__all__ = ["Estimate", "Fold", "Leftovers", "Mix", "settle"]

@@ -25,7 +25,7 @@ def convolution(reading: Reading) -> list[Known | None]:
             why = f"{site} has a weight or bias that is computed"
         elif _pads(reading) and not reading.is_estimated(0, 1):
             why = f"{site} pads, and constants end at its borders"
-        taken = reading.taken(0, 1, gone & leads_on, why)
+        taken = reading.taken(0, 1, gone & leads_on, why, (1, 1) if group == 1 else None)
         if weight is not None and taken.any():
             _into_bias(reading, _through(weight, taken, group))
     return [reading.made_zero(1) if reading.is_fixed(2) else None]
@@ -64,7 +64,8 @@ def _normalises(reading: Reading, reader: NodeProto) -> bool:
 def transposed_convolution(reading: Reading) -> list[Known | None]:
     """Take nothing but zero in: positions differ in how many kernels reach them."""
     site, gone = reading.site, reading.gone(0, 1)
-    reading.taken(0, 1, gone, f"{site} spreads constants unevenly")
+    weight = (1, 0) if site.attribute("group", 1) == 1 else None
+    reading.taken(0, 1, gone, f"{site} spreads constants unevenly", weight)
     return [reading.made_zero(1)]
 
 
@@ -79,10 +80,11 @@ def matrix_product(reading: Reading) -> list[Known | None]:
     weight = reading.weight(1) if site.is_constant(1) else None
     if gone.any() and not site.is_constant(0) and weight is not None:
         flat = weight.ndim == 2
-        taken = reading.taken(0, -1, gone, "" if flat and room else f"no constant is added to what {site} makes")
+        why = "" if flat and room else f"no constant is added to what {site} makes"
+        taken = reading.taken(0, -1, gone, why, (1, 0) if flat else None)
         if room and taken.any():
             labels = reading.state.axes(reading.operator.output[0])[-1]
-            reading.fold(*room, taken[gone] @ weight[gone].astype(np.float64), labels)
+            reading.fold(*room, taken @ weight.astype(np.float64), labels)
     elif gone.any():
         _drop_products(reading)
     left, right = _zeros(reading, 0, -1), _zeros(reading, 1, -2)
@@ -158,9 +160,9 @@ def gemm(reading: Reading) -> list[Known | None]:
         why = ""
         if weight is None or not reading.is_fixed(2) or beta == 0:
             why = f"{site} has no stored weight on the right, or no bias that could take it in"
-        taken = reading.taken(place, axis, gone, why)
+        taken = reading.taken(place, axis, gone, why, (1, int(flips[1])) if place == 0 else None)
         if weight is not None and taken.any():
-            columns = (weight.T if flips[1] else weight)[gone].astype(np.float64)
+            columns = (weight.T if flips[1] else weight).astype(np.float64)
             labels = reading.state.axes(reading.operator.output[0])[-1]
-            reading.fold(reading.operator, 2, alpha / beta * (taken[gone] @ columns), labels)
+            reading.fold(reading.operator, 2, alpha / beta * (taken @ columns), labels)
     return [reading.made_zero(1) if site.is_constant(1) and reading.is_fixed(2) else None]

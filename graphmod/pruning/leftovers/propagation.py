@@ -11,6 +11,7 @@ from onnx import NodeProto
 
 from graphmod.pruning.groups import Groups
 from graphmod.pruning.labels import Labels
+from graphmod.pruning.leftovers.estimate import Estimate
 from graphmod.pruning.leftovers.known import Known
 from graphmod.pruning.leftovers.reading import Reading
 from graphmod.pruning.leftovers.registry import SETTLING
@@ -44,6 +45,36 @@ class Fold:
 
 
 @dataclass(frozen=True, eq=False)
+class Mix:
+    """What the weights of a contraction take in: channels that are left stand for removed ones, too.
+
+    Parameters
+    ----------
+    operator : str
+        Its name in the model.
+    place, axis : int
+        The input that the weights are, and their axis that is contracted.
+    gone : array of bool, shape (channels,)
+        Which indices of that axis are removed.
+    slopes : float64 array, shape (channels, left)
+        How much of every index that is left each of them is.
+    """
+
+    operator: str
+    place: int
+    axis: int
+    gone: NDArray[np.bool_]
+    slopes: NDArray[np.float64]
+
+    def applied(self, weight: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Return the weights as they are to be, at their old size and zero at what is removed."""
+        rows = np.moveaxis(weight, self.axis, -1)
+        made = np.zeros_like(rows)
+        made[..., ~self.gone] = (rows.astype(np.float64) @ self.slopes).astype(weight.dtype)
+        return np.moveaxis(made, -1, self.axis)
+
+
+@dataclass(frozen=True, eq=False)
 class Leftovers:
     """What removed units leave behind.
 
@@ -56,22 +87,28 @@ class Leftovers:
         Of all other units removal is exact: the network computes what it would if their making weights were zero.
     reads : tuple of (str, int)
         Tensors and axes at which removed channels are added up.
+    mixes : tuple of Mix
+        Only where there are estimates with covariances.
+    mixable : tuple of (str, int)
+        Those of the reads where there is a contraction whose weights can take in what other channels tell.
     """
 
     folds: tuple[Fold, ...] = ()
     dropped: Mapping[int, str] = field(default_factory=dict)
     reads: tuple[Place, ...] = ()
+    mixes: tuple[Mix, ...] = ()
+    mixable: tuple[Place, ...] = ()
 
 
-def settle(found: Groups, removed: NDArray[np.bool_], means: Mapping[Place, Known] | None = None) -> Leftovers:
+def settle(found: Groups, removed: NDArray[np.bool_], estimates: Mapping[Place, Estimate] | None = None) -> Leftovers:
     """Find what removed units leave behind, and which constants can take it in.
 
     Parameters
     ----------
     found : Groups
     removed : array of bool, shape (n_units,)
-    means : mapping of (str, int) to float64 array, optional
-        By tensor and axis what its channels are on average; taken in instead of constants.
+    estimates : mapping of (str, int) to Estimate, optional
+        By tensor and axis what data tell of its channels; taken in instead of constants.
 
     Returns
     -------
@@ -86,20 +123,22 @@ def settle(found: Groups, removed: NDArray[np.bool_], means: Mapping[Place, Know
     >>> settled.folds, settled.dropped, settled.reads[:2]  # BatchNormalizations are folded: Relu(0) is 0
     ((), {}, (('relu', 1), ('relu_2', 1)))
     """
-    return Propagation(found, removed, means or {}).settled()
+    return Propagation(found, removed, estimates or {}).settled()
 
 
 class Propagation:
     """What is known of every tensor so far, and what becomes of removed units."""
 
-    def __init__(self, found: Groups, removed: NDArray[np.bool_], means: Mapping[Place, Known]):
-        self.found, self.means = found, means
+    def __init__(self, found: Groups, removed: NDArray[np.bool_], estimates: Mapping[Place, Estimate]):
+        self.found, self.estimates = found, estimates
         self.removed = np.append(removed, False)  # so that -1 is never removed
         self.made = {id(one.labels) for one in found.analysis.produced}
         self.known: dict[str, Known] = {}
         self.folds: dict[Place, Fold] = {}
         self.dropped: dict[int, str] = {}
         self.reads: dict[Place, None] = {}
+        self.mixes: list[Mix] = []
+        self.mixable: dict[Place, None] = {}
         self._touched: dict[str, bool] = {}
         declared = found.model._proto.graph.input if found.model.ir_version >= 4 else ()
         self._overridable = {value.name for value in declared}
@@ -109,7 +148,8 @@ class Propagation:
         for operator, site in zip(self.found.model.operators, self.found.analysis.sites, strict=True):
             if site is not None and any(map(self.is_touched, (*operator.input, *operator.output))):
                 self._apply(operator, Reading(site, self))
-        return Leftovers(tuple(self.folds.values()), self.dropped, tuple(self.reads))
+        folds, mixes = tuple(self.folds.values()), tuple(self.mixes)
+        return Leftovers(folds, self.dropped, tuple(self.reads), mixes, tuple(self.mixable))
 
     def _apply(self, operator: NodeProto, reading: Reading) -> None:
         domain = "" if operator.domain in STANDARD else operator.domain
@@ -156,7 +196,17 @@ class Propagation:
 
     def fold(self, operator: NodeProto, place: int, value: Known, labels: Labels) -> None:
         """Note what a constant input has to take in."""
-        model = self.found.model
-        name = model.operator_names[model.producer[next(filter(None, operator.output))]]
+        name = self._name(operator)
         before = self.folds.get((name, place))
         self.folds[name, place] = Fold(name, place, value if before is None else before.value + value, labels)
+
+    def mix(
+        self, operator: NodeProto, place: int, axis: int, gone: NDArray[np.bool_], slopes: NDArray[np.float64]
+    ) -> None:
+        """Note what the weights of a contraction have to take in."""
+        self.mixes.append(Mix(self._name(operator), place, axis, gone, slopes))
+
+    def _name(self, operator: NodeProto) -> str:
+        """Return an operator's name in the model."""
+        model = self.found.model
+        return model.operator_names[model.producer[next(filter(None, operator.output))]]

@@ -77,6 +77,12 @@ class Reading:
         """Whether an input is a stored constant that nobody can override, or is not there."""
         return not self.site.has(place) or self.state.is_fixed(self.operator.input[place])
 
+    def _is_own(self, place: int) -> bool:
+        """Whether an input is a stored constant that nobody can override and nobody else reads."""
+        model, name = self.state.found.model, self.operator.input[place]
+        is_read_once = len(model.readers[name]) == 1 and list(consumed(self.operator)).count(name) == 1
+        return self.state.is_fixed(name) and is_read_once and name not in model.outputs
+
     def only_reader(self) -> NodeProto | None:
         """Return the operator that alone reads the first output, at one input; None if there is no such."""
         model, made = self.state.found.model, self.operator.output[0]
@@ -90,9 +96,11 @@ class Reading:
 
     def is_estimated(self, place: int, axis: int) -> bool:
         """Whether means of data stand for what an input holds."""
-        return (self.operator.input[place], axis % len(self.site.labels(place))) in self.state.means
+        return (self.operator.input[place], axis % len(self.site.labels(place))) in self.state.estimates
 
-    def taken(self, place: int, axis: int, which: Mask, only_zero: str = "") -> Known:
+    def taken(
+        self, place: int, axis: int, which: Mask, only_zero: str = "", weight: tuple[int, int] | None = None
+    ) -> Known:
         """Return what channels hold that the operator adds up, 0 for others and for what has to be dropped.
 
         Parameters
@@ -102,19 +110,29 @@ class Reading:
             Which channels, of the whole axis.
         only_zero : str
             Why nothing but zero can be taken in; "" if everything can.
+        weight : (int, int), optional
+            The input that a contraction's weights are, and their axis that meets this one: if nobody else reads them,
+            they take in what other channels tell of these, and what is left of these is returned.
         """
         name, axis = self.operator.input[place], axis % len(self.site.labels(place))
         if which.any():
             self.state.reads[name, axis] = None
-        means = self.state.means.get((name, axis))
-        values = along(self.known(place), axis, len(which)) if means is None else means
+        estimate = self.state.estimates.get((name, axis))
+        values = along(self.known(place), axis, len(which)) if estimate is None else estimate.mean
+        values = np.where(which, values, 0.0)
+        if which.any() and weight is not None and self._is_own(weight[0]):
+            self.state.mixable[name, axis] = None
+            predicted = None if estimate is None else estimate.predicted(which, offset=not only_zero)
+            if predicted is not None:
+                slopes, values = predicted
+                self.state.mix(self.operator, *weight, which, slopes)
         is_missing = which & np.isnan(values)
         is_refused = which & ~is_missing & (values != 0) & bool(only_zero)
         self.drop(place, axis, is_missing, f"{self.site} reads what is no constant without them")
         self.drop(place, axis, is_refused, only_zero)
-        if means is not None:
-            self.drop(place, axis, which, f"{self.site} takes means of data in")
-        return np.where(which & ~is_missing & ~is_refused, values, 0.0)
+        if estimate is not None:
+            self.drop(place, axis, which, f"{self.site} takes estimates from data in")
+        return np.where(is_missing | is_refused, 0.0, values)
 
     def drop(self, place: int, axis: int, which: Mask, why: str) -> None:
         """Say that what channels hold is not taken in exactly, and why."""

@@ -1,0 +1,130 @@
+"""Estimates from data: moments of tensors along one axis, over all others and over samples, streamed in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphmod.data import Data
+from graphmod.errors import InvalidDataError
+from graphmod.model import Model
+from graphmod.probe import stream
+from graphmod.pruning.groups import Groups
+from graphmod.pruning.leftovers import Estimate
+from graphmod.pruning.leftovers.estimate import Matrix
+from graphmod.pruning.leftovers.known import Known
+
+Place = tuple[str, int]
+"""A tensor and one of its axes."""
+
+
+def means(model: Model, data: Data, places: Sequence[Place], batch_size: int = 64) -> dict[Place, Estimate]:
+    """Stream the data through a model and return the means of channels.
+
+    Parameters
+    ----------
+    model : Model
+    data : Data
+    places : sequence of (str, int)
+        Tensors, and the axes that their channels are.
+    batch_size : int
+    """
+    if not places:
+        return {}
+    sums: dict[Place, Known] = {}
+    counts = dict.fromkeys(places, 0)
+    for _, values in stream(model, data, list(dict.fromkeys(name for name, _ in places)), batch_size, reuse=1):
+        for name, axis in places:
+            value = values[name]
+            others = tuple(i for i in range(value.ndim) if i != axis)
+            sums[name, axis] = sums.get((name, axis), 0.0) + value.sum(others, dtype=np.float64)
+            counts[name, axis] += value.size // value.shape[axis]
+    return {place: _checked(place, Estimate(total / counts[place])) for place, total in sums.items()}
+
+
+def moments(
+    found: Groups, removed: NDArray[np.bool_], small: Model, data: Data, places: Sequence[Place], batch_size: int = 64
+) -> dict[Place, Estimate]:
+    """Stream the data through a network and what is left of it, and return the moments of channels.
+
+    Parameters
+    ----------
+    found : Groups
+        Of the network.
+    removed : array of bool, shape (n_units,)
+    small : Model
+        The network without these units.
+    data : Data
+    places : sequence of (str, int)
+        Tensors, and the axes that their channels are.
+    batch_size : int
+    """
+    names = list(dict.fromkeys(name for name, _ in places))
+    is_left = found.left(~removed)
+    masks = {name: [is_left(labels) for labels in found.analysis.axes[name]] for name in names}
+    batches = zip(*(stream(one, data, names, batch_size) for one in (found.model, small)), strict=True)
+    sums: dict[Place, _Sums] = {}
+    for (_, whole), (_, left) in batches:
+        for name, axis in places:
+            x, y = _rows(_common(whole[name], axis, masks[name]), axis), _rows(left[name], axis)
+            if (name, axis) not in sums:
+                sums[name, axis] = _Sums(x.mean(1), y.mean(1))
+            sums[name, axis].add(x, y)
+    return {place: _checked(place, own.estimate()) for place, own in sums.items()}
+
+
+def _common(value: NDArray[np.generic], channels: int, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.generic]:
+    """Return a tensor at what is left along the axes other than that of the channels."""
+    for axis, mask in enumerate(masks):
+        if axis != channels and not mask.all():
+            value = np.compress(mask, value, axis)
+    return value
+
+
+def _rows(value: NDArray[np.generic], axis: int) -> Matrix:
+    """Return channels as rows, all else as columns."""
+    return np.array(np.moveaxis(value, axis, 0), np.float64, order="C").reshape(value.shape[axis], -1)
+
+
+class _Sums:
+    """Sums of products of deviations from roughly the mean, so that large means cost no digits."""
+
+    def __init__(self, x: Known, y: Known):
+        self.about, self.n = (x, y), 0
+        self.x, self.y = np.zeros_like(x), np.zeros_like(y)
+        self.xy, self.yy = np.zeros((len(x), len(y))), np.zeros((len(y), len(y)))
+
+    def add(self, x: Matrix, y: Matrix) -> None:
+        """Add columns; the arrays are overwritten."""
+        x -= self.about[0][:, None]
+        y -= self.about[1][:, None]
+        self.n += x.shape[1]
+        self.x += x.sum(1)
+        self.y += y.sum(1)
+        self.xy += x @ y.T
+        self.yy += y @ y.T
+
+    def estimate(self) -> Estimate:
+        """Return the moments."""
+        x, y = self.x / self.n, self.y / self.n
+        covariance, across = self.yy / self.n - np.outer(y, y), self.xy / self.n - np.outer(x, y)
+        return Estimate(self.about[0] + x, self.about[1] + y, covariance, across)
+
+
+def _checked(place: Place, estimate: Estimate) -> Estimate:
+    """Return an estimate of finite numbers.
+
+    Raises
+    ------
+    InvalidDataError
+        There are others.
+    """
+    held = (estimate.mean, estimate.left_mean, estimate.covariance, estimate.across)
+    if not all(np.isfinite(one).all() for one in held if one is not None):
+        raise InvalidDataError(
+            f"the data makes values of '{place[0]}' that are not finite; is it scaled as the network needs it? "
+            "leftovers=False removes without looking at data"
+        )
+    return estimate
