@@ -38,7 +38,9 @@ _BUDGET = 1 << 26
 """Scalars of moments that are summed up at a time; where a round has more, the samples run again."""
 
 
-def compensate(found: Groups, removed: NDArray[np.bool_], data: Data, batch_size: int = 64) -> Model:
+def compensate(
+    found: Groups, removed: NDArray[np.bool_], data: Data, batch_size: int = 64, *, by_weights: bool = True
+) -> Model:
     """Remove units from a network, and let weights and biases of what read them make up for it.
 
     Parameters
@@ -49,6 +51,9 @@ def compensate(found: Groups, removed: NDArray[np.bool_], data: Data, batch_size
     data : Data
         Calibration samples, of which at most 256 are looked at; targets are not needed.
     batch_size : int
+    by_weights : bool
+        Whether weights take part; biases alone take in means if not. Training recovers more from means: weights that
+        are fitted hold for the statistics that they were fitted under, and not for those of a training batch.
 
     Returns
     -------
@@ -75,7 +80,7 @@ def compensate(found: Groups, removed: NDArray[np.bool_], data: Data, batch_size
     """
     model, settled, samples = found.model, settle(found, removed), _some(found.model, data)
     sizes = {(name, axis): len(found.analysis.axes[name][axis]) for name, axis in settled.reads}
-    fitted = {place: None for place in settled.mixable if sizes[place] <= WIDEST}
+    fitted = {place: None for place in settled.mixable if by_weights and sizes[place] <= WIDEST}
     known = means(model, samples, [place for place in settled.reads if place not in fitted], batch_size)
     for places in _rounds(model, list(fitted)):
         small = cut(found, removed, settle(found, removed, known))

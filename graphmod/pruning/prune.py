@@ -82,8 +82,8 @@ def prune(
         Of the recovery; if not given, 0.003 for networks with batch normalization, 0.001 for others.
     leftovers : bool
         Whether what read removed channels makes up for them: where there is data, its weights and biases take in what
-        the other channels tell of them; else biases take in the constants that are left of them without the weights
-        that made them, wherever that is exact.
+        the other channels tell of them, or, before recovery, biases their means; without data, biases take in the
+        constants that are left of them without the weights that made them, wherever that is exact.
     seed : int
         Same seed, same result.
     progress : bool
@@ -118,7 +118,7 @@ def prune(
         for _ in range(ATTEMPTS):
             selection = Selection(found, Widths(found), values, multiple_of)
             goal.take(selection, whole, step / steps, over, progress)
-            pruned = _without(selection, data, leftovers)
+            pruned = _without(selection, data, leftovers, by_weights=not epochs)
             missed = goal.over(model, pruned, data) if step == steps else 1.0
             if missed <= TOLERANCE:
                 break
@@ -164,9 +164,11 @@ def _chosen(found: Groups, where: str | None) -> Groups:
     return found.only(named)
 
 
-def _without(selection: Selection, data: Data | None, leftovers: bool) -> Model:
+def _without(selection: Selection, data: Data | None, leftovers: bool, by_weights: bool) -> Model:
     """Return the network without what a selection leaves out."""
     found, removed = selection.found, ~selection.alive
     if not removed.any():
         return found.model
-    return compensate(found, removed, data) if leftovers and data is not None else cut(found, removed, leftovers)
+    if leftovers and data is not None:
+        return compensate(found, removed, data, by_weights=by_weights)
+    return cut(found, removed, leftovers)
