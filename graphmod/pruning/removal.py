@@ -108,8 +108,9 @@ class _Cutting:
         tensor = operator.input[fold.place] if fold.place < len(operator.input) else ""
         before = self.found.weight(tensor) if tensor else None
         made = next(filter(None, operator.output))
-        dtype = self.found.model.tensors[made].dtype if before is None else before.dtype
-        value = (fold.value if before is None else before.astype(np.float64) + fold.value).astype(dtype)
+        like = self.found.weight(operator.input[1]) if before is None else before  # a bias is like the weights
+        assert like is not None, "operators of stored weights alone take values in"
+        value = (fold.value if before is None else before.astype(np.float64) + fold.value).astype(like.dtype)
         if before is not None and value.shape == before.shape and self._is_own(tensor):
             self.folded[tensor] = value
             return
