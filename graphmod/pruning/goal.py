@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Real
 from typing import Literal
 
 import numpy as np
 
-from graphmod.data import Data, noise
+from graphmod.data import Data, fixed_batch, noise
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.probe import latency
@@ -17,6 +18,7 @@ from graphmod.probe.operator_latency import LatencyTable
 from graphmod.pruning.groups import Groups
 from graphmod.pruning.selection import Cost, Selection
 from graphmod.pruning.timing import Timing
+from graphmod.pruning.widths import Counted, Widths
 
 Ranking = Literal["local", "global"]
 
@@ -46,7 +48,9 @@ class Goal:
     ranking: Ranking
     at_most: float
 
-    def take(self, selection: Selection, whole: Groups, part: float, over: float, progress: bool) -> None:
+    def take(
+        self, selection: Selection, whole: Groups, part: float, over: float, data: Data | None, progress: bool
+    ) -> None:
         """Take units out of a selection.
 
         Parameters
@@ -59,6 +63,8 @@ class Goal:
             Which part of the way to go, up to 1.
         over : float
             How far over the budget an attempt before has come out.
+        data : Data, optional
+            Samples to measure the latency of the whole network on.
         progress : bool
 
         Raises
@@ -70,24 +76,32 @@ class Goal:
             _check_names(self.value, whole)
             self._take_shares(selection, whole, self.value, part)
         elif self.name != "ratio":
-            self._meet(selection, whole, self.value, part, over, progress)
+            self._meet(selection, whole, self.value, part, over, data, progress)
         elif self.ranking == "global":
-            n_left = whole.n_units * (1 - self.value) ** part
+            n_left = sum(selection.first.values()) * (1 - self.value) ** part
             selection.by_rank(selection.found.n_units - round(n_left), self.at_most)
         else:
             self._take_shares(selection, whole, {group.name: self.value for group in whole}, part)
 
     def _take_shares(self, selection: Selection, whole: Groups, shares: Mapping[str, float], part: float) -> None:
-        for group in selection.found:
-            share = 1 - (1 - shares.get(group.name, 0.0)) ** part
-            selection.take(group, whole[group.name].n_units, share)
+        made_in = {operator: group.name for group in whole for operator in group.operators}
+        for group in selection.found:  # in a smaller network one may have another name
+            name = group.name if group.name in whole else made_in.get(group.operators[0], "")
+            selection.take(group, selection.first[group.name], 1 - (1 - shares.get(name, 0.0)) ** part)
 
     def _meet(
-        self, selection: Selection, whole: Groups, budget: float, part: float, over: float, progress: bool
+        self,
+        selection: Selection,
+        whole: Groups,
+        budget: float,
+        part: float,
+        over: float,
+        data: Data | None,
+        progress: bool,
     ) -> None:
-        cost, before = (_cost(self.name, one, progress) for one in (selection, Selection.of_all(whole)))
-        first = before(np.ones(whole.n_units, bool))
-        share = budget if budget <= 1 else budget / self._unit(whole.model, first)
+        first = _cost(self.name, whole, Widths(whole), progress)(np.ones(whole.n_units, bool))
+        cost = _cost(self.name, selection.found, selection.widths, progress)
+        share = budget if budget <= 1 else budget / self._unit(whole.model, first, data)
         limit = first * min(1.0, share) ** part / over
         take = selection.by_budget if self.ranking == "global" else selection.by_common_share
         if not take(cost, limit, self.at_most):
@@ -97,9 +111,9 @@ class Goal:
                 f"{first:,.0f} ({least / first:.1%}) are left; what stays: {reasons(whole)}"
             )
 
-    def _unit(self, model: Model, first: float) -> float:
+    def _unit(self, model: Model, first: float, data: Data | None) -> float:
         """Return what the whole network costs, in the unit that a budget is given in."""
-        return first if self.name != "latency" else _measured({"whole": model}, None)["whole"]
+        return first if self.name != "latency" else _measured({"whole": model}, data)["whole"]
 
     def over(self, model: Model, smaller: Model, data: Data | None) -> float:
         """Return how far over the budget a pruned network is, as measured; 1 where it is within.
@@ -132,7 +146,13 @@ def goal_of(
             f"say how much to remove by one of ratio, {', '.join(budgets)}; {' and '.join(given) or 'none'} is given"
         )
     ((name, value),) = given.items()
+    if ranking not in (None, "local", "global"):
+        raise RefusedError(f"ranking={ranking!r} is neither local nor global")
+    if isinstance(value, Mapping) and ranking == "global":
+        raise RefusedError("shares by group leave nothing to rank across groups; give one ratio, or no ranking")
     for group, share in (value if isinstance(value, Mapping) else {"": value}).items():
+        if not isinstance(share, Real):
+            raise RefusedError(f"{name}{f' of {group}' if group else ''}={share!r} is no number")
         if name == "ratio" and not 0 < share < 1:
             told = f"ratio of {group}" if group else "ratio"
             raise RefusedError(f"{told}={share} is out of range; it is a share between 0 and 1")
@@ -160,15 +180,15 @@ def _check_names(shares: Mapping[str, float], whole: Groups) -> None:
         raise RefusedError(f"no group of channels is named '{unknown}'{hint}")
 
 
-def _cost(name: str, selection: Selection, progress: bool) -> Cost:
+def _cost(name: str, found: Groups, widths: Widths, progress: bool) -> Cost:
     """Return what a budget counts."""
     if name == "latency":
-        return Timing(selection.found, selection.widths, LatencyTable(), progress)
-    polynomial = selection.widths.weights if name == "weights" else selection.widths.macs
-    return lambda alive: polynomial(selection.widths(alive))
+        return Timing(found, widths, LatencyTable(), progress)
+    return Counted(widths, widths.weights if name == "weights" else widths.macs)
 
 
 def _measured(models: Mapping[str, Model], data: Data | None) -> dict[str, float]:
     """Return what networks take for one sample, in microseconds, measured in turn."""
-    sample = noise(next(iter(models.values())), 1) if data is None else data[:1]
+    model = next(iter(models.values()))
+    sample = noise(model, 1) if data is None else data[: fixed_batch(model) or 1]
     return {name: found.median for name, found in latency(models, sample.inputs, rounds=ROUNDS).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from graphmod.data import Data
@@ -62,8 +62,8 @@ def prune(
     importance : str, mapping of str to array, or callable
         How units are ranked: a name such as l2, scores by group, or ``importance(group, evidence) -> scores``.
     ranking : {"local", "global"}
-        Whether every group loses the same share, or the least important of all groups go; if not given, local for a
-        ratio and global for a budget.
+        Whether every group loses the same share, or the least important of all groups go; if not given, global under a
+        budget of latency, else local.
     where : str
         A selector: only groups that these operators make.
     at_most : float
@@ -108,16 +108,19 @@ def prune(
     _check(multiple_of, steps, epochs, learning_rate, seed)
     if epochs and data is None:
         raise InvalidDataError("recovery trains the network: pass data=, or epochs=0")
+    if steps > 1 and not isinstance(importance, str) and not callable(importance):
+        raise InvalidDataError("scores that are given are those of the first step; with steps, name an importance")
     multiple_of = multiple_of or (1 if latency is None else 8)
+    picked = None if where is None else {name for match in find(model, where) for name in match.operators}
     pruned = trainable(model, data) if epochs else model
-    whole = _chosen(groups(pruned, _shapes(data)), where)
+    whole = _chosen(groups(pruned, _shapes(data)), picked, where)
     for step in range(1, steps + 1):
-        found = whole if step == 1 else _chosen(groups(pruned, _shapes(data)), where)
+        found = whole if step == 1 else _again(groups(pruned, _shapes(data)), whole)
         values = normalised(found, scores(found, importance, Evidence(found, data, seed, progress)))
         over = 1.0
         for _ in range(ATTEMPTS):
-            selection = Selection(found, Widths(found), values, multiple_of)
-            goal.take(selection, whole, step / steps, over, progress)
+            selection = Selection(found, Widths(found), values, multiple_of, whole)
+            goal.take(selection, whole, step / steps, over, data, progress)
             pruned = _without(selection, data, leftovers, by_weights=not epochs)
             missed = goal.over(model, pruned, data) if step == steps else 1.0
             if missed <= TOLERANCE:
@@ -134,7 +137,7 @@ def prune(
 
 
 def _check(multiple_of: int | None, steps: int, epochs: int, learning_rate: float | None, seed: int) -> None:
-    if (multiple_of or 1) < 1 or steps < 1 or epochs < 0 or seed < 0:
+    if (multiple_of is not None and multiple_of < 1) or steps < 1 or epochs < 0 or seed < 0:
         raise RefusedError("multiple_of and steps are at least 1, epochs and seed at least 0")
     if learning_rate is not None and not learning_rate > 0:
         raise RefusedError(f"learning_rate={learning_rate} is out of range; it is above 0")
@@ -145,8 +148,8 @@ def _shapes(data: Data | None) -> dict[str, tuple[int, ...]] | None:
     return None if data is None else {name: (2, *array.shape[1:]) for name, array in data.inputs.items()}
 
 
-def _chosen(found: Groups, where: str | None) -> Groups:
-    """Return the groups that some operators make.
+def _chosen(found: Groups, picked: Collection[str] | None, where: str | None) -> Groups:
+    """Return the groups that operators make that a selector has picked.
 
     Raises
     ------
@@ -155,13 +158,18 @@ def _chosen(found: Groups, where: str | None) -> Groups:
     """
     if not len(found):
         raise RefusedError(f"no group of channels can be pruned: {reasons(found)}")
-    if where is None:
+    if picked is None:
         return found
-    operators = {name for match in find(found.model, where) for name in match.operators}
-    named = [group.name for group in found if operators.intersection(group.operators)]
-    if not named:
+    chosen = found.only([group.name for group in found if not set(group.operators).isdisjoint(picked)])
+    if not len(chosen):
         raise RefusedError(f"no operator that '{where}' selects makes a group of channels that can be pruned")
-    return found.only(named)
+    return chosen
+
+
+def _again(found: Groups, whole: Groups) -> Groups:
+    """Return the groups of a smaller network that operators make which made groups before."""
+    made = {operator for group in whole for operator in group.operators}
+    return found.only([group.name for group in found if made.issuperset(group.operators)])
 
 
 def _without(selection: Selection, data: Data | None, leftovers: bool, by_weights: bool) -> Model:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections import Counter
 from math import floor
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,19 @@ from graphmod.pruning.groups import Group, Groups
 from graphmod.pruning.widths import Alive, Widths
 
 Scores = NDArray[np.float64]
-Cost = Callable[[Alive], float]
-"""What a network costs when some units are left."""
 
 STEPS = 16
 """In how many steps a group is taken down, when a budget chooses between groups."""
+
+
+class Cost(Protocol):
+    """What a network costs when some units are left."""
+
+    def __call__(self, alive: Alive) -> float:
+        """Return the cost of the whole network."""
+
+    def part(self, place: int, alive: Alive) -> float:
+        """Return what depends on the units of a group, by its place among the groups, or more: all else stays."""
 
 
 class Selection:
@@ -31,21 +40,32 @@ class Selection:
         What each unit is worth, comparable across groups.
     multiple_of : int
         What the number of channels that are left in a group is rounded up to, if it has at least twice as many.
+    whole : Groups, optional
+        Those of the network before earlier steps, of which shares are meant; ``found`` if None.
+
+    Attributes
+    ----------
+    first : dict of str to int
+        How many units each group would have if its operators still made as many channels as in the whole. (What a unit
+        is can change on the way: once a single head is left, its channels are what can go.)
     """
 
-    def __init__(self, found: Groups, widths: Widths, scores: Scores, multiple_of: int = 1):
+    def __init__(
+        self, found: Groups, widths: Widths, scores: Scores, multiple_of: int = 1, whole: Groups | None = None
+    ):
         self.found, self.widths, self.scores, self.multiple_of = found, widths, scores, multiple_of
+        before, now = _channels(whole or found), _channels(found)
+        self.first = {
+            group.name: max(group.n_units, round(group.n_units * _total(before, group) / max(1, _total(now, group))))
+            for group in found
+        }
+        self._multiples = {group.name: self._multiple(group) for group in found}
         self.alive: Alive = np.ones(found.n_units, bool)
         self._order = {
             group.name: group.first + np.argsort(scores[group.first : group.first + group.n_units], kind="stable")
             for group in found
         }
         self._crossing = self._crossing_axes()
-
-    @classmethod
-    def of_all(cls, found: Groups) -> Selection:
-        """Return a selection of all units, for what the network costs as it is."""
-        return cls(found, Widths(found), np.zeros(found.n_units))
 
     def _crossing_axes(self) -> dict[int, list[NDArray[np.int64]]]:
         """Return, for units of which an axis has some and not all of the group, the units along such axes.
@@ -71,7 +91,7 @@ class Selection:
 
     def rounded(self, group: Group, n_left: int) -> int:
         """Return how many units to leave, for a group that should be left with so many."""
-        multiple = self._multiple(group)
+        multiple = self._multiples[group.name]
         return max(1, min(group.n_units, -(-n_left // multiple) * multiple))
 
     def _multiple(self, group: Group) -> int:
@@ -81,26 +101,25 @@ class Selection:
         )
         return self.multiple_of if is_single and group.n_units >= 2 * self.multiple_of else 1
 
-    def reduce(self, group: Group, n_left: int, at_most: float) -> bool:
-        """Take the least important units out until so many are left; return whether any went.
+    def reduce(self, group: Group, n_left: int, at_most: float) -> list[int]:
+        """Take the least important units out until so many are left; return which went.
 
         Of units along an axis that has only a part of the group, no more than the given share goes.
         """
         excess = self.left(group) - n_left
-        went = False
+        gone: list[int] = []
         for unit in self._order[group.name].tolist():
-            if excess <= 0:
+            if len(gone) >= excess:
                 break
-            if self.alive[unit] and self._may_go(unit, at_most):
+            if self.alive[unit] and self._may_go(unit, at_most, self.first[group.name] / group.n_units):
                 self.alive[unit] = False
-                excess -= 1
-                went = True
-        return went
+                gone.append(unit)
+        return gone
 
-    def _may_go(self, unit: int, at_most: float) -> bool:
+    def _may_go(self, unit: int, at_most: float, growth: float) -> bool:
         for axis in self._crossing.get(unit, ()):
-            n_left = int(self.alive[axis].sum())
-            if n_left <= max(1, len(axis) - max(1, floor(len(axis) * at_most + 0.5))):
+            n_left, n_first = int(self.alive[axis].sum()), round(len(axis) * growth)
+            if n_left <= max(1, n_first - max(1, floor(n_first * at_most + 0.5))):
                 return False
         return True
 
@@ -130,7 +149,7 @@ class Selection:
         def left(share: float) -> float:
             self.alive = np.ones(self.found.n_units, bool)
             for group in self.found:
-                self.take(group, group.n_units, share)
+                self.take(group, self.first[group.name], share)
             return cost(self.alive)
 
         low, high = 0.0, at_most
@@ -151,40 +170,54 @@ class Selection:
         taken = 0
         while ready and now > limit:
             _, place, seen = heapq.heappop(ready)
-            step = self._step(self.found.groups[place], at_most)
-            if step is None:
+            group = self.found.groups[place]
+            before, own = cost.part(place, self.alive), slice(group.first, group.first + group.n_units)
+            was = self.alive[own].copy()
+            if not self._step(group, at_most):
                 continue
-            after = cost(step)
-            lost = self._lost(self.found.groups[place], step)
-            rate = lost / (now - after) if after < now else np.inf
+            saved = before - cost.part(place, self.alive)
+            rate = self._lost(group, was) / saved if saved > 0 else np.inf
             is_cheapest = seen == taken
             if is_cheapest:
-                self.alive, now, taken = step, after, taken + 1
+                now, taken = now - saved, taken + 1
+            else:
+                self.alive[own] = was
             heapq.heappush(ready, (rate, place, -1 if is_cheapest else taken))
         return now <= limit
 
-    def _lost(self, group: Group, step: Alive) -> float:
+    def _lost(self, group: Group, was: Alive) -> float:
         """Return what a step loses: the logarithm of the share of the group's importance that it leaves.
 
         The product of what all groups have left is so kept as large as the budget allows. A group's last units are
         dear, which sums of importances do not see (Lee et al., Layer-adaptive Sparsity, ICLR 2021, score likewise).
         """
         own = slice(group.first, group.first + group.n_units)
-        before, after = (float(self.scores[own][alive[own]].sum()) for alive in (self.alive, step))
+        before, after = (float(self.scores[own][alive].sum()) for alive in (was, self.alive[own]))
         if after >= before:  # what goes is worth nothing, or less
             return 0.0
         return float(np.log(before / after)) if after > 0 else np.inf
 
     def _least(self, group: Group, at_most: float) -> int:
         """Return how few units of a group may be left."""
-        return max(1, self._multiple(group), group.n_units - floor(group.n_units * at_most + 1e-9))
+        n_units = self.first[group.name]
+        return max(1, self._multiples[group.name], n_units - floor(n_units * at_most + 1e-9))
 
-    def _step(self, group: Group, at_most: float) -> Alive | None:
-        """Return what is left after a further step of a group; None if it has none left to go."""
-        before, n_left = self.alive, self.left(group)
-        multiple = self._multiple(group)
-        target = (n_left - max(1, group.n_units // STEPS)) // multiple * multiple
-        self.alive = before.copy()
-        went = target >= self._least(group, at_most) and self.reduce(group, target, at_most)
-        step, self.alive = self.alive, before
-        return step if went else None
+    def _step(self, group: Group, at_most: float) -> bool:
+        """Take a group one step further down; return whether any unit could go."""
+        multiple = self._multiples[group.name]
+        target = (self.left(group) - max(1, group.n_units // STEPS)) // multiple * multiple
+        return target >= self._least(group, at_most) and bool(self.reduce(group, target, at_most))
+
+
+def _channels(found: Groups) -> Counter[str]:
+    """Return how many channels of the groups each operator makes."""
+    made: Counter[str] = Counter()
+    for group in found:
+        for member in group.members:
+            if member.makes:
+                made[member.operator] += int((member.units >= 0).sum())
+    return made
+
+
+def _total(channels: Counter[str], group: Group) -> int:
+    return sum(channels[name] for name in group.operators)

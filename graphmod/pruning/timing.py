@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
 from onnx import NodeProto
 
 from graphmod.model import TensorType
@@ -9,7 +12,7 @@ from graphmod.probe.operator_latency import Cluster, LatencyTable, Signature, cl
 from graphmod.pruning.change import adapted, at_other_size
 from graphmod.pruning.groups import Groups
 from graphmod.pruning.site import Array
-from graphmod.pruning.widths import Alive, Widths
+from graphmod.pruning.widths import Alive, Widths, counting
 
 
 class Timing:
@@ -40,8 +43,30 @@ class Timing:
 
     def __call__(self, alive: Alive) -> float:
         """Return the time that is left, measuring what is not known."""
-        counts = self.widths(alive)
-        keys = [(place, *counts[numbers].tolist()) for place, numbers in enumerate(self._axes)]
+        return self._of(range(len(self._axes)), dict(enumerate(self.widths(alive).tolist())), alive)
+
+    def part(self, place: int, alive: Alive) -> float:
+        """Return the time of the operators that a group's units concern."""
+        some = self._concerned[place]
+        own = sorted({number for one in some for number in self._axes[one]})
+        counts = counting([self.widths.units[number] for number in own])(alive).tolist()
+        return self._of(some, dict(zip(own, counts[1:], strict=True)), alive)
+
+    @cached_property
+    def _concerned(self) -> list[list[int]]:
+        """The clusters that groups concern, in the order of the groups."""
+        by_axis: dict[int, list[int]] = {}
+        for place, numbers in enumerate(self._axes):
+            for number in numbers:
+                by_axis.setdefault(number, []).append(place)
+        return [
+            sorted({place for number in numbers.tolist() for place in by_axis.get(number, ())})
+            for numbers in self.widths.axes_of
+        ]
+
+    def _of(self, some: Sequence[int], counts: Mapping[int, int], alive: Alive) -> float:
+        """Return the time of some clusters, at the widths of their axes."""
+        keys = [(place, *(counts[number] for number in self._axes[place])) for place in some]
         for key in keys:
             if key not in self._signatures:
                 self._signatures[key] = self._signature(self.whole.clusters[key[0]], alive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -36,6 +37,19 @@ class Polynomial:
         """Return the cost at some widths; ``widths[0]`` is 1."""
         return float(self.factors @ widths[self.axes].prod(1, dtype=np.float64)) if len(self.factors) else 0.0
 
+    def products(self, axes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of the products in which some axes are."""
+        order, starts = self._by_axis
+        some = axes[axes < len(starts) - 1]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(order[starts[i] : starts[i + 1]] for i in some)]))
+
+    @cached_property
+    def _by_axis(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The products of all axes, one axis after another, and where those of each begin."""
+        flat = self.axes.ravel()
+        order = np.argsort(flat, kind="stable")
+        return order // self.axes.shape[1], np.searchsorted(flat[order], np.arange(flat.max(initial=0) + 2))
+
 
 class Widths:
     """The axes that units lie along, each of them once, however many tensors share it.
@@ -68,17 +82,22 @@ class Widths:
         return known
 
     @cached_property
-    def _places(self) -> tuple[Units, NDArray[np.int64]]:
-        lengths = [len(units) for units in self.units[1:]]
-        return np.concatenate([np.empty(0, np.int64), *self.units[1:]]), np.cumsum([0, *lengths[:-1]])
+    def _of_all(self) -> Callable[[Alive], NDArray[np.int64]]:
+        return counting(self.units[1:])
 
     def __call__(self, alive: Alive) -> NDArray[np.int64]:
         """Return the width of every axis by its number; that of number 0 is 1."""
-        every, starts = self._places
-        if not len(every):
-            return np.ones(1, np.int64)
-        left = np.append(alive, True)[every]  # -1 belongs to no unit, and stays
-        return np.append(1, np.add.reduceat(left, starts, dtype=np.int64))
+        return self._of_all(alive)
+
+    @cached_property
+    def axes_of(self) -> list[NDArray[np.int64]]:
+        """The numbers of the axes along which each group lies, in the order of the groups."""
+        group_of = np.repeat(np.arange(len(self.found)), [group.n_units for group in self.found])
+        axes: list[list[int]] = [[] for _ in self.found]
+        for number, units in enumerate(self.units[1:], 1):
+            for place in np.unique(group_of[units[units >= 0]]).tolist():
+                axes[place].append(number)
+        return [np.array(own, np.int64) for own in axes]
 
     @cached_property
     def weights(self) -> Polynomial:
@@ -115,6 +134,53 @@ class Widths:
         varying = [(self.number(labels), count) for labels, count in lengths]
         fixed = whole / prod(count for number, count in varying if number) if whole else 0.0
         return fixed, [number for number, _ in varying if number]
+
+
+def counting(axes: Sequence[Units]) -> Callable[[Alive], NDArray[np.int64]]:
+    """Return a function that tells the widths of some axes, by their units: 1, and then theirs.
+
+    Examples
+    --------
+    >>> counting([np.array([0, 0, -1]), np.array([1, 2])])(np.array([False, True, True])).tolist()
+    [1, 1, 2]
+    """
+    if not axes:
+        return lambda _: np.ones(1, np.int64)
+    every, starts = np.concatenate(axes), np.cumsum([0, *map(len, axes[:-1])])
+    stays = every < 0  # an index that belongs to no unit
+    return lambda alive: np.append(1, np.add.reduceat(alive[every] | stays, starts, dtype=np.int64))
+
+
+class Counted:
+    """A cost that follows from widths alone: weights, or multiply-accumulates.
+
+    Parameters
+    ----------
+    widths : Widths
+    polynomial : Polynomial
+    """
+
+    def __init__(self, widths: Widths, polynomial: Polynomial):
+        self.widths, self.polynomial = widths, polynomial
+        self._parts: dict[int, Callable[[Alive], float]] = {}
+
+    def __call__(self, alive: Alive) -> float:
+        """Return what the network costs when some units are left."""
+        return self.polynomial(self.widths(alive))
+
+    def part(self, place: int, alive: Alive) -> float:
+        """Return how much of it depends on the units of a group."""
+        if place not in self._parts:
+            self._parts[place] = self._part(place)
+        return self._parts[place](alive)
+
+    def _part(self, place: int) -> Callable[[Alive], float]:
+        products = self.polynomial.products(self.widths.axes_of[place])
+        axes = self.polynomial.axes[products]
+        own = np.union1d(0, axes)
+        polynomial = Polynomial(self.polynomial.factors[products], np.searchsorted(own, axes))
+        widths = counting([self.widths.units[number] for number in own[1:]])
+        return lambda alive: polynomial(widths(alive))
 
 
 def _polynomial(products: list[tuple[float, list[int]]]) -> Polynomial:

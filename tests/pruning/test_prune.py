@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
+import zoo
 from planted import feeds, net
 
 import graphmod as gm
@@ -33,6 +36,14 @@ def small() -> gm.Model:
 
 def widths(model: gm.Model) -> list[int]:
     return [group.n_units for group in groups(model)]
+
+
+def made(model: gm.Model) -> Counter[str]:
+    """Return how many channels with units each operator makes."""
+    channels: Counter[str] = Counter()
+    for group in groups(model):
+        channels.update({m.operator: int((m.units >= 0).sum()) for m in group.members if m.makes})
+    return channels
 
 
 def shape(model: gm.Model, operator: str) -> tuple[int, ...]:
@@ -85,6 +96,26 @@ def test_steps_reach_the_same_share(small):
     assert widths(gm.prune(small, 0.5, steps=3)) == widths(gm.prune(small, 0.5)) == [4, 3]
 
 
+@pytest.mark.parametrize("name", ["vit12", "bert"])
+def test_steps_reach_the_same_share_where_units_change_on_the_way(name):
+    """Once a single head is left, its channels are units, and groups have other names."""
+    model = zoo.network(name).model
+    before, after = made(model), made(gm.prune(model, 0.6, steps=3))
+    assert before.keys() == after.keys()
+    assert all(0.36 < after[name] / n < 0.44 for name, n in before.items())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("parameters", [{"ratio": 0.9, "ranking": "global"}, {"weights": 0.36}, {"macs": 0.36}])
+def test_no_group_loses_more_than_its_largest_share_in_all_steps_together(small, parameters, steps):
+    assert min(np.divide(widths(gm.prune(small, **parameters, at_most=0.5, steps=steps)), [8, 6])) >= 0.5
+
+
+def test_a_selector_is_of_the_network_as_it_was(demo, samples):
+    made = gm.prune(demo, 0.5, where="Conv[name=node_Conv_642] > Relu", data=samples, epochs=1)
+    assert gm.graph.cost(made).weights < gm.graph.cost(demo).weights
+
+
 # -- what goes
 
 
@@ -117,6 +148,17 @@ def test_steps_and_recovery_need_samples_and_use_them(demo, samples):
     assert made.outputs == demo.outputs
     assert made.n_weights < 0.6 * demo.n_weights
     assert made.n_weights == pytest.approx(gm.prune(demo, 0.3).n_weights, rel=0.05)
+
+
+def test_recovery_with_targets_of_the_outputs_shape(small):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 3, 4, 4)).astype(np.float32)
+    data = {"x": x, "y": small.run({"x": x})["y"]}
+    rough = gm.prune(small, 0.5, data=data, leftovers=False)
+    better = gm.prune(small, 0.5, data=data, leftovers=False, epochs=20, learning_rate=0.01)
+    assert gm.verify(small, better, x).outputs["y"].rms < 0.9 * gm.verify(small, rough, x).outputs["y"].rms
+    with pytest.raises(InvalidDataError, match="do not fit outputs"):
+        gm.prune(small, 0.5, data={"x": x, "y": data["y"][:, 0]}, epochs=1)
 
 
 # -- what stays
@@ -181,6 +223,11 @@ def test_the_record_replays_to_the_same_bytes(small, demo, samples):
         ({"ratio": 0.5, "at_most": 0.0}, "at_most=0.0 is out of range"),
         ({"ratio": 0.5, "steps": 0}, "steps"),
         ({"ratio": 0.5, "seed": -1}, "seed"),
+        ({"ratio": "0.5"}, "ratio='0.5' is no number"),
+        ({"ratio": {"conv1": "half"}}, "ratio of conv1='half' is no number"),
+        ({"ratio": {"conv1": 0.5}, "ranking": "global"}, "nothing to rank across groups"),
+        ({"ratio": 0.5, "ranking": "globl"}, "ranking='globl' is neither local nor global"),
+        ({"ratio": 0.5, "multiple_of": 0}, "multiple_of"),
         ({"ratio": {"conv7": 0.5}}, "no group of channels is named 'conv7'; did you mean 'conv"),
         ({"ratio": {"nothing": 0.5}}, "no group of channels is named 'nothing'; graphmod groups lists them"),
         ({"ratio": 0.5, "where": "Relu"}, "no operator that 'Relu' selects makes a group"),
@@ -210,6 +257,11 @@ def test_refusals_say_what_is_wrong(small, parameters, told):
 def test_importances_that_do_not_fit(small, importance, told):
     with pytest.raises(InvalidDataError, match=told):
         gm.prune(small, 0.5, importance=importance)
+
+
+def test_scores_that_are_given_are_of_one_step(small):
+    with pytest.raises(InvalidDataError, match="name an importance"):
+        gm.prune(small, 0.5, importance=np.ones(14), steps=2)
 
 
 def test_recovery_without_samples(small):

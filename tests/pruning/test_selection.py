@@ -16,7 +16,7 @@ from pruned import some_units
 import graphmod as gm
 from graphmod.pruning import Groups, cut, groups
 from graphmod.pruning.selection import STEPS, Selection
-from graphmod.pruning.widths import Widths
+from graphmod.pruning.widths import Counted, Widths
 
 
 def chain(*widths: int) -> Groups:
@@ -45,9 +45,13 @@ def left(chosen: Selection) -> list[int]:
     return [chosen.left(group) for group in chosen.found]
 
 
-def weights(found: Groups, alive: np.ndarray) -> float:
+def counted(found: Groups) -> Counted:
     widths = Widths(found)
-    return widths.weights(widths(alive))
+    return Counted(widths, widths.weights)
+
+
+def weights(found: Groups, alive: np.ndarray) -> float:
+    return counted(found)(alive)
 
 
 @given(st.floats(0.01, 0.99))
@@ -101,7 +105,7 @@ def test_a_common_share_is_the_least_that_meets_the_limit(limit):
     def after(share: float) -> float:
         return weights(CHAIN, np.concatenate([np.arange(n) < max(1, n - floor(n * share + 0.5)) for n in (12, 8, 5)]))
 
-    met = chosen.by_common_share(lambda alive: weights(CHAIN, alive), limit * total, 0.9)
+    met = chosen.by_common_share(counted(CHAIN), limit * total, 0.9)
     assert met == (after(0.9) <= limit * total)
     if met:
         cost = weights(CHAIN, chosen.alive)
@@ -115,7 +119,7 @@ def test_a_budget_is_met_wherever_it_can_be(scores, limit):
     """Every choice of widths of a tiny network says which limits can be met."""
     total = weights(SMALL, np.ones(5, bool))
     chosen = selection(SMALL, scores)
-    met = chosen.by_budget(lambda alive: weights(SMALL, alive), limit * total, 1.0)
+    met = chosen.by_budget(counted(SMALL), limit * total, 1.0)
     choices = product(range(1, 4), range(1, 3))
     costs = [weights(SMALL, np.concatenate([np.arange(3) < a, np.arange(2) < b])) for a, b in choices]
     assert met == (min(costs) <= limit * total)
@@ -127,7 +131,7 @@ def test_a_budget_takes_what_loses_least_for_what_it_saves():
     found = chain(32, 32)
     scores = np.concatenate([np.repeat([1.0, 0.001], 16), np.ones(32)])
     chosen = selection(found, scores)
-    assert chosen.by_budget(lambda alive: weights(found, alive), 0.75 * weights(found, np.ones(64, bool)), 0.9)
+    assert chosen.by_budget(counted(found), 0.75 * weights(found, np.ones(64, bool)), 0.9)
     assert chosen.alive[:16].all()
     assert chosen.alive[32:].all()
 
@@ -135,7 +139,7 @@ def test_a_budget_takes_what_loses_least_for_what_it_saves():
 def test_a_group_that_matters_nothing_goes_first():
     found = chain(32, 32)
     chosen = selection(found, np.concatenate([np.ones(32), np.zeros(32)]))
-    assert chosen.by_budget(lambda alive: weights(found, alive), 0.5 * weights(found, np.ones(64, bool)), 0.9)
+    assert chosen.by_budget(counted(found), 0.5 * weights(found, np.ones(64, bool)), 0.9)
     assert left(chosen)[0] == 32
 
 
@@ -143,7 +147,7 @@ def test_units_that_harm_go_before_units_that_help():
     """Importances below zero, as signed estimates of the loss have them, are no reason to stay."""
     found = chain(32, 32)
     chosen = selection(found, np.concatenate([np.ones(32), np.linspace(-2, 1, 32)]))
-    assert chosen.by_budget(lambda alive: weights(found, alive), 0.7 * weights(found, np.ones(64, bool)), 0.9)
+    assert chosen.by_budget(counted(found), 0.7 * weights(found, np.ones(64, bool)), 0.9)
     assert left(chosen)[0] == 32
 
 
@@ -151,10 +155,34 @@ def test_units_that_harm_go_before_units_that_help():
 def test_a_budget_keeps_to_steps_and_to_the_least(multiple):
     found = chain(32, 8)
     chosen = selection(found, multiple_of=multiple)
-    assert not chosen.by_budget(lambda alive: weights(found, alive), 1, 0.75)
+    assert not chosen.by_budget(counted(found), 1, 0.75)
     assert left(chosen) == [max(8, multiple), max(2, multiple)]
     assert all(n % multiple == 0 for n in left(chosen))
     assert 32 // STEPS == 2
+
+
+@given(st.lists(st.booleans(), min_size=25, max_size=25), st.integers(0, 2))
+def test_the_part_of_a_cost_that_a_group_concerns_changes_as_the_whole_does(left, place):
+    group, cost, before = CHAIN.groups[place], counted(CHAIN), np.array(left)
+    after = before.copy()
+    after[group.first : group.first + group.n_units // 2] ^= True
+    assert cost.part(place, after) - cost.part(place, before) == cost(after) - cost(before)
+
+
+def test_a_budget_looks_at_a_part_of_the_network_for_every_step():
+    """What is looked at for a group of a long chain is what its neighbours are, however long the chain is."""
+    found = chain(*[4] * 100)
+    widths = Widths(found)
+    for polynomial in (widths.weights, widths.macs):
+        assert max(len(polynomial.products(axes)) for axes in widths.axes_of) == 2
+
+
+def test_shares_of_later_steps_are_of_the_whole():
+    smaller = groups(cut(CHAIN, np.arange(25) % 2 == 0))
+    chosen = Selection(smaller, Widths(smaller), np.arange(12.0), whole=CHAIN)
+    assert chosen.first == {"MatMul_0": 12, "MatMul_2": 8, "MatMul_4": 5}
+    assert not chosen.by_budget(counted(smaller), 0, 0.75)
+    assert left(chosen) == [3, 2, 2]
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenetv2", "vit12", "gpt2"])
