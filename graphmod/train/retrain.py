@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from graphmod.data import Data, as_splits
+from graphmod.data import Data, as_splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.graph import Block, data_flow
 from graphmod.model import Model
 from graphmod.probe import predict, share_correct
 from graphmod.pytorch import META, to_torch, write_back
-from graphmod.rewrite import Region, find_region
+from graphmod.rewrite import Region, find_region, rebatch
 from graphmod.rewrite.region import Place
 from graphmod.train.losses import cross_entropy, distillation
 from graphmod.train.prefix import Prefix
@@ -95,7 +95,8 @@ def retrain(
     Raises
     ------
     RefusedError
-        A block does not exist, or there are no weights in the blocks that have a part in the first output.
+        A block does not exist, there are no weights in the blocks that have a part in the first output, or a model
+        takes a fixed number of samples that cannot be freed.
     UnsupportedOperatorError
         An operator behind the first block's entry cannot be imported into PyTorch.
     InvalidDataError
@@ -117,6 +118,8 @@ def retrain(
         )
     places = [blocks] if isinstance(blocks, str | Block) else blocks
     told = "the model" if places is None else ", ".join(map(str, places)) or "no blocks"
+    whole, model = model, _by_any_number(model)
+    teacher = None if teacher is None else _by_any_number(teacher)
     splits = as_splits(model, data, seed, labels=loss is None)
     regions = None if places is None else [find_region(model, place) for place in places]
     weights = None if regions is None else trained_weights(model, regions)
@@ -157,7 +160,12 @@ def retrain(
             seed=seed,
             progress=progress,
         )
-    return write_back(model, net)
+    return write_back(whole, net)
+
+
+def _by_any_number(model: Model) -> Model:
+    """Return a model that takes any number of samples at a time, as training does, with the same weights."""
+    return model if fixed_batch(model) is None else rebatch(model)
 
 
 def trained_weights(model: Model, regions: Sequence[Region]) -> frozenset[str]:

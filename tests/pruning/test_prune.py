@@ -190,6 +190,9 @@ def test_samples_where_the_batch_is_fixed():
     made = gm.prune(model, 0.5, data=data)
     assert shape(made, "Conv_0") == (3, 3, 1, 1)
     assert made.run(feeds(model))["y"].shape == (1, 2)
+    trained = gm.prune(model, 0.5, data={**data, "y": np.arange(8) % 2}, epochs=1)
+    assert shape(trained, "Conv_0") == (3, 3, 1, 1)
+    assert trained.run(feeds(model))["y"].shape == (1, 2)
 
 
 def test_the_record_replays_to_the_same_bytes(small, demo, samples):
