@@ -449,9 +449,11 @@ def clusters(model: Model, types: Mapping[str, TensorType] | None = None) -> Clu
     known = {name: _short(tensor, fixed.folder) for name, tensor in fixed.initializers.items()}
     known |= {op.output[0]: _constant(op, fixed.folder) for op in fixed.operators if op.op_type == "Constant"}
     known |= values
+    asked = {op.input[0] for op in fixed.operators if op.op_type in ("Shape", "Size")}
+    shown, _ = _observed(fixed, [name for name in fixed.producer if name in asked])
     arithmetic = {
         name: np.array(sizes.tolist(), fixed.tensors[name].dtype)
-        for name, sizes in shape_values(fixed.operators, fixed.tensors, known.get).items()
+        for name, sizes in shape_values(fixed.operators, fixed.tensors | shown, known.get).items()
         if None not in sizes.ravel().tolist()
     }
     constants = arithmetic | known

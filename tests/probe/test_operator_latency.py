@@ -304,3 +304,10 @@ def test_the_model_stays_as_it_is(table):
     network_latency(m, table=table)
     assert m.digest == before
     assert m.inputs["image"].shape[0] == "batch"
+
+
+def test_arithmetic_on_shapes_that_inference_leaves_open_is_no_work():
+    """Where a removal has put factors into it, what reads the sizes must still be measured at other widths."""
+    whole = clusters(gm.prune(zoo.network("vit12", "torchscript").model, 0.5))
+    types = [{whole.model.operators[place].op_type for place in cluster.operators} for cluster in whole.clusters]
+    assert not [some for some in types if {"Shape", "MatMul"} <= some]
