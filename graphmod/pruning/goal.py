@@ -27,6 +27,8 @@ TOLERANCE = 1.02
 
 ROUNDS = 15
 
+UNITS = {"weights": "weights", "macs": "multiply-accumulates", "latency": "microseconds"}
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -107,8 +109,9 @@ class Goal:
         if not take(cost, limit, self.at_most):
             least = cost(selection.alive)
             raise RefusedError(
-                f"{self.name}={budget:g} cannot be met: with {self.at_most:.0%} of every group gone, {least:,.0f} of "
-                f"{first:,.0f} ({least / first:.1%}) are left; what stays: {reasons(whole)}"
+                f"{self.name}={budget:g} cannot be met: with as much gone as at_most={self.at_most:g} and "
+                f"multiple_of={selection.multiple_of} allow, {least:,.0f} of {first:,.0f} {UNITS[self.name]} "
+                f"({least / first:.1%}) are left; what stays: {reasons(whole)}"
             )
 
     def _unit(self, model: Model, first: float, data: Data | None) -> float:
@@ -116,12 +119,11 @@ class Goal:
         return first if self.name != "latency" else _measured({"whole": model}, data)["whole"]
 
     def over(self, model: Model, smaller: Model, data: Data | None) -> float:
-        """Return how far over the budget a pruned network is, as measured; 1 where it is within.
+        """Return how far over a budget of latency a pruned network is, as measured; 1 where it is within.
 
-        Only latency is measured: the sum of its operators is not quite what a network takes.
+        The sum of its operators is not quite what a network takes.
         """
-        if self.name != "latency" or isinstance(self.value, Mapping):
-            return 1.0
+        assert not isinstance(self.value, Mapping), "it is a budget"
         times = _measured({"whole": model, "smaller": smaller}, data)
         limit = self.value * times["whole"] if self.value <= 1 else self.value
         return max(1.0, times["smaller"] / limit)

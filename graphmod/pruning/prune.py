@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from graphmod.data import Data
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import find
 from graphmod.model import Model
 from graphmod.pruning.compensation import compensate
-from graphmod.pruning.goal import TOLERANCE, Ranking, goal_of, reasons
+from graphmod.pruning.goal import TOLERANCE, Goal, Ranking, goal_of, reasons
 from graphmod.pruning.groups import Groups, groups
 from graphmod.pruning.importance import Evidence
 from graphmod.pruning.importance.scores import normalised, scores
@@ -117,20 +120,10 @@ def prune(
     for step in range(1, steps + 1):
         found = whole if step == 1 else _again(groups(pruned, _shapes(data)), whole)
         values = normalised(found, scores(found, importance, Evidence(found, data, seed, progress)))
-        over = 1.0
-        for _ in range(ATTEMPTS):
-            selection = Selection(found, Widths(found), values, multiple_of, whole)
-            goal.take(selection, whole, step / steps, over, data, progress)
-            pruned = _without(selection, data, leftovers, by_weights=not epochs)
-            missed = goal.over(model, pruned, data) if step == steps else 1.0
-            if missed <= TOLERANCE:
-                break
-            over *= missed
-        else:
-            raise RefusedError(
-                f"latency={latency:g} cannot be met: the pruned network takes {missed:.2f} times as long, although its "
-                "operators, measured one by one, do not; name a lower budget, or ratio"
-            )
+        selection = Selection(found, Widths(found), values, multiple_of, whole)
+        is_last = step == steps
+        removed = _selected(goal, selection, whole, step / steps, model if is_last else None, data, progress)
+        pruned = _without(found, removed, data, leftovers, by_weights=not epochs)
         if epochs:
             pruned = recovered(pruned, model, data, epochs, learning_rate, seed, progress)
     return fuse(pruned, kinds=["unfused"]) if epochs else pruned
@@ -172,9 +165,35 @@ def _again(found: Groups, whole: Groups) -> Groups:
     return found.only([group.name for group in found if made.issuperset(group.operators)])
 
 
-def _without(selection: Selection, data: Data | None, leftovers: bool, by_weights: bool) -> Model:
-    """Return the network without what a selection leaves out."""
-    found, removed = selection.found, ~selection.alive
+def _selected(
+    goal: Goal,
+    selection: Selection,
+    whole: Groups,
+    part: float,
+    original: Model | None,
+    data: Data | None,
+    progress: bool,
+) -> NDArray[np.bool_]:
+    """Return which units go, so that a budget of latency is met as measured beside the original, if that is given."""
+    over = 1.0
+    for _ in range(ATTEMPTS):
+        selection.alive = np.ones(selection.found.n_units, bool)
+        goal.take(selection, whole, part, over, data, progress)
+        removed = ~selection.alive
+        if original is None or goal.name != "latency":
+            return removed
+        missed = goal.over(original, cut(selection.found, removed, leftovers=False), data)
+        if missed <= TOLERANCE:
+            return removed
+        over *= missed
+    raise RefusedError(
+        f"latency={goal.value:g} cannot be met: the pruned network takes {missed:.2f} times as long, although its "
+        "operators, measured one by one, do not; name a lower budget, or ratio"
+    )
+
+
+def _without(found: Groups, removed: NDArray[np.bool_], data: Data | None, leftovers: bool, by_weights: bool) -> Model:
+    """Return the network without some units."""
     if not removed.any():
         return found.model
     if leftovers and data is not None:
