@@ -235,7 +235,8 @@ def test_the_record_replays_to_the_same_bytes(small, demo, samples):
         ({"ratio": {"nothing": 0.5}}, "no group of channels is named 'nothing'; graphmod groups lists them"),
         ({"ratio": 0.5, "where": "Relu"}, "no operator that 'Relu' selects makes a group"),
         ({"ratio": 0.5, "importance": "tailor"}, "there is no importance 'tailor'; did you mean 'taylor'"),
-        ({"weights": 0.01}, r"weights=0.01 cannot be met: with as much gone as at_most=0.9 and multiple_of=1 allow, \d+ of 84 weights \(.*%\) are left; "
+        ({"weights": 0.01}, r"weights=0.01 cannot be met: with as much gone as at_most=0.9 and multiple_of=1 allow, "
+                            r"\d+ of 84 weights \(.*%\) are left; "
                             r"what stays: conv3 \(2 channels\): output 'y' of the network"),
     ],
 )  # fmt: skip
