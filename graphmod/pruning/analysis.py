@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
+from graphmod.errors import InvalidDataError
 from graphmod.model import Model, consumed
 from graphmod.pruning import rules
 from graphmod.pruning.labels import Couplings, Labels
@@ -73,7 +74,18 @@ def analyse(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     shapes : mapping of str to sequence of int, optional
         Shapes of inputs that fit the network; where it leaves them open and none are given, the batch is 2 and other
         dynamic dimensions are 32, or another size that fits.
+
+    Raises
+    ------
+    InvalidDataError
+        A shape is that of no input, or has another number of axes.
     """
+    for name, shape in (shapes or {}).items():
+        if name not in model.inputs:
+            raise InvalidDataError(f"there is no input '{name}'; the inputs are {', '.join(map(repr, model.inputs))}")
+        expected = model.inputs[name].shape
+        if expected is not None and len(shape) != len(expected):
+            raise InvalidDataError(f"input '{name}' has {len(expected)} axes, not {len(shape)}")
     return _Analysing(model, shapes).analysed()
 
 
@@ -122,6 +134,7 @@ class _Analysing:
         self.constant = {*model.initializers, *self.sparse}
         self.merges: list[Merge] = []
         self.produced: list[Produced] = []
+        self.functions = {(function.domain, function.name) for function in model._proto.functions}
         self.opsets = {entry.domain: entry.version for entry in model._proto.opset_import} | {"": model.opset}
 
     def _sizes(self) -> tuple[Sizes, Sizes | None]:
@@ -190,10 +203,12 @@ class _Analysing:
         domain = "" if operator.domain in STANDARD else operator.domain
         produced: list[Labels] = []
         site = Site(
-            operator, name, self.opsets.get(domain, 1), self.couplings, self._shape, self._value, self._axes,
-            self.constant.__contains__, self.merges, produced,
+            operator, name, self.opsets.get(domain, 1), self.couplings, self.model, self._shape, self._value,
+            self._axes, self.constant.__contains__, self.merges, produced,
         )  # fmt: skip
-        rule = COUPLING.get((domain, operator.op_type))
+        rule = (
+            None if (operator.domain, operator.op_type) in self.functions else COUPLING.get((domain, operator.op_type))
+        )
         applied: Site | None = site
         try:
             if rule is None:

@@ -162,7 +162,7 @@ class Groups:
         return {group.name: group for group in self.groups}
 
     def weight(self, tensor: str) -> Array | None:
-        """Return the value of a float constant; None of others."""
+        """Return the value of a float constant; None of others, and of what is stored sparsely."""
         kind = self.model.constants.get(tensor)
         if kind is None or not kind.is_float:
             return None
@@ -170,9 +170,10 @@ class Groups:
             return self.model.initializer(tensor)
         operator = self.model.operators[self.model.producer[tensor]]
         given = next((numpy_helper.to_array(a.t) for a in operator.attribute if a.name == "value"), None)
-        if operator.op_type == "Constant" and given is None:  # value_float, value_floats
+        if operator.op_type == "Constant" and given is None:
             (attribute,) = operator.attribute
-            return np.array(helper.get_attribute_value(attribute), kind.dtype)
+            is_sparse = attribute.name == "sparse_value"  # otherwise value_float or value_floats
+            return None if is_sparse else np.array(helper.get_attribute_value(attribute), kind.dtype)
         if operator.op_type == "ConstantOfShape":
             shape = [len(labels) for labels in self.analysis.axes.get(tensor, ())]
             return np.broadcast_to(np.zeros(1, kind.dtype) if given is None else given, shape)
@@ -205,6 +206,11 @@ def groups(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> G
     Returns
     -------
     Groups
+
+    Raises
+    ------
+    InvalidDataError
+        A shape is that of no input, or has another number of axes.
 
     Examples
     --------

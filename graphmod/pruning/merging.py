@@ -92,6 +92,8 @@ def _n_free_channels(couplings: Couplings, produced: Sequence[Labels]) -> int:
 
 def _free_units(couplings: Couplings, factor: Labels, uses: Sequence[tuple[Merge, int]]) -> int:
     """Return how many units would be free if a factor carried in all axes that it is part of."""
+    if couplings.is_kept(factor).all():  # as the samples are, which every block of a network may share
+        return 0
     pairs = [np.broadcast_arrays(*merge.along(place)) for merge, place in uses]
     left = couplings.find(np.concatenate([factor, *(whole.ravel() for whole, _ in pairs)]))
     right = couplings.find(np.concatenate([factor, *(part.ravel() for _, part in pairs)]))

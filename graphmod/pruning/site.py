@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
+from graphmod.model import Model
 from graphmod.pruning.labels import Couplings, Labels
 from graphmod.pruning.merging import Merge
 
@@ -34,22 +36,29 @@ class Site:
     opset : int
         The version of the operator's domain.
     couplings : Couplings
+    model : Model
+        The network, for rules that ask what makes or reads a tensor.
     shapes : callable
         The shape of a tensor; None where it is not known.
-    value : callable
-        The value of a small tensor that follows from constants and shapes.
+    values : callable
+        The value of a small tensor that follows from constants and shapes; None of others.
     axes : callable
         The labels of a tensor that the operator reads.
     constant : callable
         Whether a tensor follows from constants alone.
     merges : list of Merge
-        Axes made of several factors, of which one is chosen later.
+        Axes made of several factors, of which one is chosen later; rules add to them.
+    produced : list of Labels
+        Axes that weights of this operator make; rules add to them.
+    notes : dict of str to Labels
+        What the rule remembers for the removal.
     """
 
     operator: NodeProto
     name: str
     opset: int
     couplings: Couplings
+    model: Model
     shapes: Callable[[str], tuple[int, ...] | None]
     values: Callable[[str], Array | None]
     axes: Callable[[str], Axes]
@@ -99,6 +108,22 @@ class Site:
         """Return the value of an attribute."""
         return next((helper.get_attribute_value(a) for a in self.operator.attribute if a.name == name), default)
 
+    def axis(self, default: int, rank: int) -> int:
+        """Return the attribute ``axis``, counted from the start."""
+        return self.counted([int(self.attribute("axis", default))], rank)[0]
+
+    def counted(self, axes: Sequence[int], rank: int) -> list[int]:
+        """Return axes counted from the start.
+
+        Raises
+        ------
+        Uncoupled
+            There is no such axis.
+        """
+        if not all(-rank <= axis < rank for axis in axes):
+            raise Uncoupled(f"{self} names an axis that a tensor of {rank} axes does not have")
+        return [axis % rank for axis in axes]
+
     def integers(self, place: int, name: str) -> list[int] | None:
         """Return a parameter that is an input of newer operators and an attribute of older ones.
 
@@ -109,7 +134,7 @@ class Site:
         """
         if not self.has(place):
             found = self.attribute(name)
-            return None if found is None else [int(i) for i in found]
+            return None if found is None else [int(i) for i in np.ravel(found)]
         value = self.value(place)
         if value is None:
             raise Uncoupled(f"{self} reads '{self.operator.input[place]}', whose value is computed from data")
@@ -146,6 +171,8 @@ class Site:
     def merge(self, whole: Labels, factors: Sequence[Labels]) -> None:
         """Say that an axis is a product of factors, the last one running fastest; one of them can lose indices."""
         wide = [factor for factor in factors if len(factor) > 1]
+        if len(whole) != prod(map(len, factors)):
+            raise Uncoupled(f"{self} divides an axis of {len(whole)} in a way that does not come out even")
         if len(wide) == 1:
             self.tie(whole, wide[0])
         elif wide:
@@ -159,17 +186,22 @@ class Site:
         """Remember labels for the removal."""
         self.notes.update(labels)
 
-    def broadcast(self, places: Sequence[int], output: int = 0) -> Axes:
-        """Tie the axes of inputs that broadcast to the output, and return the output's."""
-        shape = self.made(output)
+    def broadcast(self, operands: Sequence[Axes], shape: Sequence[int]) -> Axes:
+        """Tie the axes of operands that broadcast to a shape, and return those of the result."""
         found: list[Labels | None] = [None] * len(shape)
-        for place in places:
-            axes = self.labels(place)
+        for axes in operands:
             for axis, labels in enumerate(axes, len(shape) - len(axes)):
-                known = found[axis]
                 if len(labels) == shape[axis]:
-                    if known is not None:
-                        self.tie(known, labels)
-                    else:
+                    known = found[axis]
+                    if known is None:
                         found[axis] = labels
+                    else:
+                        self.tie(known, labels)
         return [self.fresh(size) if labels is None else labels for size, labels in zip(shape, found, strict=True)]
+
+    def broadcast_to(self, place: int, axes: Axes) -> None:
+        """Tie an input that is there, and broadcasts to other axes, such as a bias or a scale."""
+        if self.has(place):
+            for labels, ours in zip(reversed(self.labels(place)), reversed(axes), strict=False):
+                if len(labels) == len(ours):
+                    self.tie(labels, ours)

@@ -86,6 +86,7 @@ def _packed_attention(operator: NodeProto, opset: int) -> list[NodeProto]:
 _ALIKE: dict[tuple[str, str], Alike] = {
     ("", "GroupNormalization"): _first,
     ("", "MeanVarianceNormalization"): _first,
+    ("", "SimplifiedLayerNormalization"): _first,
     (MICROSOFT, "Attention"): _packed_attention,
     (MICROSOFT, "BiasGelu"): _first,
     (MICROSOFT, "FastGelu"): _first,

@@ -5,6 +5,7 @@ import pytest
 from planted import net
 
 import graphmod as gm
+from graphmod.errors import InvalidDataError
 
 TEXT = """(float[n, 1, height, width] x) => (float[n, 2] z) {
     y = Conv(x, w)
@@ -33,3 +34,12 @@ def test_sizes_that_are_given_are_taken():
     assert not len(gm.groups(model))
     assert len(gm.groups(model, {"x": (2, 1, 40, 40)})) == 1
     assert gm.prune(model, 0.5, data={"x": np.ones((8, 1, 40, 40), np.float32)}).n_weights < model.n_weights
+
+
+@pytest.mark.parametrize(
+    ("shapes", "why"),
+    [({"x": (2, 1, 40)}, "input 'x' has 4 axes, not 3"), ({"z": (2, 1, 40, 40)}, "there is no input 'z'")],
+)
+def test_shapes_of_other_inputs_are_refused(shapes, why):
+    with pytest.raises(InvalidDataError, match=why):
+        gm.groups(flattened(40), shapes)

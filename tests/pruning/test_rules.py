@@ -243,6 +243,119 @@ CASES = {
          "b": np.arange(4, dtype=np.int32), "v": conv(2, 4)},
         {"q.0": "abcd", "ws.0": "abcd", "wz.0": "abcd", "b.0": "abcd", "v.1": "abcd"},
     ),
+    # positions
+    "unpooled": Case(
+        "a = Conv(x, w)  b, i = MaxPool <kernel_shape=[2,2], strides=[2,2]> (a)  r = Relu(b)"
+        "  c = MaxUnpool <kernel_shape=[2,2], strides=[2,2]> (r, i)  y = Conv(c, v)",
+        {"w": conv(4, 3), "v": conv(2, 4)},
+        {"w.0": "abcd", "v.1": "abcd"},
+    ),
+    "unpooled to a named shape": Case(
+        "a = Conv(x, w)  b, i = MaxPool <kernel_shape=[2,2], strides=[2,2]> (a)"
+        "  c = MaxUnpool <kernel_shape=[2,2], strides=[2,2]> (b, i, s)  y = Conv(c, v)",
+        {"w": conv(4, 3), "s": ints(2, 4, 4, 4), "v": conv(2, 4)},
+        {"w.0": "abcd", "v.1": "abcd"}, "(float[2,3,4,4] x) => (float[2,2,h,w] y) <float[2,4,4,4] c>",
+    ),
+    "sampled on a grid": Case(
+        "a = Conv(x, w)  t = Expand(theta, e)  g = AffineGrid(t, s)  b = GridSample(a, g)  y = Conv(b, v)",
+        {"w": conv(4, 3), "theta": (1, 2, 3), "e": ints(2, 1, 1), "s": ints(2, 4, 5, 6), "v": conv(2, 4)},
+        {"w.0": "abcd", "v.1": "abcd"}, "(float[2,3,4,4] x) => (float[2,2,h,w] y)", 20,
+    ),
+    "regions of interest": Case(
+        "a = Conv(x, w)  b = RoiAlign <output_height=2, output_width=2> (a, rois, at)"
+        "  c = MaxRoiPool <pooled_shape=[2,2]> (a, boxes)  d = Add(b, c)  y = Conv(d, v)",
+        {"w": conv(4, 3), "rois": np.array([[0, 0, 3, 3], [1, 0, 3, 2]], np.float32), "at": ints(0, 1),
+         "boxes": np.array([[0, 0, 0, 3, 3], [1, 1, 0, 3, 2]], np.float32), "v": conv(2, 4)},
+        {"w.0": "abcd", "rois.0": "..", "v.1": "abcd"},
+    ),
+    "deformable convolution": Case(
+        "a = Conv(x, w)  o = Conv <pads=[1,1,1,1]> (x, w1)  m = Conv <pads=[1,1,1,1]> (x, w2)"
+        "  b = DeformConv <pads=[1,1,1,1]> (a, w3, o, c, m)  y = Conv(b, v)",
+        {"w": conv(4, 3), "w1": conv(18, 3, 3, 3), "w2": conv(9, 3, 3, 3), "w3": conv(3, 4, 3, 3), "c": (3,),
+         "v": conv(2, 3)},
+        {"w.0": "abcd", "w3.1": "abcd", "w3.0": "efg", "c.0": "efg", "v.1": "efg", "w1.0": "." * 18, "w2.0": "." * 9},
+        opset=19,
+    ),
+    "deformable convolution of groups that share offsets": Case(
+        "a = Conv(x, w)  o = Conv(x, w1)  b = DeformConv <offset_group=2> (a, w3, o)  y = Conv(b, v)",
+        {"w": conv(6, 3), "w1": conv(4, 3), "w3": conv(3, 6), "v": conv(2, 3)},
+        {"w.0": "abcabc", "w3.1": "abcabc", "w3.0": "def", "v.1": "def", "w1.0": "...."}, opset=19,
+    ),
+    "columns to an image": Case(
+        "a = Conv(x, w)  f = Reshape(a, s)  b = Col2Im <strides=[2,2]> (f, i, k)  y = Conv(b, v)",
+        {"w": conv(12, 3), "s": ints(0, 12, 16), "i": ints(8, 8), "k": ints(2, 2), "v": conv(2, 3)},
+        {"w.0": "aaaabbbbcccc", "v.1": "abc"}, opset=18,
+    ),
+    "cut to the center": Case(
+        "a = Conv(x, w)  b = CenterCropPad <axes=[1,-1]> (a, s)  y = Conv(b, v)",
+        {"w": conv(4, 3), "s": ints(4, 2), "v": conv(2, 4)},
+        {"w.0": "abcd", "v.1": "abcd"}, opset=18,
+    ),
+    "a Fourier transform of positions": Case(
+        "a = Conv(x, w)  u = Unsqueeze(a, last)  b = DFT <onesided=1, axis=3> (u)"
+        "  r = ReduceSum <keepdims=0> (b, last)  y = Conv(r, v)",
+        {"w": conv(4, 3), "last": ints(-1), "v": conv(2, 4)},
+        {"w.0": "abcd", "v.1": "abcd"},
+    ),
+    # indices
+    "elements gathered along positions": Case(
+        "a = Conv(x, w)  b = GatherElements <axis=-1> (a, i)  y = Conv(b, v)",
+        {"w": conv(4, 3), "i": np.arange(64, dtype=np.int64).reshape(2, 4, 4, 2) % 4, "v": conv(2, 4)},
+        {"w.0": "abcd", "i.1": "abcd", "v.1": "abcd"}, "(float[2,3,4,4] x) => (float[2,2,h,w] y)",
+    ),
+    "elements of the first channels": Case(
+        "a = Conv(x, w)  b = GatherElements <axis=3> (a, i)  y = Conv(b, v)",
+        {"w": conv(4, 3), "i": np.arange(48, dtype=np.int64).reshape(2, 3, 4, 2) % 4, "v": conv(2, 3)},
+        {"w.0": "abcd", "i.1": "abc", "v.1": "abc"}, "(float[2,3,4,4] x) => (float[2,2,h,w] y)",
+    ),
+    "elements put along positions": Case(
+        "a = Conv(x, w)  c = Conv(x, w2)  u = Slice(c, zero, two, last)"
+        "  b = ScatterElements <axis=3, reduction=\"add\"> (a, i, u)  y = Conv(b, v)",
+        {"w": conv(4, 3), "w2": conv(4, 3), "zero": ints(0), "two": ints(2), "last": ints(3),
+         "i": np.arange(64, dtype=np.int64).reshape(2, 4, 4, 2) % 4, "v": conv(2, 4)},
+        {"w.0": "abcd", "w2.0": "abcd", "i.1": "abcd", "v.1": "abcd"}, "(float[2,3,4,4] x) => (float[2,2,h,w] y)", 16,
+    ),
+    "rows gathered by tuples": Case(
+        "a = MatMul(x, w)  b = GatherND(a, i)  c = Relu(b)  y = MatMul(c, v)",
+        {"w": (5, 4), "i": np.array([[[0, 1], [1, 2]], [[1, 0], [0, 0]]]), "v": (4, 2)},
+        {"w.1": "abcd", "v.0": "abcd"}, "(float[2,3,5] x) => (float[2,2,2] y)",
+    ),
+    "rows gathered by tuples, sample by sample": Case(
+        "a = MatMul(x, w)  b = GatherND <batch_dims=1> (a, i)  c = Relu(b)  y = MatMul(c, v)",
+        {"w": (5, 4), "i": np.array([[[0], [1]], [[1], [2]]]), "v": (4, 2)},
+        {"w.1": "abcd", "v.0": "abcd"}, "(float[2,3,5] x) => (float[2,2,2] y)",
+    ),
+    "rows put by tuples": Case(
+        "a = MatMul(x, w)  u = MatMul(z, w2)  b = ScatterND(a, i, u)  y = MatMul(b, v)",
+        {"w": (5, 4), "z": (2, 3), "w2": (3, 4), "i": np.array([[0, 1], [1, 2]]), "v": (4, 2)},
+        {"w.1": "abcd", "w2.1": "abcd", "z.0": "..", "v.0": "abcd"}, "(float[2,3,5] x) => (float[2,3,2] y)",
+    ),
+    "a cache that is written to": Case(
+        "a = MatMul(x, w)  u = MatMul(z, w2)  b = TensorScatter <axis=1> (a, u)  y = MatMul(b, v)",
+        {"w": (5, 4), "z": (2, 2, 3), "w2": (3, 4), "v": (4, 2)},
+        {"w.1": "abcd", "w2.1": "abcd", "z.1": "..", "v.0": "abcd"}, "(float[2,3,5] x) => (float[2,3,2] y)", 24,
+        {"ir_version": 10},
+    ),
+    "sequences turned round": Case(
+        "a = MatMul(x, w)  b = ReverseSequence <batch_axis=0, time_axis=1> (a, n)  y = MatMul(b, v)",
+        {"w": (5, 4), "n": ints(2, 3), "v": (4, 2)},
+        {"w.1": "abcd", "v.0": "abcd", "n.0": ".."}, "(float[2,3,5] x) => (float[2,3,2] y)",
+    ),
+    "classes one by one": Case(
+        "c = ArgMax <axis=-1, keepdims=0> (x)  h = OneHot(c, d, o)  a = MatMul(h, w)  y = MatMul(a, v)",
+        {"d": np.int64(5), "o": np.array([0, 1], np.float32), "w": (5, 4), "v": (4, 2)},
+        {"w.0": ".....", "w.1": "abcd", "v.0": "abcd"}, **TOK,
+    ),
+    "channels turned round": Case(
+        "a = Conv(x, w)  b = Slice(a, s, e, one, s)  y = Conv(b, v)",
+        {"w": conv(4, 3), "s": ints(-1), "e": ints(-(2**63)), "one": ints(1), "v": conv(2, 4)},
+        {"w.0": "abcd", "v.1": "dcba"},
+    ),
+    "noise by channel": Case(
+        "a = Conv(x, w)  r = RandomNormal <shape=[1,4,1,1], scale=0.000001> ()  b = Add(a, r)  y = Conv(b, v)",
+        {"w": conv(4, 3), "v": conv(2, 4)},
+        {"w.0": "abcd", "v.1": "abcd"},
+    ),
     # matrix products
     "two linear layers": Case(
         "a = MatMul(x, w)  b = Add(a, c)  r = Relu(b)  y = MatMul(r, v)",
@@ -266,6 +379,11 @@ CASES = {
         "  y = Transpose <perm=[1,0,2]> (b)",
         {"w": (3, 5, 4), "w2": (3, 4, 2)},
         {"w.2": "abcd", "w2.1": "abcd", "w.0": "..."}, **TOK,
+    ),
+    "a diagonal of weights": Case(
+        "d = Einsum <equation=\"ii->i\"> (k)  a = MatMul(x, w)  b = Mul(a, d)  y = MatMul(b, v)",
+        {"w": (5, 4), "k": (4, 4), "v": (4, 2)},
+        {"w.1": "abcd", "k.0": "abcd", "k.1": "abcd", "v.0": "abcd"}, **TOK,
     ),
     "Einsum": Case(
         "a = Einsum <equation=\"bti, oi -> bto\"> (x, w)  b = Einsum <equation=\"...o,oh\"> (a, w2)  y = MatMul(b, v)",
@@ -305,6 +423,11 @@ CASES = {
         "a = MatMul(x, w)  m = ReduceMean <axes=[-1]> (a)  c = Sub(a, m)  s = Mul(c, c)  q = ReduceMean <axes=[-1]> (s)"
         "  e = Add(q, eps)  d = Sqrt(e)  k = Div(c, d)  i = Mul(k, g)  y = MatMul(i, v)",
         {"w": (5, 4), "eps": np.float32(1e-5), "g": (4,), "v": (4, 2)},
+        {"w.1": "abcd", "g.0": "abcd", "v.0": "abcd"}, **TOK,
+    ),
+    "a normalisation that ONNX Runtime adds to the standard": Case(
+        "a = MatMul(x, w)  b = SimplifiedLayerNormalization <axis=-1, epsilon=0.00001> (a, g)  y = MatMul(b, v)",
+        {"w": (5, 4), "g": (4,), "v": (4, 2)},
         {"w.1": "abcd", "g.0": "abcd", "v.0": "abcd"}, **TOK,
     ),
     # heads
@@ -574,6 +697,10 @@ REVISIONS = {
         9, S1, "a = Conv(x, w)  b = BatchNormalization(a, g, g, g, s)  y = Conv(b, v)",
         {"w": conv(4, 3), "g": (4,), "s": np.ones(4, np.float32), "v": conv(2, 4)}, ["abcd", "abcd"],
     ),
+    "BatchNormalization of positions": (
+        8, S1, "a = Conv(x, w)  b = BatchNormalization <spatial=0> (a, g, g, g, s)  y = Conv(b, v)",
+        {"w": conv(4, 3), "g": (4, 4, 4), "s": np.ones((4, 4, 4), np.float32), "v": conv(2, 4)}, ["abcd", "abcd"],
+    ),
     "a Constant of floats": (
         13, S1, "a = Conv(x, w)  c = Constant <value_floats=[1.0,2.0,3.0,4.0]> ()"
         "  i = Constant <value_ints=[1,2,3,0]> ()"
@@ -631,7 +758,7 @@ KEPT = {
     "every other index": (
         "a = Conv(x, w)  b = Slice(a, z, e, one, two)  y = Conv(b, v)",
         {"w": conv(4, 3), "z": ints(0), "e": ints(9), "one": ints(1), "two": ints(2), "v": conv(2, 2)}, "w.0",
-        "Slice 'Slice_1' takes every 2th index"),
+        "Slice 'Slice_1' takes indices in steps of 2"),
     "mirrored channels": (
         "a = Conv(x, w)  b = Pad <mode=\"reflect\"> (a, p)  y = Conv(b, v)",
         {"w": conv(4, 3), "p": ints(0, 1, 0, 0, 0, 1, 0, 0), "v": conv(2, 6)}, "w.0",
@@ -640,6 +767,35 @@ KEPT = {
         "a = Conv(x, w)  b = Resize <mode=\"nearest\"> (a, , k)  y = Conv(b, v)",
         {"w": conv(4, 3), "k": np.array([1, 0.5, 1, 1], np.float32), "v": conv(2, 2)}, "w.0",
         "positions that Resize 'Resize_1' resizes"),
+    "channels that are scaled, though not in number": (
+        "a = Conv(x, w)  b = Resize <mode=\"nearest\"> (a, , k)  y = Conv(b, v)",
+        {"w": conv(4, 3), "k": np.array([1, 1.2, 1, 1], np.float32), "v": conv(2, 4)}, "w.0",
+        "positions that Resize 'Resize_1' resizes"),
+    "channels that are cut and resized": (
+        "a = Conv(x, w)  b = Resize <mode=\"nearest\", coordinate_transformation_mode=\"tf_crop_and_resize\"> (a, r, k)"
+        "  y = Conv(b, v)",
+        {"w": conv(4, 3), "r": np.array([0, 0.4, 0, 0, 1, 0.6, 1, 1], np.float32),
+         "k": np.array([1, 1, 2, 2], np.float32), "v": conv(2, 4)}, "w.0", "positions that Resize 'Resize_1' resizes"),
+    "places that count channels": (
+        "a = Conv(x, w)  b, i = MaxPool <kernel_shape=[2,2]> (a)  j = Cast <to=1> (i)  k = Add(b, j)  y = Conv(k, v)",
+        {"w": conv(4, 3), "v": conv(2, 4)}, "w.0", "MaxPool 'MaxPool_1' returns places that count channels"),
+    "places of another shape": (
+        "a = Conv(x, w)  b, i = MaxPool <kernel_shape=[3,3]> (a)  c = MaxUnpool <kernel_shape=[2,2]> (b, i)"
+        "  y = Conv(c, v)",
+        {"w": conv(4, 3), "v": conv(2, 4)}, "w.0", "are not those of a MaxPool of its shape"),
+    "a diagonal of ones": (
+        "t = EyeLike(w2)  a = MatMul(w2, t)  i = Unsqueeze(a, k)  y = Conv(x, i)",
+        {"w2": (2, 3), "k": ints(2, 3)}, "w2.0", "EyeLike 'EyeLike_0' compares places along two axes"),
+    "what values choose": (
+        "a = Conv(x, w)  p = NonZero(a)  f = Cast <to=1> (p)  m = ReduceMean(f)  y = Mul(m, a)",
+        {"w": conv(2, 3)}, "w.0", "NonZero 'NonZero_1' chooses by values what it returns"),
+    "channels that are gathered by index": (
+        "a = Conv(x, w)  b = GatherElements <axis=1> (a, i)  y = Conv(b, v)",
+        {"w": conv(4, 3), "i": np.zeros((2, 2, 4, 4), np.int64), "v": conv(2, 2)}, "w.0",
+        "GatherElements 'GatherElements_1' looks entries up by index"),
+    "groups that do not come out even": (
+        "a = Conv(x, w)  b = InstanceNormalization(a, g, g)  c = Conv <group=3> (b, u)  y = Conv(c, v)",
+        {"w": conv(4, 3), "g": (4,), "u": conv(6, 2), "v": conv(2, 6)}, "w.0", "in a way that does not come out even"),
     "axes that are mixed": (
         "a = Conv(x, w)  b = Reshape(a, s)  c = Relu(b)  d = Reshape(c, t)  y = Conv(d, v)",
         {"w": conv(6, 3), "s": ints(0, 4, 24), "t": ints(0, 6, 4, 4), "v": conv(2, 6)}, "w.0",
@@ -708,6 +864,56 @@ def test_sparse_weights_stay():
     assert spelled(found, ["w.1", "u.0", "u.1", "v.0"]) == ["....", "...", "abcd", "abcd"]
     assert {one.reason for one in found.kept} >= {"'s' is stored sparsely"}
     assert cut(found, some_units(found, 0)).proto().graph.sparse_initializer == made.sparse_initializer
+
+
+def test_sparse_constants_stay():
+    made = graph("(float[n,5] x) => (float[n,2] y) { a = MatMul(x, w)  b = MatMul(a, s)  y = MatMul(b, v) }",
+                 {"w": (5, 4), "v": (3, 2)})  # fmt: skip
+    values = numpy_helper.from_array(np.array([1, 2], np.float32), "s_values")
+    places = numpy_helper.from_array(np.array([0, 7], np.int64), "s_places")
+    sparse = helper.make_sparse_tensor(values, places, [4, 3])
+    made.node.insert(0, helper.make_node("Constant", [], ["s"], name="stored", sparse_value=sparse))
+    found = groups(load(helper.make_model(made, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])))
+    assert spelled(found, ["w.1", "v.0"]) == ["....", "..."]
+    assert found.kept[0].reason == "Constant 'stored' is stored sparsely"
+    assert found.weight("s") is None
+
+
+def test_a_function_of_the_name_of_a_known_operator_is_not_taken_for_it():
+    body = [helper.make_node("Softmax", ["i"], ["o"], axis=1)]
+    own = helper.make_function("com.microsoft", "Gelu", ["i"], ["o"], body, [helper.make_opsetid("", 17)])
+    model = net("(float[n,5] x) => (float[n,2] y) { a = MatMul(x, w)  b = com.microsoft.Gelu(a)  y = MatMul(b, v) }",
+                {"w": (5, 4), "v": (4, 2)}, functions=[own])  # fmt: skip
+    assert groups(model).kept[0].reason == "Gelu 'Gelu_1' has no coupling rule"
+
+
+def test_a_product_of_vectors_with_zero_points_has_no_axes():
+    model = net("(uint8[3] x) => (float z) { y = MatMulInteger(x, q, p, p)  z = Cast <to=1> (y) }",
+                {"q": np.arange(3, dtype=np.uint8), "p": np.array([3], np.uint8)})  # fmt: skip
+    assert not len(groups(model))
+
+
+def test_states_of_two_directions_keep_both():
+    """The directions of a state that a weight makes stay, where its units do."""
+    model = net("(float[n,3,5] x) => (float[3,2,n,3] y) { t = Transpose <perm=[1,0,2]> (x)"
+                "  f = ReduceMean <axes=[0], keepdims=0> (t)  g = MatMul(f, w0)  g3 = Reshape(g, s)"
+                "  h = Transpose <perm=[1,0,2]> (g3)"
+                "  y, l = GRU <hidden_size=3, direction=\"bidirectional\"> (t, w, r, , , h) }",
+                {"w": (2, 9, 5), "r": (2, 9, 3), "w0": (5, 6), "s": ints(0, 2, 3)})  # fmt: skip
+    assert not len(groups(model))
+
+
+def test_sizes_that_bound_a_resize_stay_as_they_are():
+    text = ("a = Conv(x, w)  b = Resize <mode=\"nearest\", keep_aspect_ratio_policy=\"not_larger\", axes=[2,3]>"
+            " (a, , , k)  y = Conv(b, v)")  # fmt: skip
+    model = net(f"(float[1,3,h,w] x) => (float[1,2,p,q] y) {{ {text} }}",
+                {"w": conv(4, 3), "k": ints(8, 8), "v": conv(2, 4)}, 18)  # fmt: skip
+    found = groups(model, {"x": (1, 3, 4, 8)})
+    small = cut(found, some_units(found, 0))
+    assert small.initializer("w").shape[0] < 4
+    for shape in [(1, 3, 4, 8), (1, 3, 8, 4)]:
+        given = {"x": np.ones(shape, np.float32)}
+        assert small.run(given)["y"].shape == model.run(given)["y"].shape
 
 
 def test_positions_that_weights_make_stay_where_attention_scores_them():

@@ -13,13 +13,13 @@ from graphmod.pruning.site import Axes, Site, Uncoupled
 def contracted(site: Site, left: int, right: int, flipped: tuple[bool, bool] = (False, False)) -> Axes:
     """Couple the operands of a matrix product as numpy.matmul pairs them, and return the output's labels."""
     a, b = site.labels(left), site.labels(right)
-    rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else []
+    if not (a and b):
+        raise Uncoupled(f"{site} multiplies a scalar")
     if flipped[0]:
-        a = [*a[:-2], a[-1], a[-2]]
-        rows = a[-2:-1]
+        a = [*a[:-2], *a[:-3:-1]]
     if flipped[1]:
-        b = [*b[:-2], b[-1], b[-2]]
-        columns = b[-1:]
+        b = [*b[:-2], *b[:-3:-1]]
+    rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else []
     site.tie(a[-1], b[-2] if len(b) > 1 else b[0])
     constant = site.is_constant(left), site.is_constant(right)
     if not any(constant):
@@ -27,17 +27,8 @@ def contracted(site: Site, left: int, right: int, flipped: tuple[bool, bool] = (
     for made in (*(rows if constant[0] else ()), *(columns if constant[1] else ())):
         site.produce(made)
     shape = site.made()
-    n_batch = len(shape) - len(rows) - len(columns)
-    batch: list[Labels | None] = [None] * n_batch
-    for axes in (a[:-2], b[:-2]):
-        for axis, labels in enumerate(axes, n_batch - len(axes)):
-            known = batch[axis]
-            if len(labels) == shape[axis] and known is not None:
-                site.tie(known, labels)
-            elif len(labels) == shape[axis]:
-                batch[axis] = labels
-    leading = [site.fresh(shape[axis]) if one is None else one for axis, one in enumerate(batch)]
-    return [*leading, *rows, *columns]
+    batch = site.broadcast([a[:-2], b[:-2]], shape[: len(shape) - len(rows) - len(columns)])
+    return [*batch, *rows, *columns]
 
 
 @couples("MatMul")
@@ -50,10 +41,13 @@ def matrix_product(site: Site) -> list[Axes]:
 def integer_matrix_product(site: Site) -> list[Axes]:
     """Tie as a matrix product does, with zero points by row of the left and column of the right."""
     made = contracted(site, 0, 1)
-    if len(site.labels(0)) > 1 and site.has(2) and len(site.shape(2)) == 1:
-        per_channel(site, made[-2], [2])
-    if site.has(3) and len(site.shape(3)) == 1:
-        per_channel(site, made[-1], [3])
+    left, right = site.labels(0), site.labels(1)
+    if any(len(site.shape(place)) > 1 for place in (2, 3) if site.has(place)):
+        raise Uncoupled(f"{site} has zero points for every row of a batch")
+    if len(left) > 1:
+        per_channel(site, left[-2], [2])
+    if len(right) > 1:
+        per_channel(site, right[-1], [3])
     return [made]
 
 
@@ -64,7 +58,9 @@ def quantised_matrix_product(site: Site) -> list[Axes]:
     for place in (1, 2, 4, 5, 6, 7):
         if len(site.shape(place)) > 1 or (site.shape(place) not in ((), (1,)) and place not in (4, 5)):
             raise Uncoupled(f"{site} has scales for every row")
-    per_channel(site, made[-1], [4, 5])
+    right = site.labels(3)
+    if len(right) > 1:
+        per_channel(site, right[-1], [4, 5])
     return [made]
 
 
@@ -81,11 +77,7 @@ def fused_matrix_product(site: Site) -> list[Axes]:
 def gemm(site: Site) -> list[Axes]:
     """Tie as a matrix product of operands that may be transposed; what is added broadcasts."""
     made = contracted(site, 0, 1, (bool(site.attribute("transA", 0)), bool(site.attribute("transB", 0))))
-    if site.has(2):
-        added = site.labels(2)
-        for labels, ours in zip(reversed(added), reversed(made), strict=False):
-            if len(labels) == len(ours):
-                site.tie(labels, ours)
+    site.broadcast_to(2, made)
     return [made]
 
 

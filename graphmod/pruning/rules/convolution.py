@@ -61,6 +61,21 @@ def quantised_convolution(site: Site) -> list[Axes]:
     return [made]
 
 
+@couples("DeformConv")
+def deformable_convolution(site: Site) -> list[Axes]:
+    """Tie as a convolution does; channels that share offsets lose the same places."""
+    data, offsets = site.labels(0), site.labels(2)
+    made = convolved(site, data, site.labels(1))
+    per_channel(site, made[1], [3])
+    why = f"positions that {site} moves over"
+    n_shared = int(site.attribute("offset_group", 1))
+    site.merge(data[1], [site.kept(n_shared, why), site.fresh(len(data[1]) // n_shared)])
+    for axes in (offsets, *([site.labels(4)] if site.has(4) else [])):
+        site.tie(axes[0], data[0])
+        site.keep(axes[1:], why)
+    return [made]
+
+
 @couples("ConvTranspose")
 def transposed_convolution(site: Site) -> list[Axes]:
     """Tie input channels to the weight's axis 0; output channels are groups times its axis 1."""
@@ -81,7 +96,7 @@ def transposed_convolution(site: Site) -> list[Axes]:
     return [[data[0], channels, *(site.kept(size, why) for size in site.made()[2:])]]
 
 
-@adapts("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
+@adapts("Conv", "ConvTranspose", "ConvInteger", "DeformConv", "QLinearConv")
 @adapts("FusedConv", domain=MICROSOFT)
 def fewer_groups(site: Site, change: Change) -> None:
     """Count the groups that are left."""

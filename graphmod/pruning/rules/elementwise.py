@@ -15,11 +15,12 @@ UNARY = (
 
 BROADCASTING = (
     "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
-    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "SwiGLU", "Where",
+    "Xor",
 )  # fmt: skip
 
 
-@couples(*UNARY)
+@couples(*UNARY, "BitCast")
 @couples("Gelu", "QuickGelu", domain=MICROSOFT)
 def unary(site: Site) -> list[Axes]:
     """Hand the labels on."""
@@ -36,4 +37,5 @@ def dropout(site: Site) -> list[Axes]:
 @couples("BiasGelu", "FastGelu", domain=MICROSOFT)
 def broadcasting(site: Site) -> list[Axes]:
     """Tie what meets."""
-    return [site.broadcast([place for place in range(len(site.operator.input)) if site.has(place)])]
+    places = [place for place in range(len(site.operator.input)) if site.has(place)]
+    return [site.broadcast([site.labels(place) for place in places], site.made())]

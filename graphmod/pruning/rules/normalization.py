@@ -11,15 +11,6 @@ from graphmod.pruning.rules.convolution import per_channel
 from graphmod.pruning.site import Axes, Site
 
 
-def scaled(site: Site, data: Axes, places: Sequence[int]) -> None:
-    """Tie scales and biases that broadcast to the last axes of the data."""
-    for place in places:
-        if site.has(place):
-            for labels, ours in zip(reversed(site.labels(place)), reversed(data), strict=False):
-                if len(labels) == len(ours):
-                    site.tie(labels, ours)
-
-
 def statistics(site: Site, data: Axes, axes: Sequence[int]) -> Axes:
     """Return the labels of statistics over some axes, which become 1 long."""
     return [site.fresh(1) if axis in axes else labels for axis, labels in enumerate(data)]
@@ -27,10 +18,14 @@ def statistics(site: Site, data: Axes, axes: Sequence[int]) -> Axes:
 
 @couples("BatchNormalization")
 def batch_normalization(site: Site) -> list[Axes]:
-    """Tie scale, bias, mean and variance to the channels."""
+    """Tie scale, bias, mean and variance to the channels; early ones may have values for every position too."""
     data = site.labels(0)
     channels: Labels = data[1] if len(data) > 1 else site.kept(1, f"{site} of one channel")
-    per_channel(site, channels, [1, 2, 3, 4])
+    if site.attribute("spatial", 1):
+        per_channel(site, channels, [1, 2, 3, 4])
+    else:
+        for place in range(1, 5):
+            site.broadcast_to(place, data)
     return [data, *([channels] for _ in site.operator.output[1:])]
 
 
@@ -46,8 +41,9 @@ def instance_normalization(site: Site) -> list[Axes]:
 def layer_normalization(site: Site) -> list[Axes]:
     """Tie scale and bias to the last axes."""
     data = site.labels(0)
-    scaled(site, data, [1, 2])
-    first = int(site.attribute("axis", -1)) % len(data)
+    for place in (1, 2):
+        site.broadcast_to(place, data)
+    first = site.axis(-1, len(data))
     mean = statistics(site, data, range(first, len(data)))
     return [data, mean, mean]
 
@@ -55,8 +51,9 @@ def layer_normalization(site: Site) -> list[Axes]:
 @couples("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_normalization(site: Site) -> list[Axes]:
     """Tie both inputs, and scale and biases to the last axis."""
-    data = site.broadcast([0, 1])
-    scaled(site, data, range(2, len(site.operator.input)))
+    data = site.broadcast([site.labels(0), site.labels(1)], site.made())
+    for place in range(2, len(site.operator.input)):
+        site.broadcast_to(place, data)
     mean = statistics(site, data, [len(data) - 1])
     return [data, mean, mean, data]
 

@@ -15,5 +15,5 @@ def by_channel(site: Site) -> list[Axes]:
     if site.attribute("block_size", 0):
         raise Uncoupled(f"{site} has one scale for a block of several")
     if site.shape(1) not in ((), (1,)):
-        per_channel(site, data[int(site.attribute("axis", 1)) % len(data)], [1, 2])
+        per_channel(site, data[site.axis(1, len(data)) if len(data) > 1 else 0], [1, 2])
     return [data]

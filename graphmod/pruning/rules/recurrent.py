@@ -32,9 +32,8 @@ def recurrent(site: Site) -> list[Axes]:
         site.tie(site.labels(4)[0], data[1])
     for place in (5, 6):  # initial states
         if site.has(place):
-            _, batch, units = site.labels(place)
-            site.tie(batch, data[1])
-            site.tie(units, hidden)
+            for labels, ours in zip(site.labels(place), [directions, data[1], hidden], strict=True):
+                site.tie(labels, ours)
     site.produce(hidden)
     site.note(hidden=hidden)
     state = [directions, data[1], hidden]

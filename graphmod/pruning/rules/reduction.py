@@ -1,4 +1,4 @@
-"""Reductions, pooling, and operators that look along an axis."""
+"""Reductions, and operators that look along an axis."""
 
 from __future__ import annotations
 
@@ -15,20 +15,10 @@ def reduction(site: Site) -> list[Axes]:
     axes = site.integers(1, "axes")
     if not axes and site.attribute("noop_with_empty_axes", 0):
         return [data]
-    reduced = {axis % len(data) for axis in axes} if axes else set(range(len(data)))
+    reduced = site.counted(axes, len(data)) if axes else range(len(data))
     if site.attribute("keepdims", 1):
         return [[site.fresh(1) if axis in reduced else labels for axis, labels in enumerate(data)]]
     return [[labels for axis, labels in enumerate(data) if axis not in reduced]]
-
-
-@couples("AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
-def pooling(site: Site) -> list[Axes]:
-    """Keep the positions."""
-    data = site.labels()
-    why = f"positions that {site} moves over"
-    site.keep(data[2:], why)
-    made = [*data[:2], *(site.kept(size, why) for size in site.made()[2:])]
-    return [made, made]
 
 
 @couples("Softmax", "LogSoftmax", "Hardmax")
@@ -36,19 +26,19 @@ def softmax(site: Site) -> list[Axes]:
     """Keep the axis, along which values compete."""
     data = site.labels()
     flattens = site.opset < 13
-    axis = int(site.attribute("axis", 1 if flattens else -1)) % max(1, len(data))
+    axis = site.axis(1 if flattens else -1, max(1, len(data)))
     site.keep(data[axis:] if flattens else data[axis : axis + 1], f"{site} compares the values along the axis")
     return [data]
 
 
-@couples("CumSum")
-def cumulative_sum(site: Site) -> list[Axes]:
+@couples("CumSum", "CumProd")
+def cumulation(site: Site) -> list[Axes]:
     """Keep the axis."""
     data = site.labels()
     axes = site.integers(1, "axis")
     if not axes:
         raise Uncoupled(f"{site} has no axis that is known")
-    site.keep([data[axes[0]]], f"{site} adds up along the axis")
+    site.keep([data[site.counted(axes, len(data))[0]]], f"{site} adds up along the axis")
     return [data]
 
 
@@ -56,7 +46,7 @@ def cumulative_sum(site: Site) -> list[Axes]:
 def best_place(site: Site) -> list[Axes]:
     """Keep the axis, places along which are the result."""
     data = site.labels()
-    axis = int(site.attribute("axis", 0)) % len(data)
+    axis = site.axis(0, len(data))
     site.keep([data[axis]], f"{site} returns places along the axis")
     kept = [site.fresh(1)] if site.attribute("keepdims", 1) else []
     return [[*data[:axis], *kept, *data[axis + 1 :]]]
@@ -66,7 +56,7 @@ def best_place(site: Site) -> list[Axes]:
 def largest(site: Site) -> list[Axes]:
     """Keep the axis, places along which are the result."""
     data = site.labels()
-    axis = int(site.attribute("axis", -1)) % len(data)
+    axis = site.axis(-1, len(data))
     why = f"{site} returns places along the axis"
     site.keep([data[axis]], why)
     made = [*data[:axis], site.kept(site.made()[axis], why), *data[axis + 1 :]]
@@ -79,3 +69,14 @@ def triangle(site: Site) -> list[Axes]:
     data = site.labels()
     site.keep(data[-2:], f"{site} compares places along two axes")
     return [data]
+
+
+@couples("DFT")
+def fourier_transform(site: Site) -> list[Axes]:
+    """Keep the axis, and the one of real and imaginary parts."""
+    data, why = site.labels(), f"{site} mixes the axis"
+    axes = site.integers(2, "axis") or [1 if site.opset < 20 else -2]
+    mixed = {*site.counted(axes, len(data)), len(data) - 1}
+    site.keep([data[axis] for axis in mixed], why)
+    shape = site.made()
+    return [[site.kept(shape[axis], why) if axis in mixed else labels for axis, labels in enumerate(data)]]

@@ -13,10 +13,29 @@ from graphmod.pruning.registry import couples
 from graphmod.pruning.site import Axes, Site, Uncoupled
 
 
-@couples("Shape", "Size", "Constant", "ConstantOfShape", "Range", "EyeLike", "RandomNormal", "RandomUniform")
+@couples(
+    "Shape", "Size", "Constant", "ConstantOfShape", "Range", "RandomNormal", "RandomUniform", "BlackmanWindow",
+    "HammingWindow", "HannWindow",
+)  # fmt: skip
 def source(site: Site) -> list[Axes]:
     """Make values that follow nobody's indices."""
+    if site.attribute("sparse_value") is not None:
+        raise Uncoupled(f"{site} is stored sparsely")
     return [[site.fresh(size) for size in site.made()]]
+
+
+@adapts("RandomNormal", "RandomUniform")
+def drawn(_: Site, change: Change) -> None:
+    """Draw as many as are left."""
+    change.set("shape", change.made().tolist())
+
+
+@couples("EyeLike")
+def diagonal(site: Site) -> list[Axes]:
+    """Keep both axes."""
+    data = site.labels()
+    site.keep(data, f"{site} compares places along two axes")
+    return [data]
 
 
 @adapts("ConstantOfShape")
@@ -37,7 +56,7 @@ def squeeze(site: Site) -> list[Axes]:
     """Drop axes."""
     data = site.labels()
     axes = site.integers(1, "axes")
-    gone = {axis % len(data) for axis in axes} if axes else {i for i, labels in enumerate(data) if len(labels) == 1}
+    gone = set(site.counted(axes, len(data))) if axes else {i for i, labels in enumerate(data) if len(labels) == 1}
     site.keep([data[axis] for axis in gone], f"{site} drops the axis")
     return [[labels for axis, labels in enumerate(data) if axis not in gone]]
 
@@ -58,7 +77,7 @@ def unsqueeze(site: Site) -> list[Axes]:
     """Add axes."""
     data = iter(site.labels())
     rank = len(site.made())
-    new = {axis % rank for axis in site.integers(1, "axes") or ()}
+    new = site.counted(site.integers(1, "axes") or (), rank)
     return [[site.fresh(1) if axis in new else next(data) for axis in range(rank)]]
 
 
@@ -150,7 +169,7 @@ def space_to_depth(site: Site) -> list[Axes]:
 def concat(site: Site) -> list[Axes]:
     """Put labels one after another along the axis, tie the other axes."""
     parts = [site.labels(place) for place in range(len(site.operator.input))]
-    axis = int(site.attribute("axis", 1)) % len(parts[0])
+    axis = site.axis(1, len(parts[0]))
     made = list(parts[0])
     for part in parts[1:]:
         for other, (ours, theirs) in enumerate(zip(made, part, strict=True)):
@@ -164,7 +183,7 @@ def concat(site: Site) -> list[Axes]:
 def split(site: Site) -> list[Axes]:
     """Cut the labels along the axis."""
     data = site.labels()
-    axis = int(site.attribute("axis", 0)) % len(data)
+    axis = site.axis(0, len(data))
     ends = np.cumsum([site.made(place)[axis] for place in range(len(site.operator.output))])
     return [[*data[:axis], part, *data[axis + 1 :]] for part in np.split(data[axis], ends[:-1])]
 
@@ -172,7 +191,7 @@ def split(site: Site) -> list[Axes]:
 @adapts("Split")
 def new_parts(site: Site, change: Change) -> None:
     """Name the sizes that are left, unless they are equal and not named."""
-    axis = int(site.attribute("axis", 0)) % len(change.shape())
+    axis = site.axis(0, len(change.shape()))
     parts = np.array([change.made(place)[axis] for place in range(len(site.operator.output))], np.int64)
     if site.has(1):
         change.need(1, parts)
@@ -195,13 +214,13 @@ def _named_by_count(parts: np.ndarray, site: Site) -> list[int] | None:
 
 @couples("Slice")
 def slice_(site: Site) -> list[Axes]:
-    """Take labels where the operator takes values."""
+    """Take labels where the operator takes values; the whole axis may be turned round."""
     data = site.labels()
     for axis, (start, stop, step) in _cuts(site, len(data)).items():
         whole = data[axis]
-        data[axis] = whole[_range(start, stop, step)]
-        if step != 1:
-            site.keep([whole], f"{site} takes every {step}th index")
+        data[axis] = whole[start:stop:step]
+        if step != 1 and (step != -1 or len(data[axis]) < len(whole)):
+            site.keep([whole], f"{site} takes indices in steps of {step}")
     if [len(labels) for labels in data] != list(site.made()):
         raise Uncoupled(f"{site} takes a part that is not known")
     return [data]
@@ -209,13 +228,9 @@ def slice_(site: Site) -> list[Axes]:
 
 def _cuts(site: Site, rank: int) -> dict[int, tuple[int, int, int]]:
     starts, ends = (site.integers(place, name) or [] for place, name in ((1, "starts"), (2, "ends")))
-    axes = site.integers(3, "axes") or range(len(starts))
+    axes = site.counted(site.integers(3, "axes") or range(len(starts)), rank)
     steps = site.integers(4, "steps") or [1] * len(starts)
-    return {axis % rank: cut for axis, *cut in zip(axes, starts, ends, steps, strict=True)}  # type: ignore[misc]  # three
-
-
-def _range(start: int, stop: int, step: int) -> slice:
-    return slice(start, None if step < 0 and stop < -(1 << 30) else stop, step)
+    return dict(zip(axes, zip(starts, ends, steps, strict=True), strict=True))
 
 
 @adapts("Slice")
@@ -235,40 +250,6 @@ def new_bounds(site: Site, change: Change) -> None:
             change.need(place, np.array(values))
         else:
             change.set(name, values)
-
-
-@couples("Gather")
-def gather(site: Site) -> list[Axes]:
-    """Take labels where indices are known; keep an axis that data chooses from."""
-    data, indices = site.labels(0), site.labels(1)
-    axis = int(site.attribute("axis", 0)) % len(data)
-    chosen = site.value(1)
-    if chosen is None:
-        site.keep([data[axis]], f"{site} looks entries up by index")
-        taken = indices
-        if site.is_constant(0):
-            for labels in (*data[:axis], *data[axis + 1 :]):
-                site.produce(labels)
-    else:
-        picked = data[axis][chosen.astype(np.int64)]
-        if picked.ndim != 1:
-            site.keep([data[axis]], f"{site} takes entries one by one")
-        taken = [picked] if picked.ndim == 1 else indices
-    return [[*data[:axis], *taken, *data[axis + 1 :]]]
-
-
-@adapts("Gather")
-def moved_indices(site: Site, change: Change) -> None:
-    """Count anew where the indices point, without those that are gone."""
-    data, chosen = site.labels(0), site.value(1)
-    if chosen is None:
-        return
-    axis = int(site.attribute("axis", 0)) % len(data)
-    alive = change.alive(data[axis])
-    if not alive.all():
-        places = np.cumsum(alive) - 1
-        kept = chosen[alive[chosen]] if chosen.ndim else chosen
-        change.need(1, places[kept])
 
 
 @couples("Pad")
@@ -313,7 +294,7 @@ def new_pads(site: Site, change: Change) -> None:
 @couples("Expand")
 def expand(site: Site) -> list[Axes]:
     """Hand axes on that are not expanded."""
-    return [site.broadcast([0])]
+    return [site.broadcast([site.labels()], site.made())]
 
 
 @adapts("Expand")
@@ -331,25 +312,3 @@ def tile(site: Site) -> list[Axes]:
     data = site.labels()
     repeats = site.integers(1, "repeats") or []
     return [[np.tile(labels, n) for labels, n in zip(data, repeats, strict=True)]]
-
-
-@couples("Resize", "Upsample")
-def resize(site: Site) -> list[Axes]:
-    """Hand axes on whose size stays, keep the others."""
-    data, why = site.labels(), f"positions that {site} resizes"
-    made = []
-    for labels, size in zip(data, site.made(), strict=True):
-        if len(labels) == size:
-            made.append(labels)
-        else:
-            site.keep([labels], why)
-            made.append(site.kept(size, why))
-    return [made]
-
-
-@adapts("Resize")
-def new_sizes(site: Site, change: Change) -> None:
-    """Name the sizes that are left, where sizes are named and not scales."""
-    if site.has(3):
-        axes = [axis % len(change.made()) for axis in site.attribute("axes", ())] or list(range(len(change.made())))
-        change.need(3, change.made()[axes])
