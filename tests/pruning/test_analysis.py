@@ -1,5 +1,7 @@
 """The sizes at which a network is analysed."""
 
+import time
+
 import numpy as np
 import pytest
 from planted import net
@@ -43,3 +45,16 @@ def test_sizes_that_are_given_are_taken():
 def test_shapes_of_other_inputs_are_refused(shapes, why):
     with pytest.raises(InvalidDataError, match=why):
         gm.groups(flattened(40), shapes)
+
+
+def test_blocks_that_share_their_samples_take_linear_time():
+    """Every block merges the same samples with its tokens; asking each time about all the others took 15 seconds."""
+    blocks = " ".join(
+        f"r{i} = Reshape(x{i}, s)  m{i} = MatMul(r{i}, w)  q{i} = Reshape(m{i}, u)  x{i + 1} = Add(x{i}, q{i})"
+        for i in range(400)
+    )
+    model = net(f"(float[n,3,4] x) => (float[n,3,2] y) {{ x0 = MatMul(x, w0)  {blocks}  y = MatMul(x400, v) }}",
+                {"w0": (4, 4), "w": (4, 4), "s": np.array([-1, 4]), "u": np.array([-1, 3, 4]), "v": (4, 2)})  # fmt: skip
+    start = time.perf_counter()
+    assert gm.groups(model).n_units == 4
+    assert time.perf_counter() - start < 5
