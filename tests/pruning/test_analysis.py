@@ -53,8 +53,9 @@ def test_blocks_that_share_their_samples_take_linear_time():
         f"r{i} = Reshape(x{i}, s)  m{i} = MatMul(r{i}, w)  q{i} = Reshape(m{i}, u)  x{i + 1} = Add(x{i}, q{i})"
         for i in range(400)
     )
-    model = net(f"(float[n,3,4] x) => (float[n,3,2] y) {{ x0 = MatMul(x, w0)  {blocks}  y = MatMul(x400, v) }}",
-                {"w0": (4, 4), "w": (4, 4), "s": np.array([-1, 4]), "u": np.array([-1, 3, 4]), "v": (4, 2)})  # fmt: skip
+    weights = {"w0": (4, 4), "w": (4, 4), "s": np.array([-1, 4]), "u": np.array([-1, 3, 4]), "v": (4, 2)}
+    text = f"x0 = MatMul(x, w0)  {blocks}  y = MatMul(x400, v)"
+    model = net(f"(float[n,3,4] x) => (float[n,3,2] y) {{ {text} }}", weights)
     start = time.perf_counter()
     assert gm.groups(model).n_units == 4
     assert time.perf_counter() - start < 5
