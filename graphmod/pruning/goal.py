@@ -132,7 +132,7 @@ class Goal:
 def goal_of(
     ratio: float | Mapping[str, float] | None,
     budgets: Mapping[str, float | None],
-    ranking: Ranking | None,
+    ranking: Ranking,
     at_most: float,
 ) -> Goal:
     """Return the goal that parameters describe.
@@ -148,7 +148,7 @@ def goal_of(
             f"say how much to remove by one of ratio, {', '.join(budgets)}; {' and '.join(given) or 'none'} is given"
         )
     ((name, value),) = given.items()
-    if ranking not in (None, "local", "global"):
+    if ranking not in ("local", "global"):
         raise RefusedError(f"ranking={ranking!r} is neither local nor global")
     if isinstance(value, Mapping) and ranking == "global":
         raise RefusedError("shares by group leave nothing to rank across groups; give one ratio, or no ranking")
@@ -162,7 +162,7 @@ def goal_of(
             raise RefusedError(f"{name}={share} is out of range; it is a share up to 1, or a number")
     if not 0 < at_most <= 1:
         raise RefusedError(f"at_most={at_most} is out of range; it is a share above 0 and up to 1")
-    return Goal(name, value, ranking or ("global" if name == "latency" else "local"), at_most)
+    return Goal(name, value, ranking, at_most)
 
 
 def reasons(found: Groups) -> str:

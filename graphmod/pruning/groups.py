@@ -124,6 +124,9 @@ class Groups:
     kept: tuple[Kept, ...]
     unit_of: Units
 
+    def __repr__(self) -> str:
+        return f"Groups({len(self)} groups, {self.n_units:,} units, {len(self.kept)} operators with kept channels)"
+
     @property
     def model(self) -> Model:
         """The network."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def prune(
     macs: float | None = None,
     latency: float | None = None,
     importance: Any = "l2",
-    ranking: Ranking | None = None,
+    ranking: Ranking = "local",
     where: str | None = None,
     at_most: float = 0.9,
     multiple_of: int | None = None,
@@ -65,8 +66,8 @@ def prune(
     importance : str, mapping of str to array, or callable
         How units are ranked: a name such as l2, scores by group, or ``importance(group, evidence) -> scores``.
     ranking : {"local", "global"}
-        Whether every group loses the same share, or the least important of all groups go; if not given, global under a
-        budget of latency, else local.
+        Whether every group loses the same share, or the least important of all groups go. Under a budget, global takes
+        step by step what loses least importance for what it saves.
     where : str
         A selector: only groups that these operators make.
     at_most : float
@@ -125,7 +126,8 @@ def prune(
         removed = _selected(goal, selection, whole, step / steps, model if is_last else None, data, progress)
         pruned = _without(found, removed, data, leftovers, by_weights=not epochs)
         if epochs:
-            pruned = recovered(pruned, model, data, epochs, learning_rate, seed, progress)
+            fitted = partial(_without, found, removed, data, leftovers, by_weights=True)
+            pruned = recovered(pruned, fitted, model, data, epochs, learning_rate, seed, progress)
     return fuse(pruned, kinds=["unfused"]) if epochs else pruned
 
 

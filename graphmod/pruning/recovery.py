@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from graphmod.data import Data
+import numpy as np
+
+from graphmod.data import Data, as_splits
 from graphmod.errors import InvalidDataError
 from graphmod.model import Model
+from graphmod.probe import accuracy, predict
 from graphmod.rewrite.fuse import OPSET
 from graphmod.rewrite.unfuse import unfuse
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+NEAR = 0.02
+"""How near to the original training must come to be taken without looking at what it could have started from."""
 
 NORMALISED, OTHERS = 3e-3, 1e-3
 """Learning rates for networks of which most layers are normalised by the batch, which bear larger ones, and others."""
@@ -24,18 +31,28 @@ def trainable(model: Model, data: Data) -> Model:
 
 
 def recovered(
-    model: Model, teacher: Model, data: Data, epochs: int, learning_rate: float | None, seed: int, progress: bool
+    model: Model,
+    fitted: Callable[[], Model],
+    teacher: Model,
+    data: Data,
+    epochs: int,
+    learning_rate: float | None,
+    seed: int,
+    progress: bool,
 ) -> Model:
     """Train the whole of a pruned model.
 
     Parameters
     ----------
     model : Model
+    fitted : callable
+        The same without training, its weights fitted to the data. Where training is too short to come near to the
+        original and does not even reach that, it starts there instead, at a rate that keeps it.
     teacher : Model
         The original.
     data : Data
         Samples with class labels, or with float targets of the first output's shape, from which the squared error
-        counts; a part of them decides which epoch is kept.
+        counts; a fifth of them decides which epoch is kept.
     epochs : int
     learning_rate : float, optional
         One that suits the network if None.
@@ -44,14 +61,32 @@ def recovered(
     """
     from graphmod.train import retrain  # what only prunes starts without PyTorch
 
+    is_regression = data.targets is not None and data.targets.dtype.kind == "f"
+    splits = as_splits(teacher, {"train": data, "test": data}, seed, labels=not is_regression)
+
+    def trained(start: Model, rate: float, batch_statistics: bool | None) -> Model:
+        return retrain(
+            start, splits, teacher=teacher, loss=_squared_error if is_regression else None, epochs=epochs,
+            patience=epochs, learning_rate=rate, batch_statistics=batch_statistics, seed=seed, progress=progress,
+        )  # fmt: skip
+
     types = Counter(operator.op_type for operator in model.operators)
     is_normalised = 2 * types["BatchNormalization"] >= types["Conv"] + types["Gemm"] + types["MatMul"]
-    rate = learning_rate or (NORMALISED if is_normalised else OTHERS)
-    loss = _squared_error if data.targets is not None and data.targets.dtype.kind == "f" else None
-    return retrain(
-        model, data, teacher=teacher, loss=loss, epochs=epochs, patience=epochs, learning_rate=rate, seed=seed,
-        progress=progress,
-    )  # fmt: skip
+    found = trained(model, learning_rate or (NORMALISED if is_normalised else OTHERS), None)
+    error, least = (_error(one, splits.calibration) for one in (found, teacher))
+    if error - least <= NEAR * (least if is_regression else 1):
+        return found
+    start = fitted()
+    return found if error <= _error(start, splits.calibration) else trained(start, learning_rate or OTHERS, False)
+
+
+def _error(model: Model, data: Data) -> float:
+    """Return the share of samples that are classified wrongly, or the mean squared error."""
+    if data.targets is not None and data.targets.dtype.kind == "f":
+        return float(
+            np.mean((np.asarray(predict(model, data), np.float64) - np.asarray(data.targets, np.float64)) ** 2)
+        )
+    return 1 - accuracy(model, data)
 
 
 def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

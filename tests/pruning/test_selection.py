@@ -54,6 +54,7 @@ def weights(found: Groups, alive: np.ndarray) -> float:
     return counted(found)(alive)
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.99))
 def test_a_share_of_every_group_rounded_to_the_nearest(share):
     chosen = selection(CHAIN)
@@ -76,6 +77,7 @@ def test_widths_are_rounded_up_to_a_multiple_in_groups_of_twice_as_many(multiple
     assert left(chosen) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=8, max_size=8), st.floats(0.1, 1), st.integers(0, 8))
 def test_an_axis_with_a_part_of_a_group_is_never_emptied(scores, at_most, n_left):
     chosen = selection(HALVES, scores)
@@ -85,6 +87,7 @@ def test_an_axis_with_a_part_of_a_group_is_never_emptied(scores, at_most, n_left
     cut(HALVES, ~chosen.alive)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(25)), st.integers(0, 25), st.sampled_from([0.5, 0.75, 1.0]))
 def test_by_rank_the_least_important_of_all_go(scores, n_gone, at_most):
     chosen = selection(CHAIN, scores)
@@ -98,6 +101,7 @@ def test_by_rank_the_least_important_of_all_go(scores, n_gone, at_most):
     assert chosen.alive.tolist() == expected.tolist()
 
 
+@settings(deadline=None)
 @given(st.floats(0.05, 1.0))
 def test_a_common_share_is_the_least_that_meets_the_limit(limit):
     chosen, total = selection(CHAIN), weights(CHAIN, np.ones(25, bool))
@@ -113,7 +117,7 @@ def test_a_common_share_is_the_least_that_meets_the_limit(limit):
         assert not [s for s in np.linspace(0.0, 0.9, 500) if cost < after(s) <= limit * total]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0.1, 10), min_size=5, max_size=5), st.floats(0.02, 1.0))
 def test_a_budget_is_met_wherever_it_can_be(scores, limit):
     """Every choice of widths of a tiny network says which limits can be met."""
@@ -161,6 +165,7 @@ def test_a_budget_keeps_to_steps_and_to_the_least(multiple):
     assert 32 // STEPS == 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=25, max_size=25), st.integers(0, 2))
 def test_the_part_of_a_cost_that_a_group_concerns_changes_as_the_whole_does(left, place):
     group, cost, before = CHAIN.groups[place], counted(CHAIN), np.array(left)
