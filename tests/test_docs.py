@@ -16,7 +16,10 @@ from graphmod.rewrite.verb import VERBS
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/importer.md", "docs/selectors.md", "docs/diff.md", "docs/prune.md"])
+PAGES = ["README.md", "docs/importer.md", "docs/selectors.md", "docs/diff.md", "docs/prune.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_snippets_run(page, tmp_path):
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert snippets

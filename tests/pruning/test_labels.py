@@ -2,7 +2,7 @@
 
 import networkx as nx
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphmod.pruning.labels import Couplings
@@ -10,6 +10,7 @@ from graphmod.pruning.labels import Couplings
 PAIRS = st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40)
 
 
+@settings(deadline=None)
 @given(st.lists(PAIRS, max_size=4), st.sets(st.integers(0, 29), max_size=4))
 def test_classes_are_connected_components(batches, kept):
     couplings, graph = Couplings(), nx.Graph()
