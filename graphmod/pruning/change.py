@@ -103,10 +103,21 @@ def adapted(operator: NodeProto, site: Site | None, axes: Mapping[str, Axes], le
     if rule is not None and site is not None:
         rule(site, change)
     for name, value in change.attributes.items():
+        _set_attribute(operator, name, value)
+    return change
+
+
+def _set_attribute(operator: NodeProto, name: str, value: Any) -> None:
+    """Set an attribute where it is, or add it at the end; None takes it away."""
+    own = next((attribute for attribute in operator.attribute if attribute.name == name), None)
+    if value is None:
         kept = [attribute for attribute in operator.attribute if attribute.name != name]
         del operator.attribute[:]
-        operator.attribute.extend(kept if value is None else [*kept, helper.make_attribute(name, value)])
-    return change
+        operator.attribute.extend(kept)
+    elif own is None:
+        operator.attribute.append(helper.make_attribute(name, value))
+    elif helper.get_attribute_value(own) != value:
+        own.CopyFrom(helper.make_attribute(name, value, own.doc_string))
 
 
 def at_other_size(needed: Array, first: Array | None, other: Array) -> Array:

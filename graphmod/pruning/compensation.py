@@ -8,38 +8,33 @@ operators share, axes of many thousand indices) get the mean of removed channels
 
 He et al., Channel Pruning for Accelerating Very Deep Neural Networks (ICCV 2017), section 3.1, fit what a layer makes,
 in the same order; Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019),
-section 4.2, correct means. BatchNormalizations behind need no new statistics, since y and b are fitted under the old ones.
+section 4.2, correct means. BatchNormalizations behind need no new statistics: y and b are fitted under the old ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
 
 from graphmod.data import Data, fixed_batch
 from graphmod.model import Model
-from graphmod.pruning.estimates import Place, means, moments
+from graphmod.pruning.estimates import means, moments
+from graphmod.pruning.frontier import Frontier
 from graphmod.pruning.groups import Groups
 from graphmod.pruning.leftovers import settle
+from graphmod.pruning.plan import plan
 from graphmod.pruning.removal import cut
-
-ROUNDS = 128
-"""Times that the samples run at most, each time through what precedes; deeper networks take several layers at once."""
-
-MOST = 256
-"""Samples that count, spread over the data."""
-
-WIDEST = 4096
-"""Indices of an axis up to which some of them stand for others."""
-
-_BUDGET = 1 << 26
-"""Scalars of moments that are summed up at a time; where a round has more, the samples run again."""
 
 
 def compensate(
-    found: Groups, removed: NDArray[np.bool_], data: Data, batch_size: int = 64, *, by_weights: bool = True
+    found: Groups,
+    removed: NDArray[np.bool_],
+    data: Data,
+    batch_size: int = 64,
+    *,
+    by_weights: bool = True,
+    progress: bool = False,
 ) -> Model:
     """Remove units from a network, and let weights and biases of what read them make up for it.
 
@@ -49,11 +44,14 @@ def compensate(
     removed : array of bool, shape (n_units,)
         Which units go, in the order of the groups.
     data : Data
-        Calibration samples, of which at most 256 are looked at; targets are not needed.
+        Calibration samples, of which at most 256 are looked at, fewer of large networks; targets are not needed.
     batch_size : int
+        Samples that run at a time, at most.
     by_weights : bool
         Whether weights take part; biases alone take in means if not. Training recovers more from means: weights that
         are fitted hold for the statistics that they were fitted under, and not for those of a training batch.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
@@ -77,48 +75,16 @@ def compensate(
     >>> small.n_weights < found.model.n_weights
     True
     """
-    model, settled, samples = found.model, settle(found, removed), _some(found.model, data)
-    sizes = {(name, axis): len(found.analysis.axes[name][axis]) for name, axis in settled.reads}
-    fitted = {place: None for place in settled.mixable if by_weights and sizes[place] <= WIDEST}
-    known = means(model, samples, [place for place in settled.reads if place not in fitted], batch_size)
-    for places in _rounds(model, list(fitted)):
+    model, planned = found.model, plan(found, settle(found, removed), data, batch_size, by_weights)
+    known = means(model, planned.samples, planned.means, planned.batch_sizes[0])
+    batches = list(planned.samples.batches(planned.batch_sizes[1], unit=fixed_batch(model) or 1))
+    whole, left = Frontier(batches), Frontier(batches)
+    for one in track(planned.rounds, "compensation", disable=not progress, transient=True):
         small = cut(found, removed, settle(found, removed, known))
-        for part in _parts(places, [sizes[place] ** 2 for place in places]):
-            known |= moments(found, removed, small, samples, part, batch_size)
+        whole.advance(model, one.held)
+        left.advance(small, one.held)
+        for part in one.parts:
+            names = list(dict.fromkeys(name for name, _ in part))
+            values = zip(whole.values(model, names), left.values(small, names), strict=True)
+            known |= moments(found, removed, values, part, planned.most)
     return cut(found, removed, settle(found, removed, known))
-
-
-def _some(model: Model, data: Data) -> Data:
-    """Return as many samples as are looked at, spread over the data."""
-    at_a_time = fixed_batch(model) or 1
-    n = max(1, MOST // at_a_time) * at_a_time
-    return data if len(data) <= n else data[np.linspace(0, len(data) - 1, n).astype(np.int64)]
-
-
-def _rounds(model: Model, places: Sequence[Place]) -> Iterator[list[Place]]:
-    """Yield places from the inputs on; those of one depth together, since none follows from what reads another."""
-    read = {name for name, _ in places}
-    depth = dict.fromkeys(model.inputs, 0)
-    for operator, names in zip(model.operators, model.reads, strict=True):
-        own = max((depth.get(name, 0) + (name in read) for name in names), default=0)
-        depth.update(dict.fromkeys(operator.output, own))
-    levels: dict[int, list[Place]] = {}
-    for name, axis in places:
-        levels.setdefault(depth[name], []).append((name, axis))
-    together = -(-len(levels) // ROUNDS)
-    for start in range(0, len(levels), max(1, together)):
-        yield [place for level in sorted(levels)[start : start + together] for place in levels[level]]
-
-
-def _parts(places: Sequence[Place], scalars: Sequence[int]) -> Iterator[list[Place]]:
-    """Yield places whose moments are held at a time."""
-    part: list[Place] = []
-    n_held = 0
-    for place, n in zip(places, scalars, strict=True):
-        if part and n_held + n > _BUDGET:
-            yield part
-            part, n_held = [], 0
-        part.append(place)
-        n_held += n
-    if part:
-        yield part

@@ -1,8 +1,8 @@
-"""Estimates from data: moments of tensors along one axis, over all others and over samples, streamed in float64."""
+"""Estimates from data: moments of tensors along one axis, over all others and over samples, summed in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from graphmod.pruning.leftovers.known import Known
 
 Place = tuple[str, int]
 """A tensor and one of its axes."""
+
+Values = Mapping[str, NDArray[np.generic]]
+"""Tensors of a batch."""
 
 
 def means(model: Model, data: Data, places: Sequence[Place], batch_size: int = 64) -> dict[Place, Estimate]:
@@ -45,30 +48,34 @@ def means(model: Model, data: Data, places: Sequence[Place], batch_size: int = 6
 
 
 def moments(
-    found: Groups, removed: NDArray[np.bool_], small: Model, data: Data, places: Sequence[Place], batch_size: int = 64
+    found: Groups,
+    removed: NDArray[np.bool_],
+    batches: Iterable[tuple[Values, Values]],
+    places: Sequence[Place],
+    most: int | None = None,
 ) -> dict[Place, Estimate]:
-    """Stream the data through a network and what is left of it, and return the moments of channels.
+    """Return the moments of channels in a network, and in what is left of it.
 
     Parameters
     ----------
     found : Groups
         Of the network.
     removed : array of bool, shape (n_units,)
-    small : Model
-        The network without these units.
-    data : Data
+    batches : iterable of pair of dict of str to array
+        What the network makes of a batch, and the network without these units.
     places : sequence of (str, int)
         Tensors, and the axes that their channels are.
-    batch_size : int
+    most : int, optional
+        Scalars of a tensor that count, of a batch: of more, positions are drawn.
     """
-    names = list(dict.fromkeys(name for name, _ in places))
     is_left = found.left(~removed)
-    masks = {name: [is_left(labels) for labels in found.analysis.axes[name]] for name in names}
-    batches = zip(*(stream(one, data, names, batch_size) for one in (found.model, small)), strict=True)
+    masks = {name: [is_left(labels) for labels in found.analysis.axes[name]] for name, _ in places}
     sums: dict[Place, _Sums] = {}
-    for (_, whole), (_, left) in batches:
+    for whole, left in batches:
         for name, axis in places:
             x, y = _rows(_common(whole[name], axis, masks[name]), axis), _rows(left[name], axis)
+            some = _some_positions(x.shape[1], None if most is None else max(1, most // len(x)))
+            x, y = (np.array(one[:, some], np.float64, order="C") for one in (x, y))
             if (name, axis) not in sums:
                 sums[name, axis] = _Sums(x.mean(1), y.mean(1))
             sums[name, axis].add(x, y)
@@ -83,9 +90,16 @@ def _common(value: NDArray[np.generic], channels: int, masks: Sequence[NDArray[n
     return value
 
 
-def _rows(value: NDArray[np.generic], axis: int) -> Matrix:
+def _rows(value: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
     """Return channels as rows, all else as columns."""
-    return np.array(np.moveaxis(value, axis, 0), np.float64, order="C").reshape(value.shape[axis], -1)
+    return np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)
+
+
+def _some_positions(n: int, most: int | None) -> slice | NDArray[np.int64]:
+    """Return which positions to look at: all, or as many as are drawn, the same ones every time."""
+    if most is None or n <= most:
+        return slice(None)
+    return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
 
 
 class _Sums:

@@ -16,9 +16,9 @@ from graphmod.data import Data
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.model import load
 from graphmod.pruning import compensate, cut, groups
-from graphmod.pruning.compensation import ROUNDS, WIDEST, _rounds, _some
 from graphmod.pruning.estimates import means, moments
 from graphmod.pruning.leftovers import Estimate, settle
+from graphmod.pruning.plan import ROUNDS, WIDEST, _rounds, plan
 
 GONE, LEFT = [1, 4], [0, 2, 3, 5]
 X = np.random.default_rng(0).normal(size=(8, 3, 6, 6)).astype(np.float32)
@@ -204,7 +204,8 @@ def test_later_layers_make_up_for_errors_of_earlier_ones():
     removed = np.arange(found.n_units) % 2 == 0
     settled = settle(found, removed)
     plain = cut(found, removed)
-    alone = moments(found, np.zeros(found.n_units, bool), network, data, settled.mixable)
+    made = network.run(feeds, [name for name, _ in settled.mixable])
+    alone = moments(found, np.zeros(found.n_units, bool), [(made, made)], settled.mixable)
     left = {place: np.flatnonzero(~removed[:32]) for place in alone}  # every group has the same units removed
     alone = {
         place: Estimate(one.mean, one.mean[left[place]], one.covariance[np.ix_(left[place], left[place])],
@@ -261,7 +262,7 @@ def test_wide_axes_take_means(monkeypatch):
     network = imaged([], CONV, [5, 4, 4], weights("", w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,)))
     found = groups(network)
     assert WIDEST >= 1024
-    monkeypatch.setattr("graphmod.pruning.compensation.WIDEST", 5)
+    monkeypatch.setattr("graphmod.pruning.plan.WIDEST", 5)
     small = compensate(found, units(found), Data({"x": X}))
     assert np.array_equal(small.initializer("v"), network.initializer("v")[:, LEFT])
     assert not np.array_equal(small.initializer("u"), network.initializer("u"))
@@ -279,18 +280,27 @@ def test_rounds_follow_depth_and_are_few():
     m = gm.load(gm.demo.model_path())
     found = groups(m)
     places = settle(found, np.arange(found.n_units) % 2 == 0).mixable
-    rounds = list(_rounds(m, places[::-1]))
-    assert sorted(place for part in rounds for place in part) == sorted(places)
+    rounds = list(_rounds(found, places[::-1], dict.fromkeys(places, 8)))
+    assert sorted(place for one in rounds for part in one.parts for place in part) == sorted(places)
     order = {name: i for i, operator in enumerate(m.operators) for name in operator.output}
-    firsts = [min(order[name] for name, _ in part) for part in rounds]
+    firsts = [min(order[name] for part in one.parts for name, _ in part) for one in rounds]
     assert firsts == sorted(firsts)
-    assert list(_rounds(m, [])) == []
+    assert list(_rounds(found, [], {})) == []
     n = 3 * ROUNDS + 5
     chain = [make_node("Neg", [f"t{i}"], [f"t{i + 1}"], name=f"n{i}") for i in range(n)]
-    long = model(chain, {"t0": [1, 2]}, {f"t{n}": [1, 2]})
-    parts = list(_rounds(long, [(f"t{i}", 1) for i in range(n)]))
-    assert len(parts) <= ROUNDS
-    assert [name for part in parts for name, _ in part] == [f"t{i}" for i in range(n)]
+    long = groups(model(chain, {"t0": [1, 2]}, {f"t{n}": [1, 2]}))
+    deep = [(f"t{i}", 1) for i in range(n)]
+    rounds = list(_rounds(long, deep, dict.fromkeys(deep, 2)))
+    assert len(rounds) <= ROUNDS
+    assert [place for one in rounds for part in one.parts for place in part] == deep
+
+
+def test_moments_that_are_held_at_a_time_are_bounded(monkeypatch):
+    monkeypatch.setattr("graphmod.pruning.plan.MOMENTS", 20)
+    found = groups(imaged([], CONV, [5, 4, 4], weights("", w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,))))
+    places = [("a", 0), ("a", 1), ("a", 2), ("a", 3)]
+    (one,) = _rounds(found, places, dict(zip(places, [3, 3, 9, 2], strict=True)))
+    assert one.parts == (tuple(places[:2]), tuple(places[2:3]), tuple(places[3:]))
 
 
 # -- data
@@ -298,14 +308,64 @@ def test_rounds_follow_depth_and_are_few():
 
 def test_samples_are_spread_and_fit_a_fixed_batch():
     drawn = weights("duplicates", w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,))
-    free, fixed = (imaged([], CONV, [5, 4, 4], drawn, batch) for batch in ("n", 3))
+    free, fixed = (groups(imaged([], CONV, [5, 4, 4], drawn, batch)) for batch in ("n", 3))
     data = Data({"x": np.zeros((999, 3, 6, 6), np.float32)})
-    assert (len(_some(free, data)), len(_some(fixed, data))) == (256, 255)
-    found = groups(fixed)
-    small = compensate(found, units(found), Data({"x": X[:6]}))
-    assert error(fixed, small, {"x": X[:3]}) < 1e-4
+    plans = [plan(found, settle(found, units(found)), data, 64, True) for found in (free, fixed)]
+    assert [(len(one.samples), one.batch_sizes) for one in plans] == [(256, (64, 64)), (255, (3, 3))]
+    small = compensate(fixed, units(fixed), Data({"x": X[:6]}))
+    assert error(fixed.model, small, {"x": X[:3]}) < 1e-4
     with pytest.raises(InvalidDataError, match="takes 3 samples at a time"):
-        compensate(found, units(found), Data({"x": X}))
+        compensate(fixed, units(fixed), Data({"x": X}))
+
+
+def test_time_and_memory_are_bounded(monkeypatch):
+    found = groups(imaged([], CONV, [5, 4, 4], weights("", w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,))))
+    data, settled = Data({"x": np.zeros((999, 3, 6, 6), np.float32)}), settle(found, units(found))
+    macs = 16 * (6 * 27 + 5 * 6)
+    for name, value, n in [("MACS", 10 * macs, 10), ("HELD", 2 * 96 * 11, 11), ("MACS", 1, 1)]:
+        with monkeypatch.context() as patched:
+            patched.setattr(f"graphmod.pruning.plan.{name}", value)
+            assert len(plan(found, settled, data, 64, True).samples) == n
+    monkeypatch.setattr("graphmod.pruning.plan.AT_ONCE", 96 * 7)
+    monkeypatch.setattr("graphmod.pruning.plan.SCALARS", 37 * 6)
+    assert plan(found, settled, data, 64, True).batch_sizes == (64, 7)
+    assert plan(found, settled, data, 64, True).most == 6  # of each of 37 batches
+    assert plan(found, settled, data, 64, False).batch_sizes[0] == 7
+
+
+def test_positions_that_are_drawn_do_as_well(monkeypatch):
+    drawn = weights("linear", w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,))
+    network = imaged([], CONV, [5, 4, 4], drawn)
+    found = groups(network)
+    monkeypatch.setattr("graphmod.pruning.plan.SCALARS", 6 * 20)
+    assert error(network, compensate(found, units(found), Data({"x": X}))) < 1e-4
+    wide = np.random.default_rng(0).normal(size=(2, 6, 500, 500)).astype(np.float32)
+    one = moments(found, np.zeros(found.n_units, bool), [({"a": wide}, {"a": wide})], [("a", 1)], most=6 * 10_000)[
+        "a", 1
+    ]
+    assert np.abs(one.covariance - np.eye(6)).max() < 0.1
+    assert np.allclose(one.across, one.covariance)
+
+
+def test_one_sample_and_data_that_never_varies_are_enough():
+    drawn = weights("", w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,))
+    network = imaged([], CONV, [5, 4, 4], drawn)
+    found = groups(network)
+    for data in (X[:1], np.full_like(X, 0.3)):
+        small = compensate(found, units(found), Data({"x": data}))
+        assert error(network, small, {"x": data}) < 0.5
+        assert np.abs(small.initializer("v")).max() < 10 * np.abs(drawn["v"]).max()
+    assert error(network, small, {"x": np.full_like(X, 0.3)}) < 1e-5
+
+
+def test_rounding_is_no_variance():
+    rng = np.random.default_rng(0)
+    x = np.array([3.0, 1000.0, 0.001]) * (1 + 1e-9 * rng.normal(size=(50, 3)))
+    covariance = np.cov(x.T)
+    estimate = Estimate(x.mean(0), x.mean(0)[:2], covariance[:2, :2], covariance[:, :2])
+    slopes, offsets = estimate.predicted(np.array([False, False, True]))
+    assert slopes.tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert np.allclose(offsets, [0, 0, 0.001])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -345,13 +405,16 @@ def test_where_channels_are_first_read_the_error_is_no_larger_than_with_means(se
     settled = settle(found, removed)
     if not settled.mixable:
         return
-    places = next(_rounds(network, settled.mixable))
+    first = next(iter(_rounds(found, settled.mixable, dict.fromkeys(settled.mixable, 1))))
+    places = [place for part in first.parts for place in part]
     try:
         plain, small = cut(found, removed), compensate(found, removed, data)
     except RefusedError:
         return  # an operator reads a few channels, all of which would go
     feeds = dict(data.inputs)
-    for (name, axis), estimate in moments(found, removed, plain, data, places).items():
+    names = [name for name, _ in places]
+    made = network.run(dict(data.inputs), names), plain.run(dict(data.inputs), names)
+    for (name, axis), estimate in moments(found, removed, [made], places).items():
         masks = [np.append(removed, False)[found.units(labels)] for labels in found.analysis.axes[name]]
         x, y = (one.run(feeds, [name])[name].astype(float) for one in (network, plain))
         for other, mask in enumerate(masks):

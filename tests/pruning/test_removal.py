@@ -154,7 +154,9 @@ def test_a_whole_axis_does_not_go():
                 "  y = Add(r, s) }",
                 {"w": (4, 3, 1, 1), "u": (2, 2, 1, 1), "v": (2, 2, 1, 1)})  # fmt: skip
     found, digest = groups(model), model.digest
-    with pytest.raises(RefusedError, match="all units along an axis of 'q', which Split 'p' reads or makes, would go"):
+    with pytest.raises(
+        RefusedError, match="all units along an axis of 'q', which Split 'Split_1' reads or makes, would go"
+    ):
         cut(found, gone(found, Conv_0=[2, 3]))
     with pytest.raises(RefusedError, match="all units along an axis"):
         cut(found, np.ones(4, bool))
@@ -268,3 +270,38 @@ def test_widths_foretell_the_length_of_every_axis():
         for axis, labels in enumerate(axes):
             if widths.number(labels):
                 assert counts[widths.number(labels)] == small.tensors[tensor].shape[axis]
+
+
+def test_attributes_that_follow_stay_where_they_are():
+    proto = net("(float[n,4,4,4] x) => (float[n,2,4,4] y) { a = Conv <group=1, kernel_shape=[1,1]> (x, w)"
+                "  b = Conv <group=3, kernel_shape=[3,3], pads=[1,1,1,1]> (a, d)  y = Conv(b, v) }",
+                {"w": (3, 4, 1, 1), "d": (6, 1, 3, 3), "v": (2, 6, 1, 1)}).proto()  # fmt: skip
+    for attribute in (a for operator in proto.graph.node for a in operator.attribute):
+        attribute.doc_string = f"about {attribute.name}"
+    model = gm.load(proto)
+    small = cut(groups(model), gone(groups(model), Conv_0=[1])).proto()
+    assert small.graph.node[0] == proto.graph.node[0]
+    assert [a.doc_string for a in small.graph.node[1].attribute] == [
+        f"about {n}" for n in ("group", "kernel_shape", "pads")
+    ]
+    assert small.graph.node[1].attribute[0].i == 2
+
+
+def test_what_constants_say_of_themselves_stays():
+    text = "w = Constant <value = float[3,3,1,1] {1,2,3,4,5,6,7,8,9}> ()  b = Constant <value_floats=[1.0,2.0,3.0]> ()"
+    proto = net(f"{IMAGE} {{ {text}  a = Conv(x, w, b)  y = Conv(a, v) }}", {"v": (2, 3, 1, 1)}).proto()
+    weight, bias = (operator.attribute[0] for operator in proto.graph.node[:2])
+    weight.doc_string, weight.t.doc_string, bias.doc_string = "held", "a kernel", "a bias"
+    model = gm.load(proto)
+    small = cut(groups(model), gone(groups(model), Conv_2=[1])).proto()
+    weight, bias = (operator.attribute[0] for operator in small.graph.node[:2])
+    assert (weight.doc_string, weight.t.doc_string, bias.doc_string) == ("held", "a kernel", "a bias")
+
+
+def test_what_several_operators_need_alike_is_stored_once():
+    text = "a = Conv(x, w)  b = Conv(x, u)  c = Reshape(a, s)  d = Reshape(b, s)  e = Add(c, d)  y = Reshape(e, t)"
+    weights = {"w": (4, 3, 1, 1), "u": (4, 3, 1, 1), "s": ints(0, 4, 16), "t": ints(0, 4, 4, 4), "v": (2, 4, 1, 1)}
+    model = net(f"{IMAGE} {{ {text.replace('y =', 'g =')}  y = Conv(g, v) }}", weights)
+    small = cut(groups(model), gone(groups(model), Conv_0=[1]))
+    assert len(small.initializers) == len(model.initializers)
+    agrees(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from graphmod.pruning.leftovers.known import Known
 
 RIDGE = 1e-3
 """Penalty on how far predictions are from channels themselves, in units of their mean variance."""
+
+ROUNDING = float(np.finfo(np.float32).eps) ** 2
+"""Variance, in units of the squared mean, that is nothing but rounding."""
 
 Matrix = NDArray[np.float64]
 
@@ -35,6 +38,7 @@ class Estimate:
     left_mean: Known | None = None
     covariance: Matrix | None = None
     across: Matrix | None = None
+    _predicted: dict[tuple[bool, bytes], tuple[Matrix, Known] | None] = field(default_factory=dict, repr=False)
 
     def predicted(self, gone: NDArray[np.bool_], offset: bool = True) -> tuple[Matrix, Known] | None:
         """Return how all channels follow from what is left, ``x ~ slopes @ left + offsets``.
@@ -57,16 +61,23 @@ class Estimate:
         >>> slopes.round(2).tolist(), offsets.round(2).tolist()
         ([[1.0], [2.0]], [0.0, 1.0])
         """
+        key = offset, gone.tobytes()
+        if key not in self._predicted:
+            self._predicted[key] = self._solved(gone, offset)
+        return self._predicted[key]
+
+    def _solved(self, gone: NDArray[np.bool_], offset: bool) -> tuple[Matrix, Known] | None:
         if self.left_mean is None or self.covariance is None or self.across is None:
             return None
         covariance, across = self.covariance.copy(), self.across.copy()
         if not offset:
             covariance += np.outer(self.left_mean, self.left_mean)
             across += np.outer(self.mean, self.left_mean)
-        penalty = RIDGE * float(np.trace(covariance)) / max(1, len(covariance))
-        if penalty <= 0:  # nothing varies
+        total = float(np.trace(covariance))
+        if total <= ROUNDING * float(np.square(self.left_mean).sum()):
             slopes = np.eye(len(gone))[:, ~gone]
         else:
+            penalty = RIDGE * total / len(covariance)
             covariance[np.diag_indices_from(covariance)] += penalty
             across[np.flatnonzero(~gone), np.arange(len(covariance))] += penalty
             slopes = solve(covariance, across.T, assume_a="pos", overwrite_a=True, overwrite_b=True).T

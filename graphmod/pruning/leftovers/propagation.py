@@ -70,7 +70,8 @@ class Mix:
         """Return the weights as they are to be, at their old size and zero at what is removed."""
         rows = np.moveaxis(weight, self.axis, -1)
         made = np.zeros_like(rows)
-        made[..., ~self.gone] = (rows.astype(np.float64) @ self.slopes).astype(weight.dtype)
+        mixed = rows.reshape(-1, rows.shape[-1]).astype(np.float64) @ self.slopes
+        made[..., ~self.gone] = mixed.reshape(*rows.shape[:-1], -1).astype(weight.dtype)
         return np.moveaxis(made, -1, self.axis)
 
 
