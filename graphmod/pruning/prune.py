@@ -124,9 +124,9 @@ def prune(
         selection = Selection(found, Widths(found), values, multiple_of, whole)
         is_last = step == steps
         removed = _selected(goal, selection, whole, step / steps, model if is_last else None, data, progress)
-        pruned = _without(found, removed, data, leftovers, by_weights=not epochs)
+        pruned = _without(found, removed, data, leftovers, progress, by_weights=not epochs)
         if epochs:
-            fitted = partial(_without, found, removed, data, leftovers, by_weights=True)
+            fitted = partial(_without, found, removed, data, leftovers, progress, by_weights=True)
             pruned = recovered(pruned, fitted, model, data, epochs, learning_rate, seed, progress)
     return fuse(pruned, kinds=["unfused"]) if epochs else pruned
 
@@ -194,10 +194,12 @@ def _selected(
     )
 
 
-def _without(found: Groups, removed: NDArray[np.bool_], data: Data | None, leftovers: bool, by_weights: bool) -> Model:
+def _without(
+    found: Groups, removed: NDArray[np.bool_], data: Data | None, leftovers: bool, progress: bool, by_weights: bool
+) -> Model:
     """Return the network without some units."""
     if not removed.any():
         return found.model
     if leftovers and data is not None:
-        return compensate(found, removed, data, by_weights=by_weights)
+        return compensate(found, removed, data, by_weights=by_weights, progress=progress)
     return cut(found, removed, leftovers)
