@@ -57,11 +57,11 @@ def cost(model: Model, operators: Iterable[str] | None = None) -> Cost:
         if kind is not None and kind.dtype is not None and kind.is_float:
             weights += kind.size
             size += kind.size * kind.dtype.itemsize
-    macs = 0
-    for operator in (model.operators[i] for i in chosen):
-        axes = mac_axes(operator)
-        if axes:
-            macs += prod(prod(_dims(model, tensor)[place]) for tensor, place in axes)
+    macs = sum(
+        prod(prod(_dims(model, tensor)[place]) for tensor, place in product)
+        for position in chosen
+        for product in mac_products(model.operators[position])
+    )
     return Cost(weights, size, macs)
 
 
@@ -70,40 +70,74 @@ def _dims(model: Model, tensor: str) -> tuple[int, ...]:
     return tuple(d if isinstance(d, int) else 1 for d in kind.shape) if kind and kind.shape is not None else ()
 
 
-def mac_axes(operator: NodeProto) -> tuple[tuple[str, slice], ...]:
-    """Return the axes whose lengths make an operator's multiply-accumulates, as their product: tensors, and which axes.
+Product = tuple[tuple[str, slice], ...]
+"""Lengths that are multiplied: tensors, and which of their axes."""
+
+
+def mac_products(operator: NodeProto) -> tuple[Product, ...]:
+    """Return what an operator's multiply-accumulates are the sum of: products of lengths of axes.
 
     Nothing is returned for operators that do not multiply and accumulate.
 
     Examples
     --------
     >>> from onnx import helper
-    >>> mac_axes(helper.make_node("MatMul", ["x", "w"], ["y"]))
-    (('y', slice(None, None, None)), ('x', slice(-1, None, None)))
+    >>> mac_products(helper.make_node("MatMul", ["x", "w"], ["y"]))
+    ((('y', slice(None, None, None)), ('x', slice(-1, None, None))),)
     """
     rule = _MACS.get(operator.op_type)
     return () if rule is None else rule(operator)
 
 
-_ALL, _KERNEL, _FIRST, _LAST = slice(None), slice(1, None), slice(0, 1), slice(-1, None)
+_ALL, _KERNEL, _LAST, _LAST_BUT_ONE = slice(None), slice(1, None), slice(-1, None), slice(-2, -1)
 
 
-def _convolution(operator: NodeProto) -> tuple[tuple[str, slice], ...]:
-    return (operator.output[0], _ALL), (operator.input[1], _KERNEL)
+def _convolution(operator: NodeProto, weight: int = 1) -> tuple[Product, ...]:
+    return (((operator.output[0], _ALL), (operator.input[weight], _KERNEL)),)
 
 
-def _transposed_convolution(operator: NodeProto) -> tuple[tuple[str, slice], ...]:
-    return (operator.input[0], _ALL), (operator.input[1], _KERNEL)
+def _transposed_convolution(operator: NodeProto) -> tuple[Product, ...]:
+    return (((operator.input[0], _ALL), (operator.input[1], _KERNEL)),)
 
 
-def _matrix_product(operator: NodeProto) -> tuple[tuple[str, slice], ...]:
+def _matrix_product(operator: NodeProto) -> tuple[Product, ...]:
     is_transposed = any(a.name == "transA" and a.i for a in operator.attribute)
-    return (operator.output[0], _ALL), (operator.input[0], _FIRST if is_transposed else _LAST)
+    return (((operator.output[0], _ALL), (operator.input[0], _LAST_BUT_ONE if is_transposed else _LAST)),)
 
 
-_MACS: dict[str, Callable[[NodeProto], tuple[tuple[str, slice], ...]]] = {
-    "Conv": _convolution,
+def _recurrent(operator: NodeProto) -> tuple[Product, ...]:
+    steps = (operator.input[0], slice(0, 2))
+    return tuple((steps, (weight, _ALL)) for weight in operator.input[1:3])
+
+
+def _attention(operator: NodeProto) -> tuple[Product, ...]:
+    if operator.op_type == "Attention" and operator.domain == "com.microsoft":  # reads all in one, and projects it
+        return (((operator.input[0], slice(0, 2)), (operator.input[1], _ALL)),)
+    keys = (operator.input[1], _LAST_BUT_ONE)
+    return ((operator.input[0], _ALL), keys), ((operator.output[0], _ALL), keys)
+
+
+def _einsum(operator: NodeProto) -> tuple[Product, ...]:
+    """Return one length for every letter of the equation."""
+    equation = next((a.s.decode() for a in operator.attribute if a.name == "equation"), "").replace(" ", "")
+    terms, arrow, made = equation.partition("->")
+    sides = [*zip(operator.input, terms.split(","), strict=False), *([(operator.output[0], made)] if arrow else [])]
+    lengths: dict[str, tuple[str, slice]] = {}
+    for tensor, term in sides:
+        head, dots, tail = term.partition("...")
+        own = {letter: slice(i, i + 1) for i, letter in enumerate(head)}
+        own |= {letter: slice(-i, 1 - i or None) for i, letter in enumerate(reversed(tail), 1)}
+        own |= {dots: slice(len(head), -len(tail) or None)} if dots else {}
+        lengths = {letter: (tensor, place) for letter, place in own.items()} | lengths
+    return (tuple(lengths.values()),)
+
+
+_MACS: dict[str, Callable[[NodeProto], tuple[Product, ...]]] = {
+    **dict.fromkeys(("Conv", "FusedConv", "ConvInteger"), _convolution),
+    **dict.fromkeys(("Gemm", "MatMul", "FusedGemm", "FusedMatMul", "MatMulInteger", "QLinearMatMul"), _matrix_product),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    **dict.fromkeys(("Attention", "MultiHeadAttention"), _attention),
     "ConvTranspose": _transposed_convolution,
-    "Gemm": _matrix_product,
-    "MatMul": _matrix_product,
+    "Einsum": _einsum,
+    "QLinearConv": lambda operator: _convolution(operator, weight=3),
 }

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphmod.data import Data, fixed_batch
 from graphmod.errors import InvalidDataError
-from graphmod.graph.costs import mac_axes
+from graphmod.graph.costs import mac_products
 from graphmod.pruning.estimates import Place
 from graphmod.pruning.frontier import Depths
 from graphmod.pruning.groups import Groups
@@ -130,7 +130,7 @@ def _rounds(found: Groups, places: Sequence[Place], lengths: dict[Place, int]) -
     model, depths = found.model, Depths(found.model, {name for name, _ in places})
     levels: dict[int, list[Place]] = {}
     for place in places:
-        levels.setdefault(depths.of[place[0]], []).append(place)
+        levels.setdefault(depths.of(place[0]), []).append(place)
     n_rounds = min(ROUNDS, CUT_OPERATORS // max(1, len(model.operators)), CUT_WEIGHTS // max(1, model.n_weights))
     together = max(1, -(-len(levels) // max(1, n_rounds)))
     order = sorted(levels)
@@ -165,8 +165,8 @@ class _Scalars:
         made = [name for operator in found.model.operators for name in operator.output]
         self.largest = max((self.of([name]) for name in made), default=1)
         self.macs = sum(
-            prod(prod(self._shapes.get(name, [1])[axes]) for name, axes in mac_axes(operator))
-            for operator in found.model.operators if mac_axes(operator)
+            prod(prod(self._shapes.get(name, [1])[axes]) for name, axes in product)
+            for operator in found.model.operators for product in mac_products(operator)
         ) // self._n_samples  # fmt: skip
 
     def of(self, names: Iterable[str]) -> int:

@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from graphmod.graph.costs import mac_axes
+from graphmod.graph.costs import mac_products
 from graphmod.pruning.groups import Groups, Units
 from graphmod.pruning.labels import Labels
 
@@ -114,19 +114,18 @@ class Widths:
         """The multiply-accumulates of one sample."""
         model, axes = self.found.model, self.found.analysis.axes
         products = []
-        for operator in model.operators:
-            lengths = []
-            for tensor, place in mac_axes(operator):
+        for product in (product for operator in model.operators for product in mac_products(operator)):
+            lengths: list[tuple[Labels, int]] = []
+            for tensor, place in product:
                 kind = model.tensors.get(tensor)
                 sizes = kind.shape if kind is not None and kind.shape is not None else ()
                 labels = axes.get(tensor, [])
                 if len(labels) == len(sizes):
                     counted = [
-                        one if isinstance(size, int) else 1 for one, size in zip(map(len, labels), sizes, strict=True)
+                        len(one) if isinstance(size, int) else 1 for one, size in zip(labels, sizes, strict=True)
                     ]
                     lengths += list(zip(labels, counted, strict=True))[place]
-            if lengths:
-                products.append(self._product(lengths, prod(count for _, count in lengths)))
+            products.append(self._product(lengths, prod(count for _, count in lengths)))
         return _polynomial(products)
 
     def _product(self, lengths: list[tuple[Labels, int]], whole: int) -> tuple[float, list[int]]:
