@@ -45,7 +45,7 @@ class Frontier:
 
 
 class Depths:
-    """How many places lie on the way to every tensor, at most: what is changed behind one of them changes no other.
+    """How many places lie on the way to a tensor, at most: what follows one place changes no other of its depth.
 
     Parameters
     ----------
@@ -55,12 +55,14 @@ class Depths:
     """
 
     def __init__(self, model: Model, places: Collection[str]):
-        self.of = dict.fromkeys(model.inputs, 0)
+        self._of = dict.fromkeys(model.inputs, 0)  # and what follows from them; constants stay with what reads them
         self._reads: list[tuple[int, tuple[str, ...]]] = []
         for operator, names in zip(model.operators, model.reads, strict=True):
-            own = max((self.of.get(name, 0) + (name in places) for name in names), default=0)
-            self.of.update(dict.fromkeys(operator.output, own))
-            self._reads.append((own, tuple(name for name in names if name in model.producer)))
+            reads = tuple(name for name in names if name in self._of)
+            own = max((self._of[name] + (name in places) for name in reads), default=0)
+            if reads:
+                self._of.update(dict.fromkeys(operator.output, own))
+            self._reads.append((own, reads))
         self._leads_on = self._on_the_way(model, places)
 
     def _on_the_way(self, model: Model, places: Collection[str]) -> list[bool]:
@@ -73,10 +75,14 @@ class Depths:
                 live.update(names)
         return leads_on[::-1]
 
+    def of(self, tensor: str) -> int:
+        """Return the depth of a tensor; that of constants is 0."""
+        return self._of.get(tensor, 0)
+
     def crossing(self, depth: int) -> list[str]:
         """Return the tensors up to a depth that are read behind it, on the way to a place."""
         crossing: dict[str, None] = {}
         for (own, names), leads_on in zip(self._reads, self._leads_on, strict=True):
             if own > depth and leads_on:
-                crossing.update(dict.fromkeys(name for name in names if self.of[name] <= depth))
+                crossing.update(dict.fromkeys(name for name in names if self._of[name] <= depth))
         return list(crossing)

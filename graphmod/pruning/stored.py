@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
+from graphmod.errors import RefusedError
 from graphmod.model import consumed
 from graphmod.pruning.cutting import Cutting
 from graphmod.pruning.labels import Labels
@@ -72,7 +73,8 @@ def _with(cutting: Cutting, fold: Fold, operator: NodeProto, tensor: str) -> Arr
     before = cutting.found.weight(tensor) if tensor else None
     like = cutting.found.weight(operator.input[1]) if before is None else before
     assert like is not None, "operators of stored weights alone take values in"
-    return (fold.value if before is None else before.astype(np.float64) + fold.value).astype(like.dtype)
+    value = fold.value if before is None else before.astype(np.float64) + fold.value
+    return _held(value.astype(like.dtype), value, f"a bias of {cutting.told(operator)}")
 
 
 def _mixed(cutting: Cutting, mixes: Sequence[Mix]) -> dict[str, Array]:
@@ -83,11 +85,25 @@ def _mixed(cutting: Cutting, mixes: Sequence[Mix]) -> dict[str, Array]:
         tensor = operator.input[mix.place]
         before = cutting.found.weight(tensor)
         assert before is not None, "it is stored"
+        value = _held(mix.applied(before), before, f"'{tensor}'")
         if _is_read_by(cutting, tensor, 1):
-            taken[tensor] = mix.applied(before)
+            taken[tensor] = value
         else:
-            _replace(cutting, operator, mix.place, mix.applied(before), cutting.axes[tensor])
+            _replace(cutting, operator, mix.place, value, cutting.axes[tensor])
     return taken
+
+
+def _held(value: Array, meant: Array, told: str) -> Array:
+    """Return a value, once it is known that its type can hold it.
+
+    Raises
+    ------
+    RefusedError
+        It is too large.
+    """
+    if not np.isfinite(value).all() and np.isfinite(meant).all():
+        raise RefusedError(f"{told} would be too large for {value.dtype}; leftovers=False takes nothing in")
+    return value
 
 
 def _is_read_by(cutting: Cutting, tensor: str, n_reads: int) -> bool:

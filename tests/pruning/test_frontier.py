@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from network_families import FAMILIES
-from random_networks import STEPPED, seeded
+from random_networks import STEPPED, network, seeded
 
 import graphmod as gm
 from graphmod.data import Data
@@ -22,8 +22,8 @@ def walk(model: gm.Model, data: Data, places: list[str], batch_size: int = 2) ->
     depths = Depths(model, places)
     frontier = Frontier(list(data.batches(batch_size)))
     expected = [model.run(dict(batch.inputs), places) for batch in data.batches(batch_size)]
-    for depth in sorted({depths.of[name] for name in places}):
-        here = [name for name in places if depths.of[name] == depth]
+    for depth in sorted({depths.of(name) for name in places}):
+        here = [name for name in places if depths.of(name) == depth]
         frontier.advance(model, [*depths.crossing(depth), *here])
         for known, made in zip(expected, frontier.values(model, here), strict=True):
             for name in here:
@@ -55,6 +55,17 @@ def test_no_operator_runs_twice(monkeypatch):
     monkeypatch.setattr(gm.Model, "run", counted)
     walk(m, gm.demo.splits().calibration[:4], places, batch_size=4)
     assert len(ran) == len(set(ran)) > 0.8 * len(m.operators)
+
+
+def test_constants_stay_with_what_reads_them():
+    """As inputs, they would not tell ONNX Runtime the shapes that follow from them."""
+    found = gm.groups(gm.load(network(["conv", "resize", "conv"], 0).proto))
+    made = [operator.output[0] for operator in found.model.operators if operator.op_type == "Constant"]
+    places = [operator.output[0] for operator in found.model.operators if operator.op_type == "Conv"]
+    depths = Depths(found.model, places)
+    held = {name for depth in range(len(places)) for name in depths.crossing(depth)}
+    assert made
+    assert held.isdisjoint({*made, *found.model.initializers})
 
 
 def test_what_the_model_does_not_have_is_not_held():

@@ -7,7 +7,7 @@ import pytest
 from handmade import model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from onnx.helper import make_node
 from random_networks import seeded
 
@@ -376,6 +376,29 @@ def test_values_that_are_not_finite_are_told(value):
     broken[2, 1, 3, 3] = value
     with np.errstate(invalid="ignore"), pytest.raises(InvalidDataError, match="'a' that are not finite"):
         compensate(found, units(found), Data({"x": broken}))
+
+
+@pytest.mark.parametrize(
+    ("planted", "told"), [("duplicates", "'v' would be"), ("constant", "a bias of Conv 'read' would be")]
+)
+def test_what_a_small_type_cannot_hold_is_told(planted, told):
+    drawn = weights(planted, w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,))
+    drawn["b"][GONE] *= 10 if planted == "constant" else 1
+    drawn = {name: value.astype(np.float16) for name, value in drawn.items()}
+    drawn["v"][:] = 6e4
+    operators = [
+        make_node("Cast", ["x"], ["h"], name="half", to=TensorProto.FLOAT16),
+        make_node("Conv", ["h", "w", "b"], ["a"], name="make"),
+        make_node("Conv", ["a", "v", "u"], ["d"], name="read"),
+        make_node("Cast", ["d"], ["y"], name="float", to=TensorProto.FLOAT),
+    ]
+    network = model(operators, {"x": ["n", 3, 6, 6]}, {"y": ["n", 5, 4, 4]}, drawn)
+    found = groups(network)
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(RefusedError, match=f"{told} too large for float16; leftovers=False"),
+    ):
+        compensate(found, units(found), Data({"x": X}))
 
 
 def test_data_that_does_not_fit_is_told():
