@@ -134,6 +134,20 @@ def test_a_bias_that_two_operators_read_stays_for_the_other():
     check_exact(imaged(tail, w, [5, 4, 4]))
 
 
+@pytest.mark.parametrize("is_read_otherwise", [False, True])
+def test_a_bias_that_several_operators_want_alike_is_stored_once(is_read_otherwise):
+    """In its own place if nobody else reads it, else beside it."""
+    w = Weights()
+    reads = [w.add("v", 5, 6, 1, 1), w.add("b", 5)]
+    alike = [make_node("Conv", ["a", *reads], [f"d{i}"], name=f"read{i}") for i in range(3)]
+    others = [make_node("Conv", ["x", w.add("u", 5, 3, 3, 3), "b"], ["e"], name="other")] if is_read_otherwise else []
+    made = [operator.output[0] for operator in (*alike, *others)]
+    tail = [*alike, *others, make_node("Sum", [*made[1:], made[0]], ["y"], name="sum")]
+    small = check_exact(imaged(tail, w, [5, 4, 4]))
+    assert len(small.initializers) == len(w) + len(others)
+    assert "b" in small.initializers
+
+
 def stored(how, bias=True):
     """Return a network whose bias is stored in some way."""
     w = Weights()
@@ -185,6 +199,20 @@ def test_a_conv_in_float16_keeps_its_type():
     small = cut(found, units(found, "make"))
     assert small.initializer("b").dtype == np.float16
     assert difference(network, small, {"x": X}) < 5e-3
+
+
+def test_numbers_that_are_cut_short_are_not_followed():
+    w = Weights()
+    w["like"] = np.zeros(1, np.int64)
+    tail = [
+        make_node("CastLike", ["a", "like"], ["i"], name="whole"),
+        make_node("Cast", ["i"], ["f"], name="float", to=TensorProto.FLOAT),
+        make_node("Conv", ["f", w.add("v", 5, 6, 1, 1), w.add("b", 5)], ["y"], name="read"),
+    ]
+    found = groups(imaged(tail, w, [5, 4, 4], "Sigmoid"))
+    settled = settle(found, units(found, "make"))
+    assert settled.folds == ()
+    assert list(settled.dropped) == GONE
 
 
 @pytest.mark.parametrize("kind", ["GlobalAveragePool", "MaxPool", "AveragePool", "ReduceMean"])

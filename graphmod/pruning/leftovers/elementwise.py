@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from scipy.special import expit, ndtr
 
@@ -73,8 +72,8 @@ def gelu(reading: Reading) -> list[Known | None]:
 def handed_on(reading: Reading) -> list[Known | None]:
     """Hand constants on, where they stay floats; nothing is dropped out outside training."""
     operator = reading.operator
-    to = reading.site.attribute("to")
-    if to is not None and helper.tensor_dtype_to_np_dtype(to).kind in "iub":
+    kind = reading.state.found.model.tensors.get(operator.output[0])
+    if operator.op_type in ("Cast", "CastLike") and (kind is None or not kind.is_float):
         return [None]
     if operator.op_type == "Dropout" and reading.site.has(2) and reading.site.value(2) != np.False_:
         return [None]
