@@ -305,3 +305,14 @@ def test_what_several_operators_need_alike_is_stored_once():
     small = cut(groups(model), gone(groups(model), Conv_0=[1]))
     assert len(small.initializers) == len(model.initializers)
     agrees(model)
+
+
+def test_sizes_that_the_file_alone_tells():
+    model = net("(float[2,3,4,4] x, float[4] r) => (float[2,2,8,8] y) { a = Conv(x, w)"
+                "  b = Resize <mode=\"nearest\"> (a, , r)  c = Conv(b, u)  y = Conv(c, v) }",
+                {"w": (4, 3, 1, 1), "u": (4, 4, 1, 1), "v": (2, 4, 1, 1)})  # fmt: skip
+    proto = model.proto()
+    proto.graph.value_info.append(helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [2, 4, 8, 8]))
+    found = groups(gm.load(proto))
+    samples = {"x": feeds(model, 2)["x"], "r": np.array([1, 1, 2, 2], np.float32)}
+    assert error(found, gone(found, Conv_2=[0, 3]), samples) <= EXACT
