@@ -101,8 +101,9 @@ class Goal:
         data: Data | None,
         progress: bool,
     ) -> None:
-        first = _cost(self.name, whole, Widths(whole), progress)(np.ones(whole.n_units, bool))
         cost = _cost(self.name, selection.found, selection.widths, progress)
+        of_whole = cost if selection.found is whole else _cost(self.name, whole, Widths(whole), progress)
+        first = of_whole(np.ones(whole.n_units, bool))
         share = budget if budget <= 1 else budget / self._unit(whole.model, first, data)
         limit = first * min(1.0, share) ** part / over
         take = selection.by_budget if self.ranking == "global" else selection.by_common_share

@@ -187,6 +187,11 @@ class Groups:
         """Units of all groups."""
         return sum(group.n_units for group in self.groups)
 
+    @cached_property
+    def group_of(self) -> NDArray[np.int64]:
+        """The place of every unit's group among the groups."""
+        return np.repeat(np.arange(len(self.groups)), [group.n_units for group in self.groups])
+
     def units(self, labels: Labels) -> Units:
         """Return the number of the unit of every index of an axis, -1 if it belongs to none."""
         return self.unit_of[labels]

@@ -72,7 +72,7 @@ class Selection:
 
         Along any other axis something is left as long as a unit of every group is.
         """
-        group_of = np.repeat(np.arange(len(self.found)), [group.n_units for group in self.found])
+        group_of = self.found.group_of
         sizes = np.array([group.n_units for group in self.found])
         crossing: dict[int, list[NDArray[np.int64]]] = {}
         for units in self.widths.units[1:]:
@@ -132,7 +132,7 @@ class Selection:
 
     def by_rank(self, n_gone: int, at_most: float) -> None:
         """Take so many units out, the least important of the whole network first."""
-        group_of = np.repeat(np.arange(len(self.found)), [group.n_units for group in self.found])
+        group_of = self.found.group_of
         spare = [group.n_units - self._least(group, at_most) for group in self.found]
         goes = [0] * len(self.found)
         for unit in np.argsort(self.scores, kind="stable").tolist():

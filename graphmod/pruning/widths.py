@@ -92,7 +92,7 @@ class Widths:
     @cached_property
     def axes_of(self) -> list[NDArray[np.int64]]:
         """The numbers of the axes along which each group lies, in the order of the groups."""
-        group_of = np.repeat(np.arange(len(self.found)), [group.n_units for group in self.found])
+        group_of = self.found.group_of
         axes: list[list[int]] = [[] for _ in self.found]
         for number, units in enumerate(self.units[1:], 1):
             for place in np.unique(group_of[units[units >= 0]]).tolist():
