@@ -12,7 +12,7 @@ from graphmod.model import Model, consumed
 from graphmod.pruning import rules
 from graphmod.pruning.labels import Couplings, Labels
 from graphmod.pruning.merging import Merge, choose_carriers
-from graphmod.pruning.registry import COUPLING
+from graphmod.pruning.registry import couples
 from graphmod.pruning.site import Array, Axes, Site, Uncoupled
 from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.simplify import RANDOM
@@ -206,9 +206,7 @@ class _Analysing:
             operator, name, self.opsets.get(domain, 1), self.couplings, self.model, self._shape, self._value,
             self._axes, self.constant.__contains__, self.merges, produced,
         )  # fmt: skip
-        rule = (
-            None if (operator.domain, operator.op_type) in self.functions else COUPLING.get((domain, operator.op_type))
-        )
+        rule = None if (operator.domain, operator.op_type) in self.functions else couples.of(operator)
         applied: Site | None = site
         try:
             if rule is None:

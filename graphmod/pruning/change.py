@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
+from graphmod.pruning.by_operator import ByOperator
 from graphmod.pruning.labels import Labels
 from graphmod.pruning.site import Array, Axes, Site
-from graphmod.rewrite.element_types import STANDARD
 
 Left = Callable[[Labels], NDArray[np.bool_]]
 """Which indices of an axis are left."""
@@ -80,18 +80,8 @@ class Change:
 Adaptation = Callable[[Site, Change], None]
 """Says which attributes and small inputs an operator needs once indices are gone."""
 
-ADAPTATION: dict[tuple[str, str], Adaptation] = {}
-"""The adaptations of operators, by domain and type."""
-
-
-def adapts(*op_types: str, domain: str = "") -> Callable[[Adaptation], Adaptation]:
-    """Register what operators of a domain need once indices are gone."""
-
-    def register(rule: Adaptation) -> Adaptation:
-        ADAPTATION.update(dict.fromkeys([(domain, op_type) for op_type in op_types], rule))
-        return rule
-
-    return register
+adapts: ByOperator[Adaptation] = ByOperator()
+"""Registers what operators of a domain need once indices are gone."""
 
 
 def adapted(operator: NodeProto, site: Site | None, axes: Mapping[str, Axes], left: Left) -> Change:
@@ -99,7 +89,7 @@ def adapted(operator: NodeProto, site: Site | None, axes: Mapping[str, Axes], le
     change = Change(
         [axes.get(name, []) for name in operator.input], [axes.get(name, []) for name in operator.output], left
     )
-    rule = ADAPTATION.get(("" if operator.domain in STANDARD else operator.domain, operator.op_type))
+    rule = adapts.of(operator)
     if rule is not None and site is not None:
         rule(site, change)
     for name, value in change.attributes.items():

@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from graphmod.pruning.by_operator import ByOperator
 from graphmod.pruning.site import Axes, Site
 
 Rule = Callable[[Site], Sequence[Axes | None]]
 """Ties the labels of what an operator reads, and returns those of what it makes."""
 
-COUPLING: dict[tuple[str, str], Rule] = {}
-"""The coupling rules of operators, by domain and type."""
+couples: ByOperator[Rule] = ByOperator()
+"""Registers a coupling rule for operators of a domain."""
 
 MICROSOFT = "com.microsoft"
-
-
-def couples(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Register a coupling rule for operators of a domain."""
-
-    def register(rule: Rule) -> Rule:
-        COUPLING.update(dict.fromkeys([(domain, op_type) for op_type in op_types], rule))
-        return rule
-
-    return register

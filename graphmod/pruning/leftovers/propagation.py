@@ -14,9 +14,8 @@ from graphmod.pruning.labels import Labels
 from graphmod.pruning.leftovers.estimate import Estimate
 from graphmod.pruning.leftovers.known import Known
 from graphmod.pruning.leftovers.reading import Reading
-from graphmod.pruning.leftovers.registry import SETTLING
+from graphmod.pruning.leftovers.registry import settles
 from graphmod.pruning.site import Axes
-from graphmod.rewrite.element_types import STANDARD
 
 Place = tuple[str, int]
 """A tensor and one of its axes."""
@@ -153,8 +152,7 @@ class Propagation:
         return Leftovers(folds, self.dropped, tuple(self.reads), mixes, tuple(self.mixable))
 
     def _apply(self, operator: NodeProto, reading: Reading) -> None:
-        domain = "" if operator.domain in STANDARD else operator.domain
-        rule = SETTLING.get((domain, operator.op_type))
+        rule = settles.of(operator)
         if rule is None:
             reading.drop_all(f"{reading.site} has no rule about constants")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from graphmod.pruning.by_operator import ByOperator
 from graphmod.pruning.leftovers.known import Known
 
 if TYPE_CHECKING:
@@ -13,14 +14,5 @@ if TYPE_CHECKING:
 Rule = Callable[["Reading"], Sequence[Known | None]]
 """Returns what is known of every output, None where nothing is."""
 
-SETTLING: dict[tuple[str, str], Rule] = {}
-
-
-def settles(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule about constants for operators of a domain."""
-
-    def register(rule: Rule) -> Rule:
-        SETTLING.update(dict.fromkeys([(domain, op_type) for op_type in op_types], rule))
-        return rule
-
-    return register
+settles: ByOperator[Rule] = ByOperator()
+"""Registers a rule about constants for operators of a domain."""
