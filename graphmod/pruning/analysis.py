@@ -10,6 +10,7 @@ from onnx import NodeProto
 from graphmod.errors import InvalidDataError
 from graphmod.model import Model, consumed
 from graphmod.pruning import rules
+from graphmod.pruning.copies import Copied, with_own_copies
 from graphmod.pruning.labels import Couplings, Labels
 from graphmod.pruning.merging import Merge, choose_carriers
 from graphmod.pruning.registry import couples
@@ -47,6 +48,7 @@ class Analysis:
     Parameters
     ----------
     model : Model
+        With a copy for every reader of a constant whose entries are all alike.
     couplings : Couplings
     axes : dict of str to Axes
         The labels of every tensor whose shape is known.
@@ -55,6 +57,8 @@ class Analysis:
     sizes : tuple of Sizes
         Shapes and small values at one size of the dynamic dimensions, and at another where there are any.
     produced : tuple of Produced
+    originals : dict of str to str
+        For every initializer that the file does not have, the one that it is a copy of.
     """
 
     model: Model
@@ -63,6 +67,7 @@ class Analysis:
     sites: tuple[Site | None, ...]
     sizes: tuple[Sizes, ...]
     produced: tuple[Produced, ...]
+    originals: Mapping[str, str]
 
 
 def analyse(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Analysis:
@@ -86,7 +91,7 @@ def analyse(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         expected = model.inputs[name].shape
         if expected is not None and len(shape) != len(expected):
             raise InvalidDataError(f"input '{name}' has {len(expected)} axes, not {len(shape)}")
-    return _Analysing(model, shapes).analysed()
+    return _Analysing(with_own_copies(model), shapes).analysed()
 
 
 def start(model: Model, batch: int, free: int, shapes: Mapping[str, Sequence[int]] | None = None) -> Sizes:
@@ -124,8 +129,9 @@ def follow(sizes: Sizes, operator: NodeProto) -> str:
 
 
 class _Analysing:
-    def __init__(self, model: Model, shapes: Mapping[str, Sequence[int]] | None):
-        self.model = model
+    def __init__(self, copied: Copied, shapes: Mapping[str, Sequence[int]] | None):
+        self.model = model = copied.model
+        self.originals = copied.originals
         self.shapes = shapes
         self.first, self.second = self._sizes()
         self.couplings = Couplings()
@@ -180,7 +186,7 @@ class _Analysing:
             self._keep(name, f"output '{name}' of the network")
         couplings = choose_carriers(self.couplings, self.merges, [made.labels for made in self.produced])
         sizes = (self.first,) if self.second is None else (self.first, self.second)
-        return Analysis(self.model, couplings, self.axes, sites, sizes, tuple(self.produced))
+        return Analysis(self.model, couplings, self.axes, sites, sizes, tuple(self.produced), self.originals)
 
     def _shape(self, tensor: str) -> tuple[int, ...] | None:
         shape = self.first.shapes.get(tensor)

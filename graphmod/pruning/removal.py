@@ -11,6 +11,7 @@ from onnx import NodeProto, ValueInfoProto
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.pruning.change import adapted
+from graphmod.pruning.copies import rejoin
 from graphmod.pruning.cutting import Cutting
 from graphmod.pruning.groups import Groups
 from graphmod.pruning.leftovers import Leftovers, settle
@@ -50,6 +51,7 @@ def cut(found: Groups, removed: NDArray[np.bool_], leftovers: bool | Leftovers =
         if operator.op_type == "Constant":
             slice_constant(cutting, own)
         _follow(cutting, own, site)
+    rejoin(cutting.draft, found.analysis.originals)
     graph = cutting.draft.graph
     for declared in (*graph.value_info, *graph.input):  # old files list initializers as inputs
         _declare(cutting, declared)
