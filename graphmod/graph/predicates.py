@@ -310,7 +310,7 @@ def _declared(model: Model, domain: str, op_type: str) -> dict[str, AttributePro
         if (function.domain or "ai.onnx", function.name) == (domain, op_type):
             return {**dict.fromkeys(function.attribute), **{a.name: a for a in function.attribute_proto}}
     short = "" if domain == "ai.onnx" else domain
-    version = next((o.version for o in model._proto.opset_import if (o.domain or "ai.onnx") == domain), 1)
+    version = model.opsets.get(short, 1)
     if not onnx.defs.has(op_type, version, short):
         return None
     schema = onnx.defs.get_schema(op_type, version, short)

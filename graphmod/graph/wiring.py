@@ -137,7 +137,7 @@ class Wiring:
         return made[read.position] if read.position != CARRIED else self.points[read.source].name
 
 
-def domain_of(operator: NodeProto | OperatorSetIdProto) -> str:
+def domain_of(operator: NodeProto | FunctionProto | OperatorSetIdProto) -> str:
     """Return the domain, "" where it is the standard one under either of its names."""
     return "" if operator.domain == "ai.onnx" else str(operator.domain)
 

@@ -189,7 +189,13 @@ class Model:
     @property
     def opset(self) -> int:
         """The version of the default operator set that the model imports (0 if it imports none)."""
-        return next((o.version for o in self._proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+        return self.opsets.get("", 0)
+
+    @cached_property
+    def opsets(self) -> dict[str, int]:
+        """The version of every operator set that the model imports, by domain; that of the default one is ""."""
+        imported = reversed(self._proto.opset_import)  # of two versions the first counts
+        return {"" if one.domain == "ai.onnx" else str(one.domain): int(one.version) for one in imported}
 
     @property
     def ir_version(self) -> int:

@@ -3,7 +3,7 @@
 from graphmod.probe.accuracy import accuracy, predict, share_correct
 from graphmod.probe.latency import Latency, block_latency, latency
 from graphmod.probe.moments import Moments, moments
-from graphmod.probe.operator_latency import Clusters, LatencyTable, Signature, clusters, network_latency, signature
+from graphmod.probe.operator_latency import Clusters, LatencyTable, Signature, clusters, signature
 from graphmod.probe.similarity import Similarity, similarity
 from graphmod.probe.stream import stream
 
@@ -19,7 +19,6 @@ __all__ = [
     "clusters",
     "latency",
     "moments",
-    "network_latency",
     "predict",
     "share_correct",
     "signature",

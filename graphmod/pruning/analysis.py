@@ -141,7 +141,6 @@ class _Analysing:
         self.merges: list[Merge] = []
         self.produced: list[Produced] = []
         self.functions = {(function.domain, function.name) for function in model._proto.functions}
-        self.opsets = {entry.domain: entry.version for entry in model._proto.opset_import} | {"": model.opset}
 
     def _sizes(self) -> tuple[Sizes, Sizes | None]:
         """Return the shapes at one size of the dynamic dimensions, and at another of all or of the batch alone."""
@@ -209,7 +208,7 @@ class _Analysing:
         domain = "" if operator.domain in STANDARD else operator.domain
         produced: list[Labels] = []
         site = Site(
-            operator, name, self.opsets.get(domain, 1), self.couplings, self.model, self._shape, self._value,
+            operator, name, self.model.opsets.get(domain, 1), self.couplings, self.model, self._shape, self._value,
             self._axes, self.constant.__contains__, self.merges, produced,
         )  # fmt: skip
         rule = None if (operator.domain, operator.op_type) in self.functions else couples.of(operator)

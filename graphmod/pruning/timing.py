@@ -8,7 +8,7 @@ from functools import cached_property
 from onnx import NodeProto
 
 from graphmod.model import TensorType
-from graphmod.probe.operator_latency import Cluster, LatencyTable, Signature, clusters, signature
+from graphmod.probe.operator_latency import Cluster, LatencyTable, Signature, clusters
 from graphmod.pruning.change import adapted, at_other_size
 from graphmod.pruning.groups import Groups
 from graphmod.pruning.site import Array
@@ -29,21 +29,30 @@ class Timing:
 
     def __init__(self, found: Groups, widths: Widths, table: LatencyTable, progress: bool = False):
         self.found, self.widths, self.table, self.progress = found, widths, table, progress
-        model, shapes = found.model, found.analysis.sizes[0].shapes
-        inputs = {}
-        for name, kind in model.inputs.items():
-            if kind.shape is not None:
-                known = [size for size in shapes[name] if size is not None]
-                inputs[name] = TensorType(
-                    kind.dtype, (*(1 if not isinstance(d, int) else d for d in kind.shape[:1]), *known[1:])
-                )
-        self.whole = clusters(model, inputs)
+        self.whole = clusters(found.model, self._one_sample())
         self._axes = [self._numbers(cluster) for cluster in self.whole.clusters]
         self._signatures: dict[tuple[int, ...], Signature] = {}
 
-    def __call__(self, alive: Alive) -> float:
-        """Return the time that is left, measuring what is not known."""
-        return self._of(range(len(self._axes)), dict(enumerate(self.widths(alive).tolist())), alive)
+    def _one_sample(self) -> dict[str, TensorType]:
+        """Return the types of the inputs for one sample, unless the file says of how many."""
+        shapes = self.found.analysis.sizes[0].shapes
+        inputs = self.found.model.inputs
+        batches = {kind.shape[0] for kind in inputs.values() if kind.shape and isinstance(kind.shape[0], str)}
+        return {
+            name: TensorType(
+                kind.dtype,
+                tuple(
+                    1 if not isinstance(dim, int) and (axis == 0 or dim in batches) else size
+                    for axis, (dim, size) in enumerate(zip(kind.shape, shapes[name], strict=True))
+                ),
+            )
+            for name, kind in inputs.items()
+            if kind.shape is not None
+        }
+
+    def __call__(self, alive: Alive, *, anew: bool = False) -> float:
+        """Return the time that is left, measuring what is not known, or all operators anew."""
+        return self._of(range(len(self._axes)), dict(enumerate(self.widths(alive).tolist())), alive, anew)
 
     def part(self, place: int, alive: Alive) -> float:
         """Return the time of the operators that a group's units concern."""
@@ -64,13 +73,13 @@ class Timing:
             for numbers in self.widths.axes_of
         ]
 
-    def _of(self, some: Sequence[int], counts: Mapping[int, int], alive: Alive) -> float:
+    def _of(self, some: Sequence[int], counts: Mapping[int, int], alive: Alive, anew: bool = False) -> float:
         """Return the time of some clusters, at the widths of their axes."""
         keys = [(place, *(counts[number] for number in self._axes[place])) for place in some]
         for key in keys:
             if key not in self._signatures:
                 self._signatures[key] = self._signature(self.whole.clusters[key[0]], alive)
-        return sum(self.table.many([self._signatures[key] for key in keys], progress=self.progress))
+        return sum(self.table.many([self._signatures[key] for key in keys], anew=anew, progress=self.progress))
 
     def _numbers(self, cluster: Cluster) -> list[int]:
         """Return the axes with units that a cluster reads and makes."""
@@ -96,11 +105,8 @@ class Timing:
             operators.append(operator)
         read = dict.fromkeys(name for operator in operators for name in operator.input if name)
         types = {name: self._type(name, alive) for name in read if name in self.whole.types}
-        for name, value in values.items():
-            if value is not None:
-                types[name] = TensorType(value.dtype, value.shape)
-        opsets = {entry.domain: entry.version for entry in self.whole.model._proto.opset_import}
-        return signature(operators, types, {**self.whole.constants, **values}, opsets, cluster.results)
+        types |= {name: TensorType(value.dtype, value.shape) for name, value in values.items() if value is not None}
+        return self.whole.signature(cluster, types, values, operators)
 
     def _type(self, tensor: str, alive: Alive) -> TensorType:
         """Return the type of a tensor without the units that are gone."""

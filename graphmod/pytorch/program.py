@@ -57,7 +57,7 @@ class Program:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.opsets = {domain_of(entry.domain): int(entry.version) for entry in model._proto.opset_import}
+        self.opsets = model.opsets
         if self.opsets.get("", 0) > NEWEST:
             raise UnsupportedOperatorError(
                 f"the model imports operator set {self.opsets['']}; the newest that the installed onnx knows is "

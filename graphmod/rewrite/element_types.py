@@ -28,7 +28,7 @@ def formals(operator: NodeProto, opsets: Mapping[str, int]) -> tuple[list[Formal
     Schemas are ONNX's, and ONNX Runtime's own for the domains that ONNX does not know.
     """
     domain = "" if operator.domain in STANDARD else operator.domain
-    version = opsets.get(operator.domain, opsets.get(domain, 1))
+    version = opsets.get(domain, 1)
     if onnx.defs.has(operator.op_type, version, domain):
         schema = onnx.defs.get_schema(operator.op_type, version, domain)
         reads = [(f.type_str, frozenset(f.types)) for f in schema.inputs]

@@ -7,7 +7,7 @@ reads what one makes reads what it was made from.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -151,7 +151,6 @@ class Plan:
     def __init__(self, model: Model, to: int, kept: Container[str], keep_io: bool):
         self.model = model
         self.to = to
-        self.opsets: Mapping[str, int] = {entry.domain: entry.version for entry in model._proto.opset_import}
         main = Scope(model._proto.graph, model._inferred.graph)
         self.scopes = [main]
         self._define(main, [value.name for value in main.graph.input if keep_io], [])
@@ -190,7 +189,7 @@ class Plan:
             scope.types[sparse.values.name] = sparse.values.data_type
             scope.constants[sparse.values.name] = sparse
         for operator in graph.node:
-            told = formals(operator, self.opsets)
+            told = formals(operator, self.model.opsets)
             for place, name in enumerate(operator.output):
                 if name:
                     scope.types[name] = types.get(name) or _shared_type(scope, operator, told, place)
@@ -241,7 +240,7 @@ class Plan:
         as_it_is = Choice(reads, makes, kept=True)
         named = [kind for name, kind in zip((*operator.input, *operator.output), (*reads, *makes), strict=True) if name]
         nests = has_bodies(operator)
-        told = formals(operator, self.opsets)
+        told = formals(operator, self.model.opsets)
         if not nests and FLOATS_SET.isdisjoint(named):
             return Choice(reads, makes)
         if told is None or NO_TENSOR in named or (0 in named and not nests):
@@ -263,7 +262,7 @@ class Plan:
                 reads, makes, exactly=operator.op_type not in ("Shape", "Size") and self.to != TensorProto.BFLOAT16
             )
         trial = with_types(operator, makes, made, saturate=True)
-        if runs(trial, wanted, made, self.opsets) or not runs(operator, reads, makes, self.opsets):
+        if runs(trial, wanted, made, self.model.opsets) or not runs(operator, reads, makes, self.model.opsets):
             return Choice(wanted, made)
         return Choice(reads, makes, exactly=False)
 

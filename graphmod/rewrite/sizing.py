@@ -7,7 +7,6 @@ taken one by one, by ONNX's own shape inference and reference implementation, so
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -57,10 +56,6 @@ class Sizes:
             self.shapes[sparse.values.name] = tuple(sparse.dims)
             self._elements[sparse.values.name] = sparse.values.data_type
 
-    @cached_property
-    def _opsets(self) -> dict[str, int]:
-        return {entry.domain: entry.version for entry in self.model._proto.opset_import} | {"": self.model.opset}
-
     def follow(self, operator: NodeProto) -> str:
         """Note what an operator makes; return why inference fails where it does, "" otherwise."""
         given = [name for name in operator.input if name]
@@ -97,7 +92,7 @@ class Sizes:
 
     def _compute(self, operator: NodeProto) -> None:
         try:
-            evaluator = ReferenceEvaluator(operator, opsets=self._opsets)
+            evaluator = ReferenceEvaluator(operator, opsets=self.model.opsets)
             found: Any = evaluator.run(None, {name: self.values[name] for name in operator.input if name})
         except Exception:  # noqa: BLE001  # the reference implementation raises what it likes; then nothing is known
             return
@@ -106,11 +101,11 @@ class Sizes:
                 self.values[name] = np.asarray(value)
 
     def _infer(self, operator: NodeProto, given: list[str]) -> str:
-        alike = shaped_alike(operator, self._opsets[""])
+        alike = shaped_alike(operator, self.model.opset)
         if alike:
             return next(filter(None, [self._infer(one, list(filter(None, one.input))) for one in alike]), "")
         domain = "" if operator.domain in STANDARD else operator.domain
-        version = self._opsets.get(domain, 1)
+        version = self.model.opsets.get(domain, 1)
         types = {name: kind for name in given if (kind := self._type(name)) is not None}
         if not onnx.defs.has(operator.op_type, version, domain) or len(types) < len(set(given)):
             return ""

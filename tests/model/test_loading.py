@@ -199,3 +199,12 @@ def handmade(weight):
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 64]) for name in "xy")
     graph = onnx.helper.make_graph([node], "g", [x], [y], [onnx.numpy_helper.from_array(weight, "w")])
     return onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+
+
+def test_opsets_by_domain():
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    imports = [onnx.helper.make_opsetid("ai.onnx", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    m = gm.load(onnx.helper.make_model(graph, opset_imports=imports, ir_version=8))
+    assert m.opsets == {"": 17, "com.microsoft": 1}
+    assert m.opset == 17

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import onnx
 
-from graphmod.graph.wiring import domain_of
 from graphmod.rewrite.element_types import STANDARD
 from graphmod.rewrite.recipe import Edit
 from graphmod.rewrite.smells.evidence import Evidence, counted, quoted, stored
@@ -79,13 +78,12 @@ def _unused_inputs(evidence: Evidence) -> Iterator[Finding]:
 def _unread_outputs(evidence: Evidence) -> Iterator[Finding]:
     """Operators that make as many tensors as are asked for, and more are asked for than are read."""
     model = evidence.model
-    opsets = {domain_of(entry): entry.version for entry in model._proto.opset_import}
     for name, operator in zip(model.operator_names, model.operators, strict=True):
         made = [tensor for tensor in operator.output if tensor]
         unread = tuple(tensor for tensor in made if tensor not in model.readers and tensor not in model.outputs)
         if not unread or len(unread) == len(made) or operator.domain not in STANDARD:
             continue
-        version = opsets.get("", 1)
+        version = model.opset
         if not onnx.defs.has(operator.op_type, version, ""):
             continue
         formal = onnx.defs.get_schema(operator.op_type, version, "").outputs
