@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -14,19 +16,17 @@ from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import find
 from graphmod.model import Model
 from graphmod.pruning.compensation import compensate
-from graphmod.pruning.goal import TOLERANCE, Goal, Ranking, goal_of, reasons
+from graphmod.pruning.goal import Goal, Ranking, goal_of, reasons
 from graphmod.pruning.groups import Groups, groups
 from graphmod.pruning.importance import Evidence
 from graphmod.pruning.importance.scores import normalised, scores
+from graphmod.pruning.latency_budget import LatencyBudget
 from graphmod.pruning.recovery import recovered, trainable
 from graphmod.pruning.removal import cut
 from graphmod.pruning.selection import Selection
 from graphmod.pruning.widths import Widths
 from graphmod.rewrite.fuse import fuse
 from graphmod.rewrite.verb import Samples, verb
-
-ATTEMPTS = 4
-"""How often a budget of latency is tightened when the pruned network, measured, does not meet it."""
 
 
 @verb(exact=False, example="graphmod prune in.onnx --ratio 0.5 --out out.onnx")
@@ -56,25 +56,30 @@ def prune(
     ----------
     model : Model
     ratio : float or mapping of str to float
-        Share of the units to remove from every group, between 0 and 1; or shares by the names of groups.
+        Share of the units to remove from every group, above 0 and below 1; or shares by the names of groups, as
+        ``{conv1: 0.5}``: other groups stay.
     weights : float
         Instead of a ratio, a budget: at most so many of the weights are left, as a share up to 1, or as a number.
     macs : float
         The same for multiply-accumulates.
     latency : float
-        The same for the time in ONNX Runtime on this machine, one sample and thread, as a share or in microseconds.
+        The same for the time in ONNX Runtime on this machine, one sample and thread, as a share or in microseconds. A
+        recipe that is replayed measures anew, so on another machine or day other units may go.
     importance : str, mapping of str to array, or callable
-        How units are ranked: a name such as l2, scores by group, or ``importance(group, evidence) -> scores``.
+        How units are ranked: without data l2, l1, l2_making, l2_all, bn_scale or random; with data taylor, fisher,
+        activation_norm, activation_variance or similarity; or one's own: a registered name, scores by group, or
+        ``importance(group, evidence) -> scores``.
     ranking : {"local", "global"}
         Whether every group loses the same share, or the least important of all groups go. Under a budget, global takes
         step by step what loses least importance for what it saves.
     where : str
-        A selector: only groups that these operators make.
+        A selector, such as ``Conv[scope=layer3]`` or ``[name=conv1]``: only groups that these operators make.
     at_most : float
         Largest share that a group loses under a budget or a global ranking.
     multiple_of : int
-        Round the number of channels that are left up to a multiple of it, in groups of at least twice as many; if not
-        given, 8 under a budget of latency (what ONNX Runtime's convolutions are laid out in), else 1.
+        Round the number of units that are left up to a multiple of it, in groups that have at least twice as many and
+        whose units are single channels (heads are not rounded); if not given, 8 under a budget of latency (what ONNX
+        Runtime's convolutions are laid out in), else 1.
     data : anything that :func:`graphmod.data.as_data` takes
         Calibration samples, for importances that need them and for recovery.
     steps : int
@@ -109,21 +114,24 @@ def prune(
     True
     """
     goal = goal_of(ratio, {"weights": weights, "macs": macs, "latency": latency}, ranking, at_most)
-    _check(multiple_of, steps, epochs, learning_rate, seed)
+    _check({"multiple_of": (multiple_of, 1), "steps": (steps, 1), "epochs": (epochs, 0), "seed": (seed, 0)})
+    if learning_rate is not None and not (isinstance(learning_rate, Real) and learning_rate > 0):
+        raise RefusedError(f"learning_rate={learning_rate!r} is out of range; it is a number above 0")
     if epochs and data is None:
         raise InvalidDataError("recovery trains the network: pass data=, or epochs=0")
     if steps > 1 and not isinstance(importance, str) and not callable(importance):
         raise InvalidDataError("scores that are given are those of the first step; with steps, name an importance")
     multiple_of = multiple_of or (1 if latency is None else 8)
-    picked = None if where is None else {name for match in find(model, where) for name in match.operators}
     pruned = trainable(model, data) if epochs else model
-    whole = _chosen(groups(pruned, _shapes(data)), picked, where)
+    all_groups = groups(pruned, _shapes(data))
+    whole = _chosen(all_groups, model, where, ratio if isinstance(ratio, Mapping) else None)
+    if isinstance(importance, Mapping):
+        importance = {name: one for name, one in importance.items() if name in whole or name not in all_groups}
     for step in range(1, steps + 1):
         found = whole if step == 1 else _again(groups(pruned, _shapes(data)), whole)
         values = normalised(found, scores(found, importance, Evidence(found, data, seed, progress)))
         selection = Selection(found, Widths(found), values, multiple_of, whole)
-        is_last = step == steps
-        removed = _selected(goal, selection, whole, step / steps, model if is_last else None, data, progress)
+        removed = _selected(goal, selection, whole, step / steps, model, data, progress)
         pruned = _without(found, removed, data, leftovers, progress, by_weights=not epochs)
         if epochs:
             fitted = partial(_without, found, removed, data, leftovers, progress, by_weights=True)
@@ -131,11 +139,20 @@ def prune(
     return fuse(pruned, kinds=["unfused"]) if epochs else pruned
 
 
-def _check(multiple_of: int | None, steps: int, epochs: int, learning_rate: float | None, seed: int) -> None:
-    if (multiple_of is not None and multiple_of < 1) or steps < 1 or epochs < 0 or seed < 0:
-        raise RefusedError("multiple_of and steps are at least 1, epochs and seed at least 0")
-    if learning_rate is not None and not learning_rate > 0:
-        raise RefusedError(f"learning_rate={learning_rate} is out of range; it is above 0")
+def _check(whole_numbers: Mapping[str, tuple[int | None, int]]) -> None:
+    """Raise RefusedError unless every parameter is a whole number, and at least what it is at least."""
+    for name, (value, least) in whole_numbers.items():
+        if value is not None and (not isinstance(value, Integral) or value < least):
+            raise RefusedError(f"{name}={value!r} is out of range; it is a whole number from {least} on")
+
+
+def _check_names(names: Iterable[str], found: Groups) -> None:
+    """Raise RefusedError unless there are groups of all these names."""
+    unknown = next((name for name in names if name not in found), None)
+    if unknown is not None:
+        near = get_close_matches(unknown, [group.name for group in found], 1)
+        hint = f"did you mean '{near[0]}'?" if near else "graphmod groups lists them"
+        raise RefusedError(f"no group of channels is named '{unknown}'; {hint}")
 
 
 def _shapes(data: Data | None) -> dict[str, tuple[int, ...]] | None:
@@ -143,21 +160,28 @@ def _shapes(data: Data | None) -> dict[str, tuple[int, ...]] | None:
     return None if data is None else {name: (2, *array.shape[1:]) for name, array in data.inputs.items()}
 
 
-def _chosen(found: Groups, picked: Collection[str] | None, where: str | None) -> Groups:
-    """Return the groups that operators make that a selector has picked.
+def _chosen(found: Groups, model: Model, where: str | None, shares: Mapping[str, float] | None) -> Groups:
+    """Return the groups that operators make that a selector picks, or that have shares.
 
     Raises
     ------
     RefusedError
-        There are none.
+        There are none, or not all that have shares.
     """
     if not len(found):
         raise RefusedError(f"no group of channels can be pruned: {reasons(found)}")
-    if picked is None:
-        return found
-    chosen = found.only([group.name for group in found if not set(group.operators).isdisjoint(picked)])
-    if not len(chosen):
-        raise RefusedError(f"no operator that '{where}' selects makes a group of channels that can be pruned")
+    chosen = found
+    if where is not None:
+        picked = {name for match in find(model, where) for name in match.operators}
+        chosen = found.only([group.name for group in found if not picked.isdisjoint(group.operators)])
+        if not len(chosen):
+            raise RefusedError(f"no operator that '{where}' selects makes a group of channels that can be pruned")
+    if shares is not None:
+        _check_names(shares, found)
+        beside = next((name for name in shares if name not in chosen), None)
+        if beside is not None:
+            raise RefusedError(f"ratio names group '{beside}', which '{where}' does not select; leave out one of them")
+        chosen = chosen.only(shares)
     return chosen
 
 
@@ -172,26 +196,15 @@ def _selected(
     selection: Selection,
     whole: Groups,
     part: float,
-    original: Model | None,
+    original: Model,
     data: Data | None,
     progress: bool,
 ) -> NDArray[np.bool_]:
-    """Return which units go, so that a budget of latency is met as measured beside the original, if that is given."""
-    over = 1.0
-    for _ in range(ATTEMPTS):
-        selection.alive = np.ones(selection.found.n_units, bool)
-        goal.take(selection, whole, part, over, data, progress)
-        removed = ~selection.alive
-        if original is None or goal.name != "latency":
-            return removed
-        missed = goal.over(original, cut(selection.found, removed, leftovers=False), data)
-        if missed <= TOLERANCE:
-            return removed
-        over *= missed
-    raise RefusedError(
-        f"latency={goal.value:g} cannot be met: the pruned network takes {missed:.2f} times as long, although its "
-        "operators, measured one by one, do not; name a lower budget, or ratio"
-    )
+    """Return which units go."""
+    if goal.name == "latency":
+        return LatencyBudget(goal, selection, whole, part, original, data, progress).chosen()
+    goal.take(selection, whole, part)
+    return ~selection.alive
 
 
 def _without(

@@ -130,6 +130,12 @@ class Selection:
         n_left = n_units - floor(n_units * share + 0.5)
         self.reduce(group, self.rounded(group, n_left), share)
 
+    def by_share(self, share: float) -> None:
+        """Leave every group without this share of its units, whatever went before."""
+        self.alive = np.ones(self.found.n_units, bool)
+        for group in self.found:
+            self.take(group, self.first[group.name], share)
+
     def by_rank(self, n_gone: int, at_most: float) -> None:
         """Take so many units out, the least important of the whole network first."""
         group_of = self.found.group_of
@@ -147,9 +153,7 @@ class Selection:
         """Take the least share that meets the limit out of every group; return whether there is one."""
 
         def left(share: float) -> float:
-            self.alive = np.ones(self.found.n_units, bool)
-            for group in self.found:
-                self.take(group, self.first[group.name], share)
+            self.by_share(share)
             return cost(self.alive)
 
         low, high = 0.0, at_most

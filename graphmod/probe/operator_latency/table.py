@@ -20,6 +20,9 @@ from graphmod.model import replace_file
 from graphmod.probe.operator_latency.measuring import launch, timed
 from graphmod.probe.operator_latency.signature import Signature
 
+LEAST = 0.01
+"""Microseconds that any operator takes, where measuring tells no difference from nothing."""
+
 PASSES = 2
 """All are measured so many times, one after the other: what slows the machine down for a second meets few twice."""
 
@@ -92,7 +95,7 @@ class LatencyTable:
                 self._measure(wanted, runs, idle, progress)
             finally:
                 for key, run in runs.items():
-                    time = max(0.0, run - min(idle) + launch(self.threads))
+                    time = max(LEAST, run - min(idle) + launch(self.threads))
                     self._known[key] = min(time, self._known.get(key, inf))
                 self._save()
         return [self._known[one.key] for one in asked]
@@ -138,7 +141,7 @@ def _read(file: Path) -> dict[str, float]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            found[json.dumps(entry["signature"], separators=(",", ":"))] = float(entry["microseconds"])
+            found[json.dumps(entry["signature"], separators=(",", ":"))] = max(LEAST, float(entry["microseconds"]))
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidDataError(
                 f"line {number} of '{file}' is no latency; delete the file, and all are measured again"

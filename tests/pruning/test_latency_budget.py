@@ -1,0 +1,124 @@
+"""Budgets of time: with planted times, so that what is chosen and refused is known; and once with real ones."""
+
+from __future__ import annotations
+
+import re
+from math import prod
+
+import numpy as np
+import pytest
+from planted import net
+
+import graphmod as gm
+from graphmod.errors import RefusedError
+from graphmod.probe import Latency, LatencyTable
+from graphmod.pruning import latency_budget
+
+OVERHEAD = 2000
+"""Microseconds that every network takes besides its operators."""
+
+
+@pytest.fixture(scope="module")
+def model() -> gm.Model:
+    return net("(float[n,3,2,2] x) => (float[n,2,2,2] y) { [conv1] a = Conv(x, w)  [act1] r = Relu(a)"
+               "  [conv2] b = Conv(r, u)  [act2] s = Relu(b)  [conv3] y = Conv(s, v) }",
+               {"w": (96, 3, 1, 1), "u": (80, 96, 1, 1), "v": (2, 80, 1, 1)})  # fmt: skip
+
+
+def work(model: gm.Model) -> float:
+    return float(model.n_weights)
+
+
+class Times:
+    """Planted times: of operators their weights, those measured first too long; of networks, the overhead besides."""
+
+    def __init__(self, busy: float = 1.0):
+        self.busy, self.n_anew = busy, 0
+
+    def many(self, _, signatures, *, anew=False, **__):
+        self.n_anew += anew
+        factor = 1.0 if self.n_anew else self.busy
+        sizes = [[o.shape for o in one.operands if o.constant and len(o.shape) == 4] for one in signatures]
+        return [sum(prod(shape) * (factor if shape[0] == 80 else 1.0) for shape in shapes) for shapes in sizes]
+
+    def latency(self, models, *_, **__):
+        return {name: Latency(*[work(one) + OVERHEAD] * 4) for name, one in models.items()}
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    def plant(times: Times) -> Times:
+        monkeypatch.setattr(LatencyTable, "many", lambda *args, **kwargs: times.many(*args, **kwargs))
+        monkeypatch.setattr(latency_budget, "latency", times.latency)
+        return times
+
+    return plant
+
+
+def share(model: gm.Model, small: gm.Model) -> float:
+    return (work(small) + OVERHEAD) / (work(model) + OVERHEAD)
+
+
+@pytest.mark.parametrize("ranking", ["local", "global"])
+@pytest.mark.parametrize("busy", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_network_is_what_must_meet_the_budget(planted, model, ranking, busy, steps):
+    """Operators alone would have it meet much sooner, more so those that were timed while the machine was busy."""
+    times = planted(Times(busy))
+    small = gm.prune(model, latency=0.5, ranking=ranking, steps=steps)
+    assert 0.4 < share(model, small) <= 0.5 * latency_budget.TOLERANCE
+    assert times.n_anew
+    first = work(model) + OVERHEAD
+    absolute = gm.prune(model, latency=0.5 * first, ranking=ranking, steps=steps)
+    assert share(model, absolute) == pytest.approx(share(model, small), abs=0.05)
+
+
+def test_a_budget_above_what_there_is_removes_nothing(planted, model):
+    planted(Times())
+    assert gm.prune(model, latency=1.0).n_weights == gm.prune(model, latency=1e9).n_weights == model.n_weights
+
+
+@pytest.mark.parametrize("ranking", ["local", "global"])
+def test_a_refusal_names_a_floor_that_can_be_met(planted, model, ranking):
+    """Nothing between the floor and the whole is refused, whatever operators take."""
+    planted(Times())
+    with pytest.raises(RefusedError) as refused:
+        gm.prune(model, latency=0.2, ranking=ranking)
+    told = str(refused.value)
+    assert told.startswith("latency=0.2 cannot be met: with as much gone as at_most=0.9 and multiple_of=8 allow, the ")
+    assert str(LatencyTable().file) in told
+    taken, whole, floor, further = re.search(
+        r"takes ([\d,]+) of ([\d,]+) microseconds \(([\d.]+)%\), measured as a whole \(with multiple_of=1 ([\d.]+)%\)",
+        told,
+    ).groups()
+    assert float(whole.replace(",", "")) == work(model) + OVERHEAD
+    assert float(taken.replace(",", "")) == 16 * 3 + 8 * 16 + 2 * 8 + OVERHEAD
+    for percent, multiple_of in ((floor, 8), (further, 1)):
+        budget = float(percent) / 100
+        small = gm.prune(model, latency=budget + 0.001, ranking=ranking, multiple_of=multiple_of)
+        assert share(model, small) <= (budget + 0.001) * latency_budget.TOLERANCE
+        with pytest.raises(RefusedError, match=f"latency={0.95 * budget:g} cannot be met"):
+            gm.prune(model, latency=0.95 * budget, ranking=ranking, multiple_of=multiple_of)
+
+
+def test_a_finer_multiple_is_named_only_where_it_is_faster(planted, model, monkeypatch):
+    planted(Times())
+    for multiple_of in (1, 2):
+        with pytest.raises(RefusedError) as refused:
+            gm.prune(model, latency=0.01, multiple_of=multiple_of)
+        assert "with multiple_of=1" not in str(refused.value)
+    monkeypatch.setattr(latency_budget, "latency", lambda models, *_, **__: {
+        name: Latency(*[1000.0 * (1 + (one is model))] * 4) for name, one in models.items()
+    })  # fmt: skip
+    with pytest.raises(RefusedError, match="measured as a whole; what its operators take"):
+        gm.prune(model, latency=0.01)
+
+
+def test_a_real_budget(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHMOD_CACHE", str(tmp_path))
+    demo = gm.load(gm.demo.model_path())
+    small = gm.prune(demo, latency=0.8)
+    feeds = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    times = gm.latency({"before": demo, "after": small}, feeds, rounds=20)
+    assert times["after"].least < 0.9 * times["before"].least
+    assert list(tmp_path.glob("latency/*.jsonl"))
