@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from graphmod.cli.commands import console
-from graphmod.data import noise, part_of
+from graphmod.data import as_data, fixed_batch, noise, part_of
 from graphmod.errors import NotWritableError, RefusedError
 from graphmod.graph.costs import cost
 from graphmod.model import Model, check_writable, external_files
+from graphmod.probe import accuracy, latency
 from graphmod.rewrite import Verification, diff, verify
 
 OutFile = Annotated[
@@ -25,7 +26,11 @@ OutFile = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")]
 Verify = Annotated[
     str | None,
-    typer.Option(help="Compare the outputs on this data, or on 'random' samples.", metavar="DATA", show_default=False),
+    typer.Option(
+        help="Compare the outputs, and the accuracy where there are labels, on this data, or on 'random' samples.",
+        metavar="DATA",
+        show_default=False,
+    ),
 ]
 
 
@@ -37,20 +42,34 @@ def check_outcome(out: Path | None, dry_run: bool) -> None:
         raise NotWritableError("nowhere to write the result; say --out FILE, or --dry-run to see what would change")
 
 
-def show(before: Model, after: list[Model], out: Path | None, dry_run: bool, data: str | None, as_json: bool) -> None:
-    """Write the models, and print what they are."""
+def show(
+    before: Model,
+    after: list[Model],
+    out: Path | None,
+    dry_run: bool,
+    data: str | None,
+    as_json: bool,
+    timed: str | None = None,
+) -> None:
+    """Write the models, and print what they are, and how long a sample of the data ``timed`` takes them."""
     if data is not None and len(after) > 1:
         raise RefusedError("several models came out, so there is no one output to verify; compose them first")
     errors = None if data is None else _verified(before, after[0], data)
+    accuracies = None if data is None else _accuracies([before, *after], samples(before, data))
     paths = [] if out is None or dry_run else _numbered(out, len(after))
     for one, path in zip(after, paths, strict=False):
         one.save(path)
+    times = [] if timed is None else _times([before, *after], timed)
     if as_json:
         content: dict[str, Any] = {"before": _figures(before), "after": [_figures(one) for one in after]}
         if dry_run:
             content["differences"] = [diff(before, one).as_dict() for one in after]
         if errors is not None:
             content["errors"] = {name: asdict(error) for name, error in errors.outputs.items()}
+        if accuracies is not None:
+            content["accuracy"] = accuracies
+        if times:
+            content["microseconds"] = times
         typer.echo(
             json.dumps(
                 {**content, "files": [str(file) for path in paths for file in files_of(path)]}, indent=2, default=str
@@ -62,7 +81,9 @@ def show(before: Model, after: list[Model], out: Path | None, dry_run: bool, dat
 
         for one in after:
             console.print(diff_tree(diff(before, one), "before and after"))
-    console.print(_table(before, after))
+    console.print(_table(before, after, accuracies))
+    for time in times[1:]:
+        console.print(f"one sample takes {time:,.0f} microseconds, {time / times[0]:.1%} of {times[0]:,.0f} before")
     for name, error in (errors.outputs if errors is not None else {}).items():
         console.print(f"{escape(name)}: largest difference {error.largest:.3g}, rms {error.rms:.3g} of its rms")
     if any(one is before for one in after):
@@ -84,6 +105,26 @@ def _verified(before: Model, after: Model, data: str) -> Verification:
     return verify(before, after, samples(before, data), outputs=shared)
 
 
+def _accuracies(models: list[Model], data: object) -> list[float] | None:
+    """Return the accuracy of every model; None where the data has no labels, or the models not the same logits."""
+    first = models[0]
+    given = as_data(first, data)
+    is_labelled = given.targets is not None and given.targets.dtype.kind in "iu" and given.targets.ndim == 1
+    if not is_labelled or first.n_classes is None:
+        return None
+    if any(one.main_output != first.main_output or one.inputs.keys() != first.inputs.keys() for one in models):
+        return None
+    return [accuracy(one, given) for one in models]
+
+
+def _times(models: list[Model], data: str) -> list[float]:
+    """Return the microseconds that models take for one sample, or for as many as they fix."""
+    given = as_data(models[0], samples(models[0], data))
+    one = given[: fixed_batch(models[0]) or 1]
+    found = latency({str(place): model for place, model in enumerate(models)}, one.inputs)
+    return [found[str(place)].median for place in range(len(models))]
+
+
 def samples(model: Model, data: str) -> object:
     """Return random samples if asked for, the test part of data with parts, else all of the data."""
     return noise(model) if data == "random" else part_of(data, "test")
@@ -98,11 +139,10 @@ def _figures(model: Model) -> dict[str, int]:
     return {"operators": len(model.operators), "weights": model.n_weights, "macs": macs, "bytes": model.n_bytes}
 
 
-def _table(before: Model, after: list[Model]) -> Table:
-    table = Table("", "operators", "weights", "MACs", "bytes")
-    for name, model in (
-        ("before", before),
-        *((f"after{' ' + str(i) if len(after) > 1 else ''}", m) for i, m in enumerate(after)),
-    ):
-        table.add_row(name, *(f"{figure:,}" for figure in _figures(model).values()))
+def _table(before: Model, after: list[Model], accuracies: list[float] | None) -> Table:
+    names = ["before", *(f"after{' ' + str(i) if len(after) > 1 else ''}" for i in range(len(after)))]
+    table = Table("", "operators", "weights", "MACs", "bytes", *([] if accuracies is None else ["accuracy"]))
+    shares = [[f"{one:.2%}"] for one in accuracies] if accuracies is not None else [[] for _ in names]
+    for name, model, share in zip(names, [before, *after], shares, strict=True):
+        table.add_row(name, *(f"{figure:,}" for figure in _figures(model).values()), *share)
     return table

@@ -41,7 +41,8 @@ def command(verb: Verb) -> Callable[..., None]:
             raise InvalidRecipeError(
                 str(error).replace(f"the recipe cannot run: step 1 ({verb.name}): ", "")
             ) from error
-        show(before, after, out, dry_run, verify, as_json)
+        timed = chosen.get("data", "random") if "latency" in chosen else None  # it was a budget
+        show(before, after, out, dry_run, verify, as_json, timed)
 
     run.__name__ = verb.name.replace("_", "-")
     run.__doc__ = _help(verb)
@@ -128,6 +129,8 @@ def _parsed(verb: Verb, name: str, value: Any) -> Any:
         if str in kinds:
             return value
         raise InvalidRecipeError(f"'{name}' is {value!r}, which is no YAML: {' '.join(str(error).split())}") from error
+    if isinstance(read, dict) and any(one is None and ":" in str(key) for key, one in read.items()):
+        raise InvalidRecipeError(f"'{name}' is {value!r}; YAML wants a space after a colon: {value.replace(':', ': ')}")
     if str not in kinds:
         return read
     is_selector = isinstance(read, list) and any("=" in str(one) for one in read)

@@ -131,5 +131,5 @@ class LatencyBudget:
         return self._measured({"whole": self.original, "smaller": smaller})
 
     def _measured(self, models: Mapping[str, Model]) -> dict[str, float]:
-        """Return the microseconds that networks take for one sample: the least of rounds in turn, as noise only adds."""
+        """Return the microseconds that networks take for a sample: the least of rounds in turn, as noise only adds."""
         return {name: found.least for name, found in latency(models, self.sample.inputs, rounds=ROUNDS).items()}

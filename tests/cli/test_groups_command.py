@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -93,8 +94,25 @@ def test_a_recipe_with_samples_replays_from_their_file(folder, tmp_path):
     assert again.read_bytes() == made.read_bytes()
 
 
+def test_a_mapping_without_spaces_is_told_how_to_write_it(folder, tmp_path):
+    refused = graphmod("prune", folder / "net.onnx", "--ratio", "{conv1:.5}", "--out", tmp_path / "no.onnx")
+    assert refused.returncode == 2
+    assert "YAML wants a space after a colon: {conv1: .5}" in " ".join(refused.stderr.split())
+
+
 def test_wrong_names_are_told_in_one_line(folder, tmp_path):
     refused = graphmod("prune", folder / "net.onnx", "--ratio", "{conv7: 0.5}", "--out", tmp_path / "no.onnx")
     assert refused.returncode == 2
     assert "did you mean 'conv1'?" in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_of_latency_tells_the_time(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAPHMOD_CACHE", str(tmp_path))
+    asked = ("prune", gm.demo.model_path(), "--latency", 0.9, "--dry-run")
+    done = graphmod(*asked)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"one sample takes [\d,]+ microseconds, [\d.]+% of [\d,]+ before", done.stdout)
+    before, after = json.loads(graphmod(*asked, "--data", gm.demo.data_path(), "--json").stdout)["microseconds"]
+    assert 0 < after < before
+    assert "microseconds" not in graphmod("prune", folder / "net.onnx", "--macs", 0.9, "--dry-run").stdout
