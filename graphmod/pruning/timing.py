@@ -18,6 +18,8 @@ from graphmod.pruning.widths import Alive, Widths, counting
 class Timing:
     """The sum of the measured times of operators, for one sample, in microseconds.
 
+    Operators with bodies and calls of functions are not in it: what they read and make is kept, and so is their time.
+
     Parameters
     ----------
     found : Groups

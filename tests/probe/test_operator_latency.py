@@ -4,6 +4,7 @@ import json
 import multiprocessing
 
 import numpy as np
+import onnx.parser
 import pytest
 import zoo
 from handmade import fan
@@ -301,7 +302,7 @@ def test_hypothetical_widths(table):
         assert time(table, found) < time(table, wide[cluster])
 
 
-def test_models_with_functions_are_refused():
+def test_calls_and_operators_with_bodies_are_in_no_cluster():
     body = helper.make_function(
         "own", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]
     )
@@ -309,8 +310,16 @@ def test_models_with_functions_are_refused():
     graph = helper.make_graph([helper.make_node("Twice", ["x"], ["y"], "called", domain="own")], "g", [x], [y])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
     m = gm.load(helper.make_model(graph, functions=[body], opset_imports=opsets, ir_version=9))
-    with pytest.raises(gm.RefusedError, match=r"operator 'called' \(Twice\) calls a function"):
-        clusters(m)
+    assert not clusters(m).clusters
+    chooses = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[2, 2] x, bool flag) => (float[2, 2] y) {
+            a = MatMul(x, x)
+            b = If (flag) <then_branch = yes () => (float[2, 2] t) { t = Exp(a) },
+                           else_branch = no () => (float[2, 2] e) { e = Neg(a) }>
+            y = MatMul(b, b)
+        }""")
+    whole = clusters(gm.load(chooses))
+    assert [cluster.operators for cluster in whole.clusters] == [(0,), (2,)]
 
 
 def test_types_of_inputs(table):

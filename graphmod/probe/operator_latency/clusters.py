@@ -13,14 +13,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.errors import InvalidDataError
 from graphmod.graph.shape_values import shape_values
 from graphmod.graph.wiring import domain_of
-from graphmod.model import Model, TensorType
+from graphmod.model import Model, TensorType, has_bodies
 from graphmod.model.initializers import tensor_type
 from graphmod.model.initializers import values as value_of
 from graphmod.model.session import open_session
-from graphmod.probe.operator_latency.signature import VALUED, Signature, called, is_fixed, matters, signature
+from graphmod.probe.operator_latency.signature import VALUED, Signature, is_fixed, matters, signature
 
 Array = NDArray[np.generic]
 
@@ -42,7 +42,8 @@ class Clusters:
     model : Model
         The model, its inputs' dimensions fixed.
     clusters : tuple of Cluster
-        In topological order; operators that ONNX Runtime computes once, when it loads the model, are in none.
+        In topological order. Operators that ONNX Runtime computes once, when it loads the model, are in none, nor
+        are those with bodies and calls of functions, whose latency depends on what they compute inside.
     types : dict of str to TensorType
         The types of all tensors.
     constants : dict of str to array or None
@@ -98,8 +99,6 @@ def clusters(model: Model, types: Mapping[str, TensorType] | None = None) -> Clu
 
     Raises
     ------
-    RefusedError
-        An operator calls a function of the model.
     InvalidModelError
         ONNX Runtime cannot load the model.
     InvalidDataError
@@ -112,10 +111,6 @@ def clusters(model: Model, types: Mapping[str, TensorType] | None = None) -> Clu
     >>> [step.op_type for step in whole.signature(whole.clusters[0]).steps]
     ['Conv', 'Relu']
     """
-    calls = {(domain_of(function), function.name) for function in model.functions}
-    for operator in model.operators:
-        if (domain_of(operator), operator.op_type) in calls:
-            raise RefusedError(f"{called(operator)} calls a function; inline it first")
     fixed = _fixed(model, types or {})
     with TemporaryDirectory() as folder:
         written = Path(folder) / "optimized.onnx"
@@ -136,7 +131,10 @@ def clusters(model: Model, types: Mapping[str, TensorType] | None = None) -> Clu
     }
     constants = arithmetic | known
     left = {name for node in graph.node for name in node.output} - {""}
-    found = _clustered(fixed, left, constants)
+    calls = {(domain_of(function), function.name) for function in model.functions}
+    nests = [has_bodies(op) or (domain_of(op), op.op_type) in calls for op in fixed.operators]
+    every = _clustered(fixed, left, constants)
+    found = tuple(cluster for cluster in every if not any(nests[place] for place in cluster.operators))
     read = {name for cluster in found for place in cluster.operators for name in fixed.reads[place]} - set(constants)
     types, sizes = _observed(fixed, [name for name in fixed.producer if name in read])
     types |= {name: TensorType(*tensor_type(tensor)) for name, tensor in folded.items()}

@@ -116,7 +116,8 @@ def signature(
     some = [operators] if isinstance(operators, NodeProto) else list(operators)
     for operator in some:
         if has_bodies(operator):
-            raise RefusedError(f"the latency of {called(operator)} depends on what its bodies compute; inline them")
+            told = f"operator '{operator.name or operator.output[0]}' ({operator.op_type})"
+            raise RefusedError(f"the latency of {told} depends on what its bodies compute")
     made = {name for operator in some for name in operator.output if name}
     read = dict.fromkeys(name for operator in some for name in operator.input if name)
     outside = [name for name in read if name not in made]
@@ -138,11 +139,6 @@ def signature(
         tuple(sorted(number[name] for name in wanted)),
         tuple(sorted({domain: opsets.get(domain, 1) for domain in map(domain_of, some)}.items())),
     )
-
-
-def called(operator: NodeProto) -> str:
-    """Return how messages name an operator."""
-    return f"operator '{operator.name or operator.output[0]}' ({operator.op_type})"
 
 
 def _attribute(attribute: AttributeProto) -> str:
