@@ -228,9 +228,9 @@ def _bind_step(model: Model, step: Step, by_type: Iterable[Type]) -> BoundStep:
         declared = types or [known for known in _of_onnx() if admits(kind, known)]
         if not declared and kind.domain in (None, *{domain for domain, _ in _of_onnx()}):
             words = {op_type for _, op_type in (*by_type, *_of_onnx())}
-            raise RefusedError(
-                f"neither the model nor ONNX has an operator of type '{kind.type_text}'{closest(kind.op_type, words)}"
-            )
+            is_name = kind.type_text in model.operator_names
+            hint = f"; to pick by name, write [name={kind.type_text}]" if is_name else closest(kind.op_type, words)
+            raise RefusedError(f"neither the model nor ONNX has an operator of type '{kind.type_text}'{hint}")
         bound = tuple(bind(model, kind, declared, predicate) for predicate in kind.predicates)
         for known in types:
             checks[known].append(bound)

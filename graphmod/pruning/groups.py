@@ -125,7 +125,7 @@ class Groups:
     unit_of: Units
 
     def __repr__(self) -> str:
-        return f"Groups({len(self)} groups, {self.n_units:,} units, {len(self.kept)} operators with kept channels)"
+        return f"Groups({len(self)} of {self.n_units:,} units, channels kept in {len(self.kept)} operators)"
 
     @property
     def model(self) -> Model:

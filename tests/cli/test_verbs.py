@@ -60,6 +60,17 @@ def test_a_verb_verifies_on_random_samples_and_on_data(tmp_path):
     assert told["errors"]["logits"]["rms"] > 0
     told = graphmod("remove", MODEL, "layer1.3", "--out", out, "--verify", gm.demo.data_path())
     assert "logits: largest difference" in told.stdout
+    assert "accuracy" in told.stdout
+
+
+def test_verifying_on_labelled_data_tells_the_accuracy(tmp_path):
+    asked = ("remove", MODEL, "layer1.3", "--out", tmp_path / "a.onnx", "--verify")
+    told = json.loads(graphmod(*asked, gm.demo.data_path(), "--json").stdout)
+    test = gm.demo.splits().test
+    assert told["accuracy"] == [gm.accuracy(gm.load(one), test) for one in (MODEL, tmp_path / "a.onnx")]
+    samples = {"image": test.inputs["image"]}
+    np.savez(tmp_path / "unlabelled.npz", **samples)
+    assert "accuracy" not in json.loads(graphmod(*asked, tmp_path / "unlabelled.npz", "--json").stdout)
 
 
 @pytest.mark.parametrize(

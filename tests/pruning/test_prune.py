@@ -214,8 +214,9 @@ def test_the_record_replays_to_the_same_bytes(small, demo, samples):
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
-        ({}, "one of ratio, weights, macs, latency; none is given"),
-        ({"ratio": 0.5, "macs": 0.5}, "ratio and macs is given"),
+        ({}, "nothing says how much to remove; give one of ratio, weights, macs, latency"),
+        ({"ratio": 0.5, "macs": 0.5}, "ratio and macs both say how much to remove"),
+        ({"ratio": {}}, "ratio is empty"),
         ({"ratio": 0.0}, "ratio=0.0 is out of range"),
         ({"ratio": 1.0}, "ratio=1.0 is out of range"),
         ({"ratio": -0.1}, "ratio=-0.1 is out of range"),
@@ -224,16 +225,22 @@ def test_the_record_replays_to_the_same_bytes(small, demo, samples):
         ({"weights": 0.0}, "weights=0.0 is out of range"),
         ({"macs": float("nan")}, "macs=nan is out of range"),
         ({"ratio": 0.5, "at_most": 0.0}, "at_most=0.0 is out of range"),
-        ({"ratio": 0.5, "steps": 0}, "steps"),
-        ({"ratio": 0.5, "seed": -1}, "seed"),
+        ({"ratio": 0.5, "steps": 0}, "steps=0 is out of range; it is a whole number from 1 on"),
+        ({"ratio": 0.5, "steps": 2.5}, "steps=2.5"),
+        ({"ratio": 0.5, "seed": -1}, "seed=-1"),
+        ({"ratio": 0.5, "learning_rate": 0}, "learning_rate=0"),
         ({"ratio": "0.5"}, "ratio='0.5' is no number"),
         ({"ratio": {"conv1": "half"}}, "ratio of conv1='half' is no number"),
         ({"ratio": {"conv1": 0.5}, "ranking": "global"}, "nothing to rank across groups"),
         ({"ratio": 0.5, "ranking": "globl"}, "ranking='globl' is neither local nor global"),
-        ({"ratio": 0.5, "multiple_of": 0}, "multiple_of"),
+        ({"ratio": 0.5, "multiple_of": 0}, "multiple_of=0"),
+        ({"ratio": 0.5, "multiple_of": 2.5}, "multiple_of=2.5"),
         ({"ratio": {"conv7": 0.5}}, "no group of channels is named 'conv7'; did you mean 'conv"),
         ({"ratio": {"nothing": 0.5}}, "no group of channels is named 'nothing'; graphmod groups lists them"),
         ({"ratio": 0.5, "where": "Relu"}, "no operator that 'Relu' selects makes a group"),
+        ({"ratio": 0.5, "where": "conv1"}, r"to pick by name, write \[name=conv1\]"),
+        ({"ratio": {"conv1": 0.5}, "where": "[name=conv2]"}, "group 'conv1', which .* does not select"),
+        ({"ratio": 0.5, "importance": "my.own"}, r'register it with @importance\("name"\)'),
         ({"ratio": 0.5, "importance": "tailor"}, "there is no importance 'tailor'; did you mean 'taylor'"),
         ({"weights": 0.01}, r"weights=0.01 cannot be met: with as much gone as at_most=0.9 and multiple_of=1 allow, "
                             r"\d+ of 84 weights \(.*%\) are left; "
@@ -261,6 +268,13 @@ def test_refusals_say_what_is_wrong(small, parameters, told):
 def test_importances_that_do_not_fit(small, importance, told):
     with pytest.raises(InvalidDataError, match=told):
         gm.prune(small, 0.5, importance=importance)
+
+
+def test_scores_are_needed_for_what_is_pruned_alone(small):
+    both = {"conv1": np.arange(8.0), "conv2": np.arange(6.0)}
+    by_share = gm.prune(small, {"conv1": 0.5}, importance={"conv1": both["conv1"]})
+    by_where = gm.prune(small, 0.5, where="[name=conv1]", importance=both)
+    assert by_share.proto().graph == by_where.proto().graph
 
 
 def test_scores_that_are_given_are_of_one_step(small):

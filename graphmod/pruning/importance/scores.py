@@ -99,6 +99,8 @@ def _named(name: str) -> Importance:
     if name not in IMPORTANCE:
         close = get_close_matches(name, IMPORTANCE, 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
+        if "." in name:  # as a recipe records a function
+            hint = '; to replay a function, register it with @importance("name") and pass that name'
         raise RefusedError(f"there is no importance '{name}'{hint}; there are {', '.join(sorted(IMPORTANCE))}")
     return IMPORTANCE[name]
 
