@@ -24,7 +24,8 @@ REDUCTIONS = tuple(
     f"Reduce{what}"
     for what in ("Mean", "Sum", "Max", "Min", "L1", "L2", "SumSquare", "Prod", "LogSumExp", "LogSum")
 )  # fmt: skip
-MIXING = {*NORMS, *REDUCTIONS, "Softmax", "LogSoftmax", "Hardmax", "LpPool", "CumSum", "ArgMax", "ArgMin"}
+LEVELLING = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}  # by the largest of all values
+MIXING = {*NORMS, *LEVELLING, *REDUCTIONS, "Softmax", "LogSoftmax", "Hardmax", "LpPool", "CumSum", "ArgMax", "ArgMin"}
 NO_REST_AT_ZERO = {"Div", "Pow", "Mod", "Reciprocal", "Log"}
 PRODUCTS = {
     "MatMul",
@@ -37,9 +38,13 @@ PRODUCTS = {
 LEVELS = {
     "QuantizeLinear": {1, 2}, "DequantizeLinear": {1, 2}, "QLinearConv": {1, 2, 4, 5, 6, 7},
     "QLinearMatMul": {1, 2, 4, 5, 6, 7}, "ConvInteger": {2, 3}, "MatMulInteger": {2, 3},
+    "QGemm": {1, 2, 4, 5, 7, 8}, "DynamicQuantizeMatMul": {2, 3}, "MatMulIntegerToFloat": {2, 3, 4, 5},
+    "QAttention": {3, 4, 6, 7}, "DynamicQuantizeLSTM": {8, 9, 10, 11}, "MatMulNBits": {3},
 }  # fmt: skip
 ZERO_POINTS = {
     ("DequantizeLinear", 0): 2, ("QLinearConv", 3): 5, ("QLinearMatMul", 3): 5, ("QLinearMatMul", 0): 2,
+    ("QGemm", 3): 5, ("DynamicQuantizeMatMul", 1): 3, ("MatMulIntegerToFloat", 1): 5, ("QAttention", 1): 7,
+    ("DynamicQuantizeLSTM", 1): 9, ("DynamicQuantizeLSTM", 2): 11,
     ("ConvInteger", 1): 3, ("MatMulInteger", 1): 3, ("MatMulInteger", 0): 2,
 }  # fmt: skip
 
@@ -152,11 +157,16 @@ class _Zeroing:
                 point = (
                     self.value(node.input[position]) if len(node.input) > position and node.input[position] else None
                 )
-                if point is None or point.size == 1:
-                    return np.zeros((), value.dtype) if point is None else point.reshape(())
+                if point is None or not point.any():
+                    return np.zeros((), value.dtype)
+                if point.size == 1:
+                    return point.reshape(())
                 if point.ndim > 1:
                     raise ValueError(f"zero points of {tensor!r} come in blocks: its slices cannot be masked")
-                default = {"DequantizeLinear": 1, "QLinearConv": 0}.get(node.op_type, value.ndim - 1)
+                is_flipped = node.op_type == "QGemm" and bool(_attribute(node, "transB", 0))
+                default = {"DequantizeLinear": 1, "QLinearConv": 0}.get(
+                    node.op_type, 0 if is_flipped else value.ndim - 1
+                )
                 axis = int(_attribute(node, "axis", default)) % value.ndim
                 return point.reshape([-1 if i == axis else 1 for i in range(value.ndim)])
         return np.zeros((), value.dtype) if value.dtype.kind in "fV" else None  # V: bfloat16, float8

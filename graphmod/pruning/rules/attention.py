@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from graphmod.pruning.change import Change, adapts
 from graphmod.pruning.labels import Labels
 from graphmod.pruning.registry import MICROSOFT, couples
+from graphmod.pruning.rules.convolution import per_channel
 from graphmod.pruning.site import Axes, Site, Uncoupled
 
 
@@ -92,38 +95,100 @@ def fewer_heads(site: Site, change: Change) -> None:
 
 @couples("MultiHeadAttention", domain=MICROSOFT)
 def multi_head_attention(site: Site) -> list[Axes]:
-    """Let heads of query, key and value go together."""
-    if len(site.operator.output) > 1 or any(site.has(place) for place in (4, 6, 7)):
-        raise Uncoupled(f"{site} has a cache or a mask of keys")
-    query, key, value = (site.labels(place) for place in range(3))
-    if [len(axes) for axes in (query, key, value)] != [3, 3, 3]:
-        raise Uncoupled(f"{site} reads query, key and value packed in one")
+    """Let heads of query, key and value go together, with those of a cache."""
     heads = site.fresh(site.attribute("num_heads"))
-    widths = [_heads(site, axes, heads) for axes in (query, key, value)]
     why = f"the width of a head, or a position, of {site}"
+    query, key, value = (site.labels(place) if site.has(place) else [] for place in range(3))
+    if [len(axes) for axes in (query, key, value)] != [3, 3, 3]:
+        raise Uncoupled(f"{site} reads query, key and value packed in one, or by head")
+    widths = [_heads(site, axes, heads) for axes in (query, key, value)]
     site.keep([*widths, query[1], key[1], value[1]], why)
     if site.has(3):
-        bias = site.labels(3)[0]
-        _tie_in_turn(site, bias, [query[2], key[2], value[2]])
+        parts = np.split(site.labels(3)[0], np.cumsum([len(heads) * len(width) for width in widths])[:2])
+        for part, width in zip(parts, widths, strict=True):
+            site.merge(part, [heads, width])
+    if site.has(4):
+        site.keep(site.labels(4), f"positions of {site}")
     _added_to_scores(site, 5, heads)
+    _cached(site, (6, 7), heads, why)
     site.note(heads=heads)
     joined = site.fresh(site.made()[2])
     site.merge(joined, [heads, widths[2]])
-    return [[query[0], query[1], joined]]
+    caches = _new_caches(site, (1, 2), query[0], heads, why)
+    scores = [query[0], heads, *(site.kept(size, why) for size in _known(site, 3)[2:])]
+    return [[query[0], query[1], joined], *caches, scores]
+
+
+def _known(site: Site, place: int) -> Sequence[int]:
+    """Return the shape of an output, 1 for all of its four axes where it is not known; () where there is none."""
+    if place >= len(site.operator.output) or not site.operator.output[place]:
+        return ()
+    return site.shapes(site.operator.output[place]) or (1, 1, 1, 1)
+
+
+def _cached(site: Site, places: Sequence[int], heads: Labels, why: str) -> None:
+    """Couple heads with keys and values of earlier positions."""
+    for place in places:
+        if site.has(place):
+            past = site.labels(place)
+            site.tie(past[1], heads)
+            site.keep(past[2:], why)
+
+
+def _new_caches(site: Site, made: Sequence[int], batch: Labels, heads: Labels, why: str) -> list[Axes]:
+    """Return the labels of keys and values as they are handed to later positions."""
+    return [
+        [batch, heads, *(site.kept(size, why) for size in shape[2:])] if (shape := _known(site, place)) else []
+        for place in made
+    ]
+
+
+@couples("GroupQueryAttention", domain=MICROSOFT)
+def group_query_attention(site: Site) -> list[Axes]:
+    """Let key-value heads go with the query heads that read them, also where all are packed in the query."""
+    query, why = site.labels(0), f"the width of a head, or a position, of {site}"
+    n_query, n_shared = site.attribute("num_heads"), site.attribute("kv_num_heads")
+    shared = heads = site.fresh(n_shared)
+    if n_query != n_shared:
+        heads = site.fresh(n_query)
+        site.merge(heads, [shared, site.kept(n_query // n_shared, f"query heads that {site} lets read one key")])
+    if site.has(1):
+        parts = [query[2], *(site.labels(place)[2] for place in (1, 2))]
+        width = len(query[2]) // n_query
+        site.keep([site.labels(place)[1] for place in (1, 2)], why)
+    else:
+        width = len(query[2]) // (n_query + 2 * n_shared)
+        parts = np.split(query[2], [n_query * width, (n_query + n_shared) * width])
+    for part, own in zip(parts, (heads, shared, shared), strict=True):
+        site.merge(part, [own, site.kept(width, why)])
+    site.keep([query[1]], why)
+    _cached(site, (3, 4), shared, why)
+    for place in (7, 8, 9, 14, 15):  # tables of rotations, positions, scales of a head's places
+        if site.has(place):
+            site.keep(site.labels(place), why)
+    _added_to_scores(site, 10, heads)
+    per_channel(site, heads, [11])
+    if any(site.has(place) for place in (12, 13)):
+        raise Uncoupled(f"{site} has a quantised cache")
+    site.note(heads=heads, shared=shared)
+    joined = site.fresh(n_query * width)
+    site.merge(joined, [heads, site.kept(width, why)])
+    scores = [query[0], heads, *(site.kept(size, why) for size in _known(site, 3)[2:])]
+    return [[query[0], query[1], joined], *_new_caches(site, (1, 2), query[0], shared, why), scores]
+
+
+@adapts("GroupQueryAttention", domain=MICROSOFT)
+def fewer_heads_and_keys(site: Site, change: Change) -> None:
+    """Count the heads that are left."""
+    change.set("num_heads", change.count(site.notes["heads"]))
+    change.set("kv_num_heads", change.count(site.notes["shared"]))
 
 
 @adapts("MultiHeadAttention", domain=MICROSOFT)
-@adapts("Attention", domain=MICROSOFT)
+@adapts("Attention", "QAttention", domain=MICROSOFT)
 def fewer_own_heads(site: Site, change: Change) -> None:
     """Count the heads that are left; the scale is that of a head's width, which stays."""
     change.set("num_heads", change.count(site.notes["heads"]))
-
-
-def _tie_in_turn(site: Site, whole: Labels, parts: Sequence[Labels]) -> None:
-    start = 0
-    for part in parts:
-        site.tie(whole[start : start + len(part)], part)
-        start += len(part)
 
 
 @couples("Attention", domain=MICROSOFT)
@@ -131,6 +196,22 @@ def packed_attention(site: Site) -> list[Axes]:
     """Let heads go in the packed projection of query, key and value."""
     if len(site.operator.output) > 1 or site.has(4) or site.attribute("qkv_hidden_sizes") is not None:
         raise Uncoupled(f"{site} has a cache, or parts of different sizes")
+    made = _packed(site)
+    _added_to_scores(site, 5, site.notes["heads"])
+    return made
+
+
+@couples("QAttention", domain=MICROSOFT)
+def quantised_packed_attention(site: Site) -> list[Axes]:
+    """Let heads go in the packed projection, with scales and zero points by column."""
+    if len(site.operator.output) > 1 or site.has(8):
+        raise Uncoupled(f"{site} has a cache")
+    made = _packed(site)
+    per_channel(site, site.labels(1)[1], [4, 7])
+    return made
+
+
+def _packed(site: Site) -> list[Axes]:
     data, weight = site.labels(0), site.labels(1)
     site.tie(data[2], weight[0])
     heads = site.fresh(site.attribute("num_heads"))
@@ -138,7 +219,6 @@ def packed_attention(site: Site) -> list[Axes]:
     three = site.kept(3, f"query, key and value of {site}")
     width = site.kept(n_out // len(heads), f"the width of a head of {site}")
     site.merge(weight[1], [three, heads, width])
-    _added_to_scores(site, 5, heads)
     if site.has(2):
         site.tie(site.labels(2)[0], weight[1])
     site.keep([data[1]], f"positions of {site}")
@@ -150,22 +230,33 @@ def packed_attention(site: Site) -> list[Axes]:
 
 
 @couples("RotaryEmbedding")
+@couples("RotaryEmbedding", domain=MICROSOFT)
 def rotary_embedding(site: Site) -> list[Axes]:
     """Let whole heads go; places within a head are paired."""
     data = site.labels()
     why = f"{site} pairs places within a head"
+    tables = (2, 3) if site.operator.domain == MICROSOFT else (1, 2)
+    for place in range(1, 4):  # rotations, and the positions at which they are
+        if site.has(place):
+            of = site.labels(place)
+            has_samples = len(of) > 1 and (len(of) == 3 or place not in tables)
+            if has_samples and len(of[0]) == len(data[0]):
+                site.tie(of[0], data[0])
+            site.keep(of[has_samples:], why)
     site.keep([data[-2]], f"positions of {site}")
     if len(data) == 4:
         site.keep([data[3]], why)
     else:
-        heads = site.fresh(site.attribute("num_heads"))
-        site.merge(data[2], [heads, site.kept(len(data[2]) // len(heads), why)])
+        n_heads = site.attribute("num_heads", 0) or len(data[2]) // (2 * site.shape(tables[0])[-1])
+        heads = site.fresh(n_heads)
+        site.merge(data[2], [heads, site.kept(len(data[2]) // n_heads, why)])
         site.note(heads=heads)
     return [data]
 
 
 @adapts("RotaryEmbedding")
+@adapts("RotaryEmbedding", domain=MICROSOFT)
 def fewer_rotated_heads(site: Site, change: Change) -> None:
-    """Count the heads that are left."""
-    if "heads" in site.notes:
+    """Count the heads that are left, where they are counted."""
+    if "heads" in site.notes and site.attribute("num_heads", 0):
         change.set("num_heads", change.count(site.notes["heads"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 
+from graphmod.pruning.change import Change, adapts
 from graphmod.pruning.labels import Labels
 from graphmod.pruning.registry import MICROSOFT, couples
 from graphmod.pruning.rules.convolution import per_channel
@@ -64,7 +65,7 @@ def quantised_matrix_product(site: Site) -> list[Axes]:
     return [made]
 
 
-@couples("FusedMatMul", domain=MICROSOFT)
+@couples("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
 def fused_matrix_product(site: Site) -> list[Axes]:
     """Tie as a matrix product of operands that may be transposed."""
     if site.attribute("transBatchA", 0) or site.attribute("transBatchB", 0):
@@ -79,6 +80,60 @@ def gemm(site: Site) -> list[Axes]:
     made = contracted(site, 0, 1, (bool(site.attribute("transA", 0)), bool(site.attribute("transB", 0))))
     site.broadcast_to(2, made)
     return [made]
+
+
+@couples("QGemm", domain=MICROSOFT)
+def quantised_gemm(site: Site) -> list[Axes]:
+    """Tie as Gemm does, with scales and zero points by column."""
+    made = contracted(site, 0, 3, (bool(site.attribute("transA", 0)), bool(site.attribute("transB", 0))))
+    site.broadcast_to(6, made)
+    per_channel(site, made[1], [4, 5])
+    return [made]
+
+
+@couples("DynamicQuantizeMatMul", "MatMulIntegerToFloat", domain=MICROSOFT)
+def rescaled_matrix_product(site: Site) -> list[Axes]:
+    """Tie as a matrix product does, with scales and zero points, and what is added, by column."""
+    by_column = [2, 3, 4]
+    if site.operator.op_type == "MatMulIntegerToFloat":
+        by_column = [3, 5, 6]
+        if any(site.shape(place) not in ((), (1,)) for place in (2, 4) if site.has(place)):
+            raise Uncoupled(f"{site} has scales for every row")
+    made = contracted(site, 0, 1)
+    per_channel(site, made[-1], by_column)
+    return [made]
+
+
+@couples("MatMulNBits", domain=MICROSOFT)
+def packed_matrix_product(site: Site) -> list[Axes]:
+    """Tie rows of packed weights to what they make; of what they read, whole blocks can go."""
+    data, weight, scales = (site.labels(place) for place in range(3))
+    n_bits, size = site.attribute("bits", 4), site.attribute("block_size")
+    if site.has(4) or len(scales) != 2 or len(data[-1]) != len(weight[1]) * size:
+        raise Uncoupled(f"{site} has blocks that are not laid out in rows of whole ones")
+    made, blocks = weight[0], weight[1]
+    site.merge(data[-1], [blocks, site.kept(size, f"a block of weights of {site}")])
+    site.keep([weight[2]], f"a block of weights of {site}")
+    for theirs, ours in zip(scales, (made, blocks), strict=True):
+        site.tie(theirs, ours)
+    if site.has(3):
+        points = site.labels(3)
+        site.tie(points[0], made)
+        if n_bits == 8 or site.shape(3) == site.shape(2):
+            site.tie(points[1], blocks)
+        else:
+            site.keep([blocks, points[1]], f"{site} holds zero points of several blocks in one byte")
+    per_channel(site, made, [5])
+    site.produce(made)
+    site.note(made=made, read=data[-1])
+    return [[*data[:-1], made]]
+
+
+@adapts("MatMulNBits", domain=MICROSOFT)
+def smaller_packed_weights(site: Site, change: Change) -> None:
+    """Count the rows and columns that are left."""
+    change.set("N", change.count(site.notes["made"]))
+    change.set("K", change.count(site.notes["read"]))
 
 
 @couples("Einsum")

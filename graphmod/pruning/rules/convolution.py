@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from graphmod.pruning.change import Change, adapts
 from graphmod.pruning.labels import Labels
 from graphmod.pruning.registry import MICROSOFT, couples
-from graphmod.pruning.site import Axes, Site
+from graphmod.pruning.site import Axes, Site, Uncoupled
 
 
 def convolved(site: Site, data: Axes, weight: Axes) -> Axes:
@@ -54,8 +54,11 @@ def integer_convolution(site: Site) -> list[Axes]:
 
 
 @couples("QLinearConv")
+@couples("QLinearConv", domain=MICROSOFT)
 def quantised_convolution(site: Site) -> list[Axes]:
     """Tie as a convolution does; scales and zero points of weights, and the bias, are per output channel."""
+    if site.attribute("channels_last", 0):
+        raise Uncoupled(f"{site} has its channels last")
     made = convolved(site, site.labels(0), site.labels(3))
     per_channel(site, made[1], [4, 5, 8])
     return [made]
@@ -97,7 +100,7 @@ def transposed_convolution(site: Site) -> list[Axes]:
 
 
 @adapts("Conv", "ConvTranspose", "ConvInteger", "DeformConv", "QLinearConv")
-@adapts("FusedConv", domain=MICROSOFT)
+@adapts("FusedConv", "QLinearConv", domain=MICROSOFT)
 def fewer_groups(site: Site, change: Change) -> None:
     """Count the groups that are left."""
     if "groups" in site.notes:

@@ -6,7 +6,8 @@ import numpy as np
 
 from graphmod.pruning.change import Change, adapts
 from graphmod.pruning.labels import Labels
-from graphmod.pruning.registry import couples
+from graphmod.pruning.registry import MICROSOFT, couples
+from graphmod.pruning.rules.convolution import per_channel
 from graphmod.pruning.site import Axes, Site, Uncoupled
 
 
@@ -41,6 +42,22 @@ def moved_indices(site: Site, change: Change) -> None:
         places = np.cumsum(alive) - 1
         kept = chosen[alive[chosen]] if chosen.ndim else chosen
         change.need(1, places[kept])
+
+
+@couples("EmbedLayerNormalization", domain=MICROSOFT)
+def embeddings(site: Site) -> list[Axes]:
+    """Tie the widths of all tables, whose sum is normalised; keep the entries."""
+    ids, width = site.labels(0), site.labels(2)[1]
+    for place in (2, 3, 4):
+        if site.has(place):
+            table = site.labels(place)
+            site.keep(table[:1], f"{site} looks entries up by index")
+            site.tie(table[1], width)
+            if site.is_constant(place):
+                site.produce(table[1])
+    per_channel(site, width, [5, 6])
+    made = [*ids, width]
+    return [made, ids[:1], made]
 
 
 def _tie_others(site: Site, data: Axes, axis: int, *places: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -168,7 +168,12 @@ def space_to_depth(site: Site) -> list[Axes]:
 @couples("Concat")
 def concat(site: Site) -> list[Axes]:
     """Put labels one after another along the axis, tie the other axes."""
-    parts = [site.labels(place) for place in range(len(site.operator.input))]
+    return [joined(site, range(len(site.operator.input)))]
+
+
+def joined(site: Site, places: Iterable[int]) -> Axes:
+    """Put labels of inputs one after another along the axis, and tie their other axes."""
+    parts = [site.labels(place) for place in places]
     axis = site.axis(1, len(parts[0]))
     made = list(parts[0])
     for part in parts[1:]:
@@ -176,7 +181,7 @@ def concat(site: Site) -> list[Axes]:
             if other != axis:
                 site.tie(ours, theirs)
     made[axis] = np.concatenate([part[axis] for part in parts])
-    return [made]
+    return made
 
 
 @couples("Split")
