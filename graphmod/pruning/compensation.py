@@ -22,9 +22,14 @@ from graphmod.model import Model
 from graphmod.pruning.estimates import means, moments
 from graphmod.pruning.frontier import Frontier
 from graphmod.pruning.groups import Groups
+from graphmod.pruning.held_out import generalises
 from graphmod.pruning.leftovers import settle
 from graphmod.pruning.plan import plan
 from graphmod.pruning.removal import cut
+
+
+FEW = 32
+"""Samples up to which it is checked whether what is fitted to them holds for others."""
 
 
 def compensate(
@@ -44,7 +49,8 @@ def compensate(
     removed : array of bool, shape (n_units,)
         Which units go, in the order of the groups.
     data : Data
-        Calibration samples, of which at most 256 are looked at, fewer of large networks; targets are not needed.
+        Calibration samples, of which at most 256 are looked at, fewer of large networks; targets are not needed. Up to
+        32 can be too few: where what is fitted to some of them does not hold for the others, :func:`cut` it is.
     batch_size : int
         Samples that run at a time, at most.
     by_weights : bool
@@ -75,6 +81,21 @@ def compensate(
     >>> small.n_weights < found.model.n_weights
     True
     """
+
+    def fit(some: Data) -> Model:
+        return _fitted(found, removed, some, batch_size, by_weights, progress)
+
+    fitted = fit(data)
+    if not by_weights or len(data) > FEW:
+        return fitted
+    plain = cut(found, removed)
+    return fitted if generalises(found.model, plain, fit, data) else plain
+
+
+def _fitted(
+    found: Groups, removed: NDArray[np.bool_], data: Data, batch_size: int, by_weights: bool, progress: bool
+) -> Model:
+    """Return the network that is left, with what the data tell taken in, layer after layer."""
     model, planned = found.model, plan(found, settle(found, removed), data, batch_size, by_weights)
     known = means(model, planned.samples, planned.means, planned.batch_sizes[0])
     batches = list(planned.samples.batches(planned.batch_sizes[1], unit=fixed_batch(model) or 1))
@@ -86,5 +107,5 @@ def compensate(
         for part in one.parts:
             names = list(dict.fromkeys(name for name, _ in part))
             values = zip(whole.values(model, names), left.values(small, names), strict=True)
-            known |= moments(found, removed, values, part, planned.most)
+            known |= moments(found, removed, values, part, planned.most, len(planned.samples))
     return cut(found, removed, settle(found, removed, known))

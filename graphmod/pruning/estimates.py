@@ -53,6 +53,7 @@ def moments(
     batches: Iterable[tuple[Values, Values]],
     places: Sequence[Place],
     most: int | None = None,
+    n_samples: int | None = None,
 ) -> dict[Place, Estimate]:
     """Return the moments of channels in a network, and in what is left of it.
 
@@ -67,6 +68,8 @@ def moments(
         Tensors, and the axes that their channels are.
     most : int, optional
         Scalars of a tensor that count, of a batch: of more, positions are drawn.
+    n_samples : int, optional
+        That all batches have; None where there are so many that it does not matter.
     """
     is_left = found.left(~removed)
     masks = {name: [is_left(labels) for labels in found.analysis.axes[name]] for name, _ in places}
@@ -79,7 +82,7 @@ def moments(
             if (name, axis) not in sums:
                 sums[name, axis] = _Sums(x.mean(1), y.mean(1))
             sums[name, axis].add(x, y)
-    return {place: _checked(place, own.estimate()) for place, own in sums.items()}
+    return {place: _checked(place, own.estimate(n_samples)) for place, own in sums.items()}
 
 
 def _common(value: NDArray[np.generic], channels: int, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.generic]:
@@ -120,11 +123,11 @@ class _Sums:
         self.xy += x @ y.T
         self.yy += y @ y.T
 
-    def estimate(self) -> Estimate:
+    def estimate(self, n_samples: int | None) -> Estimate:
         """Return the moments."""
         x, y = self.x / self.n, self.y / self.n
         covariance, across = self.yy / self.n - np.outer(y, y), self.xy / self.n - np.outer(x, y)
-        return Estimate(self.about[0] + x, self.about[1] + y, covariance, across)
+        return Estimate(self.about[0] + x, self.about[1] + y, covariance, across, n_samples)
 
 
 def _checked(place: Place, estimate: Estimate) -> Estimate:

@@ -66,7 +66,7 @@ def _meet(cutting: Cutting, operator: NodeProto, place: int, needs: Sequence[Nee
 def _scale(
     cutting: Cutting, operator: NodeProto, place: int, found: Sequence[Array | None], wanted: Sequence[Array]
 ) -> None:
-    """Multiply and divide sizes that are computed from dynamic dimensions and constants."""
+    """Multiply and divide sizes that are computed from dynamic dimensions and constants; add to what has become zero."""
     tensor = operator.input[place] if place < len(operator.input) else ""
     ratios = [_ratios(value, want) for value, want in zip(found, wanted, strict=True)]
     if ratios[0] is None or any(ratio != ratios[0] for ratio in ratios):
@@ -76,12 +76,16 @@ def _scale(
         )
     (known, *_), reads = found, tensor
     assert known is not None, "there are ratios"
-    for op_type, part in (("Mul", "numerator"), ("Div", "denominator")):
-        factors = np.array([getattr(ratio, part) for ratio in ratios[0]], known.dtype).reshape(known.shape)
-        if (factors != 1).any():
+    parts = {
+        "Mul": (1, [ratio.numerator for ratio, _ in ratios[0]]),
+        "Div": (1, [ratio.denominator for ratio, _ in ratios[0]]),
+        "Add": (0, [offset for _, offset in ratios[0]]),
+    }
+    for op_type, (neutral, entries) in parts.items():
+        if any(entry != neutral for entry in entries):
             made = cutting.draft.unused(f"{reads}_{op_type.lower()}")
-            factor = cutting.store(reads, factors, tensor)
-            node = helper.make_node(op_type, [reads, factor], [made], name=cutting.draft.unused_operator(made))
+            stored = cutting.store(reads, np.array(entries, known.dtype).reshape(known.shape), tensor)
+            node = helper.make_node(op_type, [reads, stored], [made], name=cutting.draft.unused_operator(made))
             (added,) = cutting.draft.add([node], at=operator)
             for sizes in cutting.after:
                 sizes.like[made] = tensor
@@ -90,8 +94,9 @@ def _scale(
     cutting.read(operator, place, reads)
 
 
-def _ratios(value: Array | None, want: Array) -> list[Fraction] | None:
-    """Return what a value must be multiplied by; None if it is not known, or no factor does."""
-    if value is None or value.shape != want.shape or value.dtype.kind != "i" or not value.all():
+def _ratios(value: Array | None, want: Array) -> list[tuple[Fraction, int]] | None:
+    """Return what a value must be multiplied by, and what added where it is zero; None if it is not known."""
+    if value is None or value.shape != want.shape or value.dtype.kind != "i":
         return None
-    return [Fraction(int(a), int(b)) for a, b in zip(want.ravel(), value.ravel(), strict=True)]
+    pairs = zip(want.ravel().tolist(), value.ravel().tolist(), strict=True)
+    return [(Fraction(wanted, had), 0) if had else (Fraction(1), wanted) for wanted, had in pairs]

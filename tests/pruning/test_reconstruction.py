@@ -90,6 +90,7 @@ READERS = ["conv", "kernel without bias", "dilated kernel", "matmul", "gemm", "g
 @pytest.fixture(autouse=True)
 def little_ridge(monkeypatch):
     monkeypatch.setattr("graphmod.pruning.leftovers.estimate.RIDGE", 1e-9)
+    monkeypatch.setattr("graphmod.pruning.leftovers.estimate.PRIOR", 0)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -347,15 +348,52 @@ def test_positions_that_are_drawn_do_as_well(monkeypatch):
     assert np.allclose(one.across, one.covariance)
 
 
-def test_one_sample_and_data_that_never_varies_are_enough():
+def test_data_that_never_varies_are_enough():
     drawn = weights("", w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,))
     network = imaged([], CONV, [5, 4, 4], drawn)
+    found, data = groups(network), np.full_like(X, 0.3)
+    small = compensate(found, units(found), Data({"x": data}))
+    assert np.abs(small.initializer("v")).max() < 10 * np.abs(drawn["v"]).max()
+    assert error(network, small, {"x": data}) < 1e-5
+
+
+def dense():
+    """Return a network of which no channel tells another, and samples."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (16, 32), "b": (32,), "v": (32, 8), "u": (8,)}
+    drawn = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    operators = [
+        make_node("Gemm", ["x", "w", "b"], ["g"], name="make"),
+        make_node("Relu", ["g"], ["r"], name="act"),
+        make_node("Gemm", ["r", "v", "u"], ["y"], name="read"),
+    ]
+    network = model(operators, {"x": ["n", 16]}, {"y": ["n", 8]}, drawn)
+    return network, rng.normal(size=(600, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_samples_tell_nothing(n):
+    network, samples = dense()
     found = groups(network)
-    for data in (X[:1], np.full_like(X, 0.3)):
-        small = compensate(found, units(found), Data({"x": data}))
-        assert error(network, small, {"x": data}) < 0.5
-        assert np.abs(small.initializer("v")).max() < 10 * np.abs(drawn["v"]).max()
-    assert error(network, small, {"x": np.full_like(X, 0.3)}) < 1e-5
+    removed = np.arange(found.n_units) % 2 == 0
+    plain = cut(found, removed)
+    assert compensate(found, removed, Data({"x": samples[:n]})).digest == plain.digest
+    several = compensate(found, removed, Data({"x": samples[:300]}))
+    assert error(network, several, {"x": samples[300:]}) < error(network, plain, {"x": samples[300:]})
+
+
+def test_few_samples_are_enough_for_what_depends_on_others():
+    network = imaged([], CONV, [5, 4, 4], weights("linear", w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,)))
+    found = groups(network)
+    assert error(network, compensate(found, units(found), Data({"x": X[:2]}))) < 1e-4
+
+
+def test_few_samples_pull_to_the_channels_themselves(monkeypatch):
+    monkeypatch.setattr("graphmod.pruning.leftovers.estimate.PRIOR", 1)
+    gone = np.array([False, False, True])
+    for n, slope in ((1, 0.5), (9, 0.9)):
+        estimate = Estimate(np.zeros(3), np.zeros(2), np.eye(2), np.array([[1, 0], [0, 1], [1.0, 0]]), n_samples=n)
+        assert np.allclose(estimate.predicted(gone)[0], [[1, 0], [0, 1], [slope, 0]])
 
 
 def test_rounding_is_no_variance():

@@ -75,6 +75,12 @@ def test_a_target_computed_from_the_width_itself():
             "  y = MatMul(of, v)")  # fmt: skip
     weights = {"i0": np.int64(0), "i2": np.int64(2), "heads": np.int64(2), "u": ints(0), "m": ints(-1), "two": ints(2)}
     agrees(net(f"{TOKENS} {{ {text} }}", {**weights, "w": (5, 6), "v": (6, 2)}))
+    weights |= {"heads": np.int64(4), "two": ints(4), "w": (5, 8), "v": (8, 2)}
+    four = net(f"{TOKENS} {{ {text} }}", weights)
+    one = cut(groups(four), gone(groups(four), MatMul_0=[0, 2, 3]))  # 2 over 4 heads is 0
+    agrees(four)
+    agrees(cut(groups(four), gone(groups(four), MatMul_0=[2])))  # again, of what has lost some
+    assert one.run(feeds(one, 5))["y"].shape == (5, 3, 2)
 
 
 def test_a_target_with_a_product_of_the_batch_and_heads():

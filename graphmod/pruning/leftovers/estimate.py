@@ -13,6 +13,9 @@ from graphmod.pruning.leftovers.known import Known
 RIDGE = 1e-3
 """Penalty on how far predictions are from channels themselves, in units of their mean variance."""
 
+PRIOR = 1.0
+"""Samples that the penalty counts for besides, so that few of them leave channels what they are."""
+
 ROUNDING = float(np.finfo(np.float32).eps) ** 2
 """Variance, in units of the squared mean, that is nothing but rounding."""
 
@@ -32,19 +35,22 @@ class Estimate:
         None where means have to do.
     across : float64 array, shape (channels, left), optional
         Covariance of the channels with what is left of them.
+    n_samples : int, optional
+        That the moments are of; None where there are so many that it does not matter.
     """
 
     mean: Known
     left_mean: Known | None = None
     covariance: Matrix | None = None
     across: Matrix | None = None
+    n_samples: int | None = None
     _predicted: dict[tuple[bool, bytes], tuple[Matrix, Known] | None] = field(default_factory=dict, repr=False)
 
     def predicted(self, gone: NDArray[np.bool_], offset: bool = True) -> tuple[Matrix, Known] | None:
         """Return how all channels follow from what is left, ``x ~ slopes @ left + offsets``.
 
         None where means have to do. A ridge regression in closed form: what is left is penalised for anything but
-        being itself, the others for anything but their mean.
+        being itself, the others for anything but their mean, the more so the fewer samples there are.
 
         Parameters
         ----------
@@ -77,7 +83,8 @@ class Estimate:
         if total <= ROUNDING * float(np.square(self.left_mean).sum()):
             slopes = np.eye(len(gone))[:, ~gone]
         else:
-            penalty = RIDGE * total / len(covariance)
+            weight = RIDGE + (PRIOR / self.n_samples if self.n_samples else 0)
+            penalty = weight * total / len(covariance)
             covariance[np.diag_indices_from(covariance)] += penalty
             across[np.flatnonzero(~gone), np.arange(len(covariance))] += penalty
             slopes = solve(covariance, across.T, assume_a="pos", overwrite_a=True, overwrite_b=True).T
