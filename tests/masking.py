@@ -261,6 +261,8 @@ class _Compressing:
             return False
         if node.op_type in PRODUCTS:
             return not any(tensor in self.constants for tensor in node.input[:2])
+        if node.op_type == "AveragePool":  # a local response normalisation moves over channels
+            return any(axis > 1 for axis in self.by_tensor.get(node.input[0], ()))
         return node.op_type in MIXING or node.op_type in NO_REST_AT_ZERO
 
     def run_smaller(self, node: NodeProto) -> None:

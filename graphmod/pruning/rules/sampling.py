@@ -18,7 +18,29 @@ def moved_over(site: Site, data: Axes) -> Axes:
     return [*data[:2], *(site.kept(size, why) for size in site.made()[2:])]
 
 
-@couples("AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+@couples("AveragePool")
+def average_pooling(site: Site) -> list[Axes]:
+    """Keep the positions; an average that moves along one axis alone by steps of 1 is of neighbours that are left.
+
+    That is how exporters write local response normalisation, with channels as one more axis of positions.
+    """
+    data, made = site.labels(), list(site.made())
+    kernel = [int(size) for size in site.attribute("kernel_shape")]
+    wide = [axis for axis, size in enumerate(kernel, 2) if size > 1]
+    steps = [*site.attribute("strides", ()), *site.attribute("dilations", ())]
+    if len(wide) != 1 or any(step != 1 for step in steps) or site.attribute("auto_pad", b"NOTSET") != b"NOTSET":
+        return [moved_over(site, data)]
+    (axis,) = wide
+    first = kernel[axis - 2] // 2 - site.attribute("pads", [0] * axis)[axis - 2]  # whose neighbours come first
+    last = first + made[axis]
+    others = [(len(labels), size) for place, (labels, size) in enumerate(zip(data, made, strict=True)) if place != axis]
+    if first < 0 or last > len(data[axis]) or any(read != size for read, size in others):
+        return [moved_over(site, data)]
+    site.keep([data[axis][:first], data[axis][last:]], f"neighbours that {site} needs at the ends of the axis")
+    return [[*data[:axis], data[axis][first:last], *data[axis + 1 :]]]
+
+
+@couples("LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def pooling(site: Site) -> list[Axes]:
     """Keep the positions."""
     return [moved_over(site, site.labels())]
