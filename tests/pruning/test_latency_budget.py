@@ -30,16 +30,19 @@ def work(model: gm.Model) -> float:
 
 
 class Times:
-    """Planted times: of operators their weights, those measured first too long; of networks, the overhead besides."""
+    """Planted times: of operators their weights, and what each takes only alone, those measured first too long; of
+    networks their weights and the overhead."""
 
-    def __init__(self, busy: float = 1.0):
-        self.busy, self.n_anew = busy, 0
+    def __init__(self, busy: float = 1.0, each: float = 0.0):
+        self.busy, self.each, self.n_anew = busy, each, 0
 
     def many(self, _, signatures, *, anew=False, **__):
         self.n_anew += anew
         factor = 1.0 if self.n_anew else self.busy
         sizes = [[o.shape for o in one.operands if o.constant and len(o.shape) == 4] for one in signatures]
-        return [sum(prod(shape) * (factor if shape[0] == 80 else 1.0) for shape in shapes) for shapes in sizes]
+        return [
+            self.each + sum(prod(shape) * (factor if shape[0] == 80 else 1.0) for shape in shapes) for shapes in sizes
+        ]
 
     def latency(self, models, *_, **__):
         return {name: Latency(*[work(one) + OVERHEAD] * 4) for name, one in models.items()}
@@ -71,6 +74,13 @@ def test_the_network_is_what_must_meet_the_budget(planted, model, ranking, busy,
     first = work(model) + OVERHEAD
     absolute = gm.prune(model, latency=0.5 * first, ranking=ranking, steps=steps)
     assert share(model, absolute) == pytest.approx(share(model, small), abs=0.05)
+
+
+def test_a_budget_is_used_where_operators_take_longer_alone(planted, model):
+    """Their sum tells that the budget cannot be met; the network meets it with far from all units gone."""
+    planted(Times(each=2000.0))
+    small = gm.prune(model, latency=0.6)
+    assert 0.6 * latency_budget.CLOSE < share(model, small) <= 0.6 * latency_budget.TOLERANCE
 
 
 def test_a_budget_above_what_there_is_removes_nothing(planted, model):
