@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -14,6 +14,9 @@ from rich.table import Table
 
 from graphmod.cli.commands import Json, ModelFile, console
 from graphmod.model import load
+
+if TYPE_CHECKING:
+    from graphmod.pruning.groups import Group, Groups
 
 
 def groups(
@@ -31,26 +34,22 @@ def groups(
     [dim]Example:[/] graphmod groups resnet.onnx --members
     """
     from graphmod.pruning.groups import groups as find_groups  # what it needs takes half a second to start
+    from graphmod.rewrite.smells.evidence import counted
 
     found = find_groups(load(model))
     if as_json:
         typer.echo(json.dumps(_rows(found), indent=2))
         return
     if len(found):
-        table = Table("group", "units", "indices of a unit", "made by", "weights that hold it")
+        table = Table("group", "units", "channels a unit", "made by", "weights that hold it")
         for group in found:
-            made = sum(int((member.units >= 0).sum()) for member in group.members if member.makes)
-            each = made / max(1, group.n_units * sum(member.makes for member in group.members))
-            row = (group.name, str(group.n_units), f"{each:g}", _listed(group.operators), str(len(group.weights)))
+            row = (group.name, str(group.n_units), _width(group), _listed(group.operators), str(len(group.weights)))
             table.add_row(*map(escape, row))
-            for member in group.weights if with_members else ():
-                n_own = int((member.units >= 0).sum())
-                table.add_row(
-                    "", "", "", escape(member.operator), escape(f"{member.tensor}, axis {member.axis}: {n_own}")
-                )
         console.print(table)
-    told = "no group of channels can be removed" if not len(found) else f"{len(found)} groups, {found.n_units:,} units"
-    console.print(told)
+    if len(found) and with_members:
+        console.print(_members(found))
+    told = f"{counted(len(found), 'group')}, {counted(found.n_units, 'unit')}"
+    console.print(told if len(found) else "no group of channels can be removed")
     if found.kept:
         table = Table("kept", "channels", "why")
         for reason, same in groupby(found.kept, key=lambda one: one.reason):
@@ -64,7 +63,26 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
-def _rows(found: Any) -> dict[str, Any]:
+def _width(group: Group) -> str:
+    """Return how many channels each operator that makes a unit makes of it, as a number or a range."""
+    counts = [np.bincount(member.units[member.units >= 0]) for member in group.members if member.makes]
+    widths = {int(n) for count in counts for n in count if n}
+    return "" if not widths else str(min(widths)) if len(widths) == 1 else f"{min(widths)} to {max(widths)}"
+
+
+def _members(found: Groups) -> Table:
+    """Return every axis of a weight that loses indices with units of a group, and the operator that reads it."""
+    table = Table("group", "tensor", "axis", "indices", "operator", "")
+    for group in found:
+        for member in group.weights:
+            n_own = f"{int((member.units >= 0).sum())} of {len(member.units)}"
+            told = "makes units" if member.makes else ""
+            row = (group.name, member.tensor, str(member.axis), n_own, member.operator, told)
+            table.add_row(*map(escape, row))
+    return table
+
+
+def _rows(found: Groups) -> dict[str, Any]:
     return {
         "groups": [
             {

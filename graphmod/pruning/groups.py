@@ -70,7 +70,7 @@ class Group:
     members: tuple[Member, ...]
 
     def __repr__(self) -> str:
-        return f"Group({self.name!r}, {self.n_units} units, {len(self.members)} members)"
+        return f"Group({self.name!r}, units: {self.n_units}, members: {len(self.members)})"
 
     @property
     def weights(self) -> tuple[Member, ...]:
@@ -125,7 +125,7 @@ class Groups:
     unit_of: Units
 
     def __repr__(self) -> str:
-        return f"Groups({len(self)} of {self.n_units:,} units, channels kept in {len(self.kept)} operators)"
+        return f"Groups(groups: {len(self)}, units: {self.n_units:,}, operators that keep channels: {len(self.kept)})"
 
     @property
     def model(self) -> Model:

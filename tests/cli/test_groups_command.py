@@ -33,19 +33,37 @@ def n_units(path) -> list[int]:
     return [group.n_units for group in groups(gm.load(path))]
 
 
+def rows(told: str, first: str) -> list[list[str]]:
+    """Return the rows of printed tables that start with a word."""
+    cells = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in told.splitlines()]
+    return [row for row in cells if row[0] == first]
+
+
 def test_a_table_of_groups_and_reasons(folder):
     done = graphmod("groups", folder / "net.onnx")
     assert done.returncode == 0, done.stderr
-    assert "1 groups, 8 units" in done.stdout
+    assert "1 group, 8 units" in done.stdout
     assert "Det 'odd' has no coupling rule" in done.stdout
     assert "output 'y' of the network" in done.stdout
-    assert "u, axis 1" not in done.stdout
+    assert rows(done.stdout, "conv1") == [["conv1", "8", "1", "conv1", "2"]]
 
 
 def test_members(folder):
     told = graphmod("groups", folder / "net.onnx", "--members").stdout
-    assert "w, axis 0: 8" in told
-    assert "u, axis 1: 8" in told
+    assert rows(told, "conv1")[1:] == [
+        ["conv1", "w", "0", "8 of 8", "conv1", "makes units"],
+        ["conv1", "u", "1", "8 of 8", "conv2", ""],
+    ]
+
+
+def test_units_of_unequal_widths(tmp_path):
+    net("(float[n,3,4,4] x) => (float[n,2,4,4] y) { [c1] a = Conv(x, w)  [c2] b = Conv(x, u)"
+        "  [join] c = Concat <axis=1> (a, b)  [all] d = Concat <axis=1> (c, a)  [c3] e = Conv(x, k)"
+        "  [add] f = Add(d, e)  [c4] y = Conv(f, v) }",
+        {"w": (2, 3, 1, 1), "u": (3, 3, 1, 1), "k": (7, 3, 1, 1), "v": (2, 7, 1, 1)}
+        ).save(tmp_path / "n.onnx")  # fmt: skip
+    told = graphmod("groups", tmp_path / "n.onnx").stdout
+    assert rows(told, "c1") == [["c1", "5", "1 to 2", "c1, c2, c3", "4"]]
 
 
 def test_groups_for_machines(folder):
