@@ -102,7 +102,7 @@ class LatencyBudget:
         first = self._measured({"original": self.original})["original"]
         if self._allowed(first) >= 1:
             return np.zeros(self.selection.found.n_units, bool)
-        share, over, is_fresh = self._allowed(first), 1.0, False
+        share, over = self._allowed(first), 1.0
         tried: dict[bytes, Times] = {}
         for _ in range(ATTEMPTS):
             is_met = self.goal.meet(self.selection, self.timing, self.of_whole(self.every) * share / over)
@@ -113,8 +113,7 @@ class LatencyBudget:
             is_within, share = self._is_within(times), self._allowed(times.original)
             if (is_within and times.share > share * CLOSE) or not (is_within or is_met):
                 break
-            anew = not (is_within or is_fresh)
-            is_fresh |= anew
+            anew = len(tried) == 1 and not is_within
             over = times.share / (self.timing(alive, anew=anew) / self.of_whole(self.every, anew=anew))
         within = [times for times in tried.values() if self._is_within(times)]
         return ~max(within, key=lambda one: one.share).alive if within else self._least()

@@ -80,7 +80,7 @@ def test_a_budget_is_used_where_operators_take_longer_alone(planted, model):
     """Their sum tells that the budget cannot be met; the network meets it with far from all units gone."""
     planted(Times(each=2000.0))
     small = gm.prune(model, latency=0.6)
-    assert 0.6 * latency_budget.CLOSE < share(model, small) <= 0.6 * latency_budget.TOLERANCE
+    assert 0.5 < share(model, small) <= 0.6 * latency_budget.TOLERANCE
 
 
 def test_a_budget_above_what_there_is_removes_nothing(planted, model):
