@@ -27,7 +27,6 @@ from graphmod.pruning.leftovers import settle
 from graphmod.pruning.plan import plan
 from graphmod.pruning.removal import cut
 
-
 FEW = 32
 """Samples up to which it is checked whether what is fitted to them holds for others."""
 

@@ -96,7 +96,7 @@ def plan(found: Groups, settled: Leftovers, data: Data, batch_size: int, by_weig
         The number of samples is no multiple of what the model's inputs fix.
     """
     lengths = {(name, axis): len(found.analysis.axes[name][axis]) for name, axis in settled.reads}
-    fitted = [place for place in settled.mixable if by_weights and lengths[place] <= WIDEST]
+    fitted = [place for place in settled.mixable if by_weights and _is_fitted(found, place[0], lengths[place])]
     means = tuple(place for place in settled.reads if place not in set(fitted))
     rounds = tuple(_rounds(found, fitted, lengths))
     sizes = _Scalars(found)
@@ -112,6 +112,12 @@ def plan(found: Groups, settled: Leftovers, data: Data, batch_size: int, by_weig
     most = min(SCALARS, PRODUCTS // max(1, sum(lengths[place] for place in fitted)))
     n_batches = -(-len(samples) // batch_sizes[1])
     return Plan(samples, means, rounds, (batch_sizes[0], batch_sizes[1]), -(-most // n_batches))
+
+
+def _is_fitted(found: Groups, tensor: str, length: int) -> bool:
+    """Whether some channels of a tensor stand for others; networks are not run up to one of unknown type."""
+    kind = found.model.tensors.get(tensor)
+    return length <= WIDEST and kind is not None and kind.is_float
 
 
 def _spread(found: Groups, data: Data, n: int) -> Data:

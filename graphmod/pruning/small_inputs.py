@@ -66,7 +66,7 @@ def _meet(cutting: Cutting, operator: NodeProto, place: int, needs: Sequence[Nee
 def _scale(
     cutting: Cutting, operator: NodeProto, place: int, found: Sequence[Array | None], wanted: Sequence[Array]
 ) -> None:
-    """Multiply and divide sizes that are computed from dynamic dimensions and constants; add to what has become zero."""
+    """Multiply and divide sizes that are computed from dynamic dimensions; add to what has become zero."""
     tensor = operator.input[place] if place < len(operator.input) else ""
     ratios = [_ratios(value, want) for value, want in zip(found, wanted, strict=True)]
     if ratios[0] is None or any(ratio != ratios[0] for ratio in ratios):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.graph.costs import mac_products
+from graphmod.model import Model
 from graphmod.pruning.groups import Groups, Units
 from graphmod.pruning.labels import Labels
+from graphmod.rewrite.fusions.affine import UNFUSED
 
 Alive = NDArray[np.bool_]
 """Which units are left, of all groups."""
@@ -101,11 +103,12 @@ class Widths:
 
     @cached_property
     def weights(self) -> Polynomial:
-        """The number of weights."""
+        """The number of weights, without those of what :func:`graphmod.unfuse` put in until training is over."""
         model, axes = self.found.model, self.found.analysis.axes
+        passing = set(_fused_away(model))
         products = []
         for name, kind in model.constants.items():
-            if kind.is_float:
+            if kind.is_float and name not in passing:
                 products.append(self._product([(labels, len(labels)) for labels in axes.get(name, ())], kind.size))
         return _polynomial(products)
 
@@ -133,6 +136,16 @@ class Widths:
         varying = [(self.number(labels), count) for labels, count in lengths]
         fixed = whole / prod(count for number, count in varying if number) if whole else 0.0
         return fixed, [number for number, _ in varying if number]
+
+
+def _fused_away(model: Model) -> Iterator[str]:
+    """Yield the weights of BatchNormalizations that will be fused again, but for the biases that layers then get."""
+    for operator in model.operators:
+        if any(entry.key == UNFUSED for entry in operator.metadata_props):
+            layer = model.operators[model.producer[operator.input[0]]]
+            has_bias = layer.op_type == "Add" or len(layer.input) > 2
+            scale, bias, mean, variance = operator.input[1:5]
+            yield from (scale, mean, variance, *([bias] if has_bias else []))
 
 
 def counting(axes: Sequence[Units]) -> Callable[[Alive], NDArray[np.int64]]:

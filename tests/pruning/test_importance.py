@@ -9,6 +9,7 @@ import zoo
 from handmade import model
 from onnx import TensorProto, helper
 from onnx.helper import make_node
+from planted import net
 
 import graphmod as gm
 from graphmod.data.noise import noise
@@ -105,6 +106,20 @@ def test_quantised_weights_count_by_what_they_stand_for():
     stored = (levels.astype(float) - zero.reshape(6, 1, 1, 1)) * scale.reshape(6, 1, 1, 1)
     expected = np.sqrt((stored**2).sum((1, 2, 3)) + np.square(W["outer"]).sum((1, 2, 3)))
     np.testing.assert_allclose(scores(found, "l2_making")[:6], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("attributes", "axis"), [("<transB=1>", 0), ("", 1)])
+def test_levels_of_a_qgemm_have_a_scale_for_every_output(attributes, axis):
+    scale = np.array([0.01, 0.1, 1, 10], np.float32)
+    levels = RNG.integers(-128, 128, (4, 4)).astype(np.int8)
+    made = net(
+        "(float[n,4] x) => (float[n,2] y) { q = QuantizeLinear(x, s, z)"
+        f"  a = com.microsoft.QGemm {attributes} (q, s, z, w, ws, wz) y = MatMul(a, v) }}",
+        {"s": np.float32(0.1), "z": np.uint8(128), "w": levels, "ws": scale, "wz": np.zeros(4, np.int8), "v": (4, 2)},
+    )
+    found = groups(made)
+    stored = levels * np.expand_dims(scale, 1 - axis)
+    np.testing.assert_allclose(scores(found, "l2_making"), np.sqrt(np.square(stored).sum(1 - axis)), rtol=1e-6)
 
 
 def test_quantising_a_network_hardly_changes_its_magnitudes():

@@ -203,3 +203,16 @@ def test_a_network_without_a_gradient_is_refused():
     found = groups(model(operators, {"x": ["n", 4]}, {"y": ["n", 1]}, {"w": w, "v": w}))
     with pytest.raises(RefusedError, match="no output of the network depends on its weights"):
         scores(found, "taylor", Evidence(found, Data({"x": samples(5, 4)[0]})))
+
+
+def test_an_output_without_axes():
+    operators = [
+        make_node("Gemm", ["x", "w"], ["g"], name="make"),
+        make_node("Relu", ["g"], ["r"], name="act"),
+        make_node("MatMul", ["r", "v"], ["m"], name="read"),
+        make_node("ReduceMean", ["m"], ["y"], name="mean", keepdims=0),
+    ]
+    rng = np.random.default_rng(0)
+    drawn = {"w": rng.normal(size=(3, 6)).astype(np.float32), "v": rng.normal(size=(6, 2)).astype(np.float32)}
+    found = groups(model(operators, {"x": ["n", 3]}, {"y": []}, drawn))
+    assert (scores(found, "taylor", Evidence(found, Data({"x": samples(8, 3)[0]}))) > 0).any()

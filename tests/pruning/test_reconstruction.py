@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 from onnx.helper import make_node
+from random_networks import network as network_of
 from random_networks import seeded
 
 import graphmod as gm
@@ -267,6 +268,17 @@ def test_wide_axes_take_means(monkeypatch):
     small = compensate(found, units(found), Data({"x": X}))
     assert np.array_equal(small.initializer("v"), network.initializer("v")[:, LEFT])
     assert not np.array_equal(small.initializer("u"), network.initializer("u"))
+
+
+@pytest.mark.parametrize("family", ["group_norm", "other_domain"])
+def test_tensors_of_unknown_type_take_means(family):
+    net = network_of([family])
+    found = groups(load(net.proto))
+    removed = np.zeros(found.n_units, bool)
+    for group in found:
+        removed[group.first : group.first + group.n_units // 3] = True
+    assert any(name not in found.model.tensors for name, _ in settle(found, removed).mixable)
+    assert compensate(found, removed, Data(net.feeds(batch=64))).n_weights < found.model.n_weights
 
 
 def test_before_training_biases_alone_take_means():

@@ -198,3 +198,13 @@ def test_widths_foretell_what_a_cut_network_costs(name):
         widths = Widths(found)
         counts, cost = widths(~removed), gm.graph.cost(cut(found, removed, leftovers=False))
         assert (widths.weights(counts), widths.macs(counts)) == (cost.weights, cost.macs)
+
+
+def test_what_is_unfused_for_training_costs_what_it_is_fused_to():
+    model, data = gm.load(gm.demo.model_path()), gm.demo.splits().calibration[:16]
+    found = groups(gm.unfuse(model, data))
+    assert found.model.n_weights > model.n_weights
+    widths = Widths(found)
+    for removed in (some_units(found, seed=3), np.zeros(found.n_units, bool)):
+        fused = gm.fuse(cut(found, removed), kinds=["unfused"])
+        assert widths.weights(widths(~removed)) == fused.n_weights

@@ -188,4 +188,4 @@ def _of_normal(output: Tensor, generator: Generator) -> Tensor:
     import torch
 
     noise = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-    return (output * noise).sum() / len(output)
+    return (output * noise).sum() / (len(output) if output.ndim else 1)

@@ -49,9 +49,11 @@ def _dequantised(model: Model, tensor: str) -> Float | None:
 
 def _axis(operator: NodeProto, rank: int) -> int:
     """Return the axis of quantised weights that scales by channel belong to."""
-    named = next((attribute.i for attribute in operator.attribute if attribute.name == "axis"), None)
-    if named is not None:
-        return int(named) % rank
+    given = {attribute.name: attribute.i for attribute in operator.attribute}
+    if "axis" in given:
+        return int(given["axis"]) % rank
+    if operator.op_type == "QGemm" and given.get("transB"):
+        return 0
     return {"DequantizeLinear": 1, "QLinearConv": 0, "ConvInteger": 0}.get(operator.op_type, rank - 1)
 
 
