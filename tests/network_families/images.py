@@ -445,3 +445,19 @@ def other_domain(b: Builder, x: Trunk) -> Trunk:
     """An operator of ONNX Runtime's own."""
     c = b.width()
     return x.to(b.op("QuickGelu", b.conv(x.tensor, x.c, c), domain="com.microsoft", alpha=1.7), c=c)
+
+
+@family("image")
+def response_norm(b: Builder, x: Trunk) -> Trunk:
+    """Local response normalisation, written out as a moving average over channels as an axis of positions."""
+    c, size = b.width(), b.one_of(2, 3, 5)
+    made = b.conv(x.tensor, x.c, c)
+    squares = b.op("Unsqueeze", b.op("Mul", made, made), b.ints(1))
+    pads, attributes = [size // 2, (size - 1) // 2], {}
+    if b.flip():
+        squares = b.op("Pad", squares, b.ints(0, 0, pads[0], 0, 0, 0, 0, pads[1], 0, 0))
+    else:
+        attributes = {"pads": [pads[0], 0, 0, pads[1], 0, 0], "count_include_pad": 1}
+    means = b.op("AveragePool", squares, kernel_shape=[size, 1, 1], **attributes)
+    scale = b.op("Sqrt", b.op("Add", b.op("Squeeze", means, b.ints(1)), b.number(0.5)))
+    return x.to(b.op("Div", made, scale), c=c)

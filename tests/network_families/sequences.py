@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from network_families.build import Builder, Trunk, family
 
 
@@ -46,3 +48,22 @@ def last_state(b: Builder, x: Trunk) -> Trunk:
     state = b.ops("LSTM", b.transpose(x.tensor, 1, 0, 2), *weights, outputs=3, hidden_size=hidden)[1]
     projected = b.linear(b.transpose(state, 1, 0, 2), hidden, x.c)
     return x.to(b.op("Add", x.tensor, projected))
+
+
+@family("tokens")
+def shared_states(b: Builder, x: Trunk) -> Trunk:
+    """Two layers that start from the same zeros, stored (some) or expanded to the batch."""
+    hidden = b.one_of(3, 4)
+    steps = b.transpose(x.tensor, 1, 0, 2)
+    if b.batch and b.flip():
+        states = b.constant(np.zeros((1, b.batch, hidden), np.float32))
+    else:
+        samples = b.op("Shape", steps, start=1, end=2)
+        shape = b.op("Concat", b.ints(1), samples, b.ints(hidden), axis=0)
+        states = b.op("Expand", b.number(0), shape) if b.flip() else b.op("ConstantOfShape", shape)
+    op_type, gates, n_states = b.one_of(("LSTM", 4, 2), ("GRU", 3, 1))
+    for reads in (x.c, hidden):
+        weights = [b.weight(1, gates * hidden, reads, fan=reads), b.weight(1, gates * hidden, hidden, fan=hidden)]
+        made = b.op(op_type, steps, *weights, "", "", *[states] * n_states, hidden_size=hidden)
+        steps = b.op("Squeeze", made, b.ints(1))
+    return b.project(x.to(b.transpose(steps, 1, 0, 2), c=hidden), b.width())

@@ -389,3 +389,18 @@ def squeezes(b: Builder, x: Trunk) -> Trunk:
     outer = b.op("Mul", b.op("Unsqueeze", left, b.ints(3)), b.op("Unsqueeze", right, b.ints(2)))
     flat = b.reshape(outer, x.length, c * c)
     return x.to(b.op("Squeeze", b.op("Unsqueeze", b.linear(flat, c * c, x.c), b.ints(0)), b.ints(0)))
+
+
+@family("tokens")
+def rotated_heads(b: Builder, x: Trunk) -> Trunk:
+    """Heads that ONNX Runtime's own operators rotate and let attend."""
+    heads, width = b.one_of(2, 3), 4
+    angles = np.arange(x.length)[:, None] / 10.0 ** np.arange(width // 2)
+    tables = [b.constant(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
+    query, key, value = (b.linear(x.tensor, x.c, heads * width) for _ in range(3))
+    first, counted = b.constant(np.zeros(1, np.int64)), {"num_heads": heads} if b.flip() else {}
+    query, key = (
+        b.op("RotaryEmbedding", part, first, *tables, domain="com.microsoft", **counted) for part in (query, key)
+    )
+    made = b.op("MultiHeadAttention", query, key, value, domain="com.microsoft", num_heads=heads)
+    return x.to(b.op("Add", x.tensor, b.linear(made, heads * width, x.c)))
