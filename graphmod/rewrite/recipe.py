@@ -159,8 +159,8 @@ class Recipe:
 def apply(recipe: Recipe | str | PathLike[str] | Sequence[Any], model: Model, *, given: Iterable[object] = ()) -> Model:
     """Replay a recipe on a model.
 
-    The whole recipe is checked before anything runs. The record in the result's metadata replays to the same bytes, but for
-    budgets of latency, which are measured anew.
+    The whole recipe is checked before anything runs. The record in the result's metadata replays to the same bytes, but
+    for budgets of latency, which are measured anew.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from math import inf
 from pathlib import Path
@@ -89,27 +89,24 @@ class LatencyTable:
         asked = list(signatures)
         wanted = {one.key: one for one in asked if anew or one.key not in self._known}
         if wanted:
-            runs: dict[str, float] = {}
-            idle: list[float] = []
+            runs, idle = dict.fromkeys(wanted, inf), inf
             try:
-                self._measure(wanted, runs, idle, progress)
+                for key, run, beside in self._timed(wanted, progress):
+                    runs[key], idle = min(run, runs[key]), min(beside, idle)
             finally:
-                for key, run in runs.items():
-                    time = max(LEAST, run - min(idle) + launch(self.threads))
+                for key, run in ((key, run) for key, run in runs.items() if run < inf):
+                    time = max(LEAST, run - idle + launch(self.threads))
                     self._known[key] = min(time, self._known.get(key, inf))
                 self._save()
         return [self._known[one.key] for one in asked]
 
-    def _measure(
-        self, wanted: Mapping[str, Signature], runs: dict[str, float], idle: list[float], progress: bool
-    ) -> None:
+    def _timed(self, wanted: Mapping[str, Signature], progress: bool) -> Iterator[tuple[str, float, float]]:
+        """Yield what runs take and what is taken off, a pass after the other."""
         start = perf_counter()
         with Progress(transient=True, disable=not progress) as bar:
             task = bar.add_task("operator latency", total=PASSES * len(wanted), visible=False)
             for key, one in [*wanted.items()] * PASSES:
-                run, beside = timed(one, self.threads)
-                runs[key] = min(run, runs.get(key, inf))
-                idle.append(beside)
+                yield key, *timed(one, self.threads)
                 bar.update(task, advance=1, visible=perf_counter() - start > 1)
 
     def _save(self) -> None:
