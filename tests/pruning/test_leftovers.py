@@ -479,7 +479,7 @@ def silenced(proto, found, removed):
     for node in result.graph.node:
         nodes.append(node)
         if node.op_type in ("LSTM", "GRU", "RNN"):  # what its own steps hand on must be zero inside
-            for name in node.input[1:4]:
+            for name in filter(None, node.input[1:4]):
                 value = numpy_helper.to_array(values[name]).copy()
                 for axis in (1, 2)[: value.ndim - 1]:
                     value[(slice(None),) * axis + (gone[found.analysis.axes[name][axis]],)] = 0

@@ -23,8 +23,10 @@ def pooled(reading: Reading) -> list[Known | None]:
 
 @settles("AveragePool")
 def averaged(reading: Reading) -> list[Known | None]:
-    """Hand constants on, and only zero where padding counts."""
+    """Hand constants on, and only zero where padding counts; channels as positions have other neighbours."""
     known = reading.known(0)
+    for axis in range(2, known.ndim):
+        reading.drop(0, axis, reading.gone(0, axis), f"{reading.site} averages the neighbours that are left")
     even = _even(known, range(2, known.ndim))
     pads = any(reading.site.attribute("pads", [])) or reading.site.attribute("auto_pad", b"NOTSET") in (
         b"SAME_UPPER", b"SAME_LOWER",
