@@ -140,6 +140,19 @@ class Site:
             raise Uncoupled(f"{self} reads '{self.operator.input[place]}', whose value is computed from data")
         return [int(i) for i in np.ravel(value)]
 
+    def check_sizes(self, place: int) -> None:
+        """Check that an input which names what the operator makes can follow.
+
+        Raises
+        ------
+        Uncoupled
+            It is computed from data, and the file does not say that it is always the same.
+        """
+        kind = self.model.tensors.get(self.operator.output[0])
+        is_fixed = kind is not None and kind.shape is not None and all(isinstance(size, int) for size in kind.shape)
+        if not is_fixed:
+            self.integers(place, "shape")
+
     # -- what a rule says
 
     def fresh(self, size: int) -> Labels:

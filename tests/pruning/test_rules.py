@@ -990,3 +990,29 @@ def test_what_onnx_runtime_has_fused_is_coupled_as_before(seed, tmp_path):
     found = groups(fused)
     assert found.n_units >= groups(load(network.proto)).n_units
     assert error(found, some_units(found, seed), network.feeds(seed)) <= EXACT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "t = Concat <axis=0> (s, three, six)  b = Expand(a, t)",
+        "t = Concat <axis=0> (m, three, six)  u = Mul(t, s)  b = Reshape(a, u)",
+        "t = Concat <axis=0> (s, three, six)  b = Resize(a, , , t)",
+        "t = Concat <axis=0> (s, three, six)  c = ConstantOfShape(t)  b = Add(a, c)",
+        "t = Concat <axis=0> (three, s)  b = Tile(a, t)",
+        "t = Sub(s, s)  b = Slice(a, t, six, axis)",
+        "t = Sub(s, s)  b = Slice(a, t, six, place)",
+        "t = Add(s, place)  b = Slice(a, zero, six, t)",
+    ],
+)
+@pytest.mark.parametrize("told", ["", "\n<float[n,3,6] b>\n", "\n<float[n,3,6] b, float[n,3,6] c>\n"])
+def test_sizes_and_places_that_data_tell_keep_what_they_are_of(text, told):
+    weights = {"w": (5, 6), "v": (6, 2), "zero": ints(0), "three": ints(3), "six": ints(6), "m": ints(-1),
+               "axis": ints(2), "place": ints(1)}  # fmt: skip
+    signature = "(float[n,3,5] x, int64[1] s) => (float[n,t,2] y) "
+    network = net(f"{signature}{told}{{ a = MatMul(x, w)  {text}  y = MatMul(b, v) }}", weights)
+    found = groups(network)
+    assert not len(found)
+    assert any(
+        "whose value is computed from data" in one.reason or "shape is not known" in one.reason for one in found.kept
+    )

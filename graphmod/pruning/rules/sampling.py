@@ -80,6 +80,7 @@ def unpooled_shape(site: Site, change: Change) -> None:
 @couples("Resize", "Upsample")
 def resize(site: Site) -> list[Axes]:
     """Hand axes on whose values stay, keep the others."""
+    site.check_sizes(3)
     data, shape = site.labels(), site.made()
     return [_passed(site, data, shape, _moved(site, len(data)), f"positions that {site} resizes")]
 

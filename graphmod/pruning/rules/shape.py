@@ -21,6 +21,8 @@ def source(site: Site) -> list[Axes]:
     """Make values that follow nobody's indices."""
     if site.attribute("sparse_value") is not None:
         raise Uncoupled(f"{site} is stored sparsely")
+    if site.operator.op_type == "ConstantOfShape":
+        site.check_sizes(0)
     return [[site.fresh(size) for size in site.made()]]
 
 
@@ -84,6 +86,7 @@ def unsqueeze(site: Site) -> list[Axes]:
 @couples("Reshape", "Flatten")
 def reshape(site: Site) -> list[Axes]:
     """Tie axes that stay; of those that are made into one, or of one, let one factor carry."""
+    site.check_sizes(1)
     return [regrouped(site, site.labels(), site.made())]
 
 
@@ -298,7 +301,8 @@ def new_pads(site: Site, change: Change) -> None:
 
 @couples("Expand")
 def expand(site: Site) -> list[Axes]:
-    """Hand axes on that are not expanded."""
+    """Hand axes on that are not expanded, to a target that can follow."""
+    site.check_sizes(1)
     return [site.broadcast([site.labels()], site.made())]
 
 
