@@ -99,10 +99,10 @@ class LatencyBudget:
         RefusedError
             It takes longer even if all units go that may.
         """
-        first = self._measured({"original": self.original})["original"]
-        if self._allowed(first) >= 1:
+        original = 1.0 if self.budget <= 1 else self._measured({"original": self.original})["original"]
+        share, over = self._allowed(original), 1.0
+        if share >= 1:
             return np.zeros(self.selection.found.n_units, bool)
-        share, over = self._allowed(first), 1.0
         tried: dict[bytes, Times] = {}
         for _ in range(ATTEMPTS):
             is_met = self.goal.meet(self.selection, self.timing, self.of_whole(self.every) * share / over)
