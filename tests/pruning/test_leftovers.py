@@ -551,42 +551,14 @@ def test_means_are_those_of_all_activations():
     np.testing.assert_allclose(found[name, 1].mean, value.mean((0, 2, 3), dtype=float), rtol=1e-6)
 
 
-def test_a_channel_that_is_its_mean_is_compensated_exactly():
-    w = Weights()
-    tail = [make_node("Conv", ["a", w.add("v", 5, 6, 1, 1), w.add("b", 5)], ["y"], name="read")]
-    network = imaged(tail, w, [5, 4, 4], "Sigmoid")
-    found = groups(network)
-    removed = units(found, "make")
-    small = compensate(found, removed, gm.data.as_data(network, {"x": X}))
-    assert difference(network, small, {"x": X}) < 1e-5
-
-
 def test_compensation_keeps_the_mean_of_what_reads_removed_channels():
     w = Weights()
     tail = [make_node("Conv", ["a", w.add("v", 5, 6, 1, 1), w.add("b", 5)], ["y"], name="read")]
     network = imaged(tail, w, [5, 4, 4])
     found = groups(network)
     removed = units(found, "make", [0, 2, 3])  # channels that carry data
-    small = compensate(found, removed, gm.data.as_data(network, {"x": X}))
-    (before,), (after,), (plain,) = (outputs(one, {"x": X}) for one in (network, small, cut(found, removed)))
+    feeds = {"x": np.random.default_rng(0).normal(size=(64, 3, 6, 6)).astype(np.float32)}
+    small = compensate(found, removed, gm.data.as_data(network, feeds))
+    (before,), (after,), (plain,) = (outputs(one, feeds) for one in (network, small, cut(found, removed)))
     np.testing.assert_allclose(after.mean((0, 2, 3)), before.mean((0, 2, 3)), atol=1e-5)
     assert np.abs(plain.mean((0, 2, 3)) - before.mean((0, 2, 3))).max() > 1e-2
-
-
-def test_compensation_keeps_accuracy_of_the_demo_network():
-    m, data = gm.load(gm.demo.model_path()), gm.demo.splits()
-    found = groups(m)
-    removed = np.zeros(found.n_units, bool)
-    for group in found:
-        norms = sum(
-            np.square(m.initializer(member.tensor).astype(float)).sum(tuple(range(1, 4)))
-            for member in group.weights
-            if member.makes
-        )
-        removed[group.first + np.argsort(norms)[: group.n_units // 10]] = True
-
-    def accuracy(model):
-        return (model.run(dict(data.test.inputs))["logits"].argmax(1) == data.test.targets).mean()
-
-    plain, compensated = accuracy(cut(found, removed)), accuracy(compensate(found, removed, data.calibration))
-    assert compensated > plain + 0.02

@@ -504,7 +504,6 @@ def test_where_channels_are_first_read_the_error_is_no_larger_than_with_means(se
     assert all(np.isfinite(value).all() for value in small.run(feeds).values() if value.dtype.kind == "f")
 
 
-@pytest.mark.slow
 def test_accuracy_stays_where_half_of_the_demo_network_goes():
     m, data = gm.load(gm.demo.model_path()), gm.demo.splits()
     small = gm.prune(m, 0.5, data=data.calibration)
