@@ -87,7 +87,12 @@ class Selection:
 
     def left(self, group: Group) -> int:
         """Return how many units of a group are left."""
-        return int(self.alive[group.first : group.first + group.n_units].sum())
+        return int(self.alive[self._own(group)].sum())
+
+    @staticmethod
+    def _own(group: Group) -> slice:
+        """Return the place of a group's units among all."""
+        return slice(group.first, group.first + group.n_units)
 
     def rounded(self, group: Group, n_left: int) -> int:
         """Return how many units to leave, for a group that should be left with so many."""
@@ -150,7 +155,10 @@ class Selection:
             self.reduce(group, self.rounded(group, group.n_units - number), at_most)
 
     def by_common_share(self, cost: Cost, limit: float, at_most: float) -> bool:
-        """Take the least share that meets the limit out of every group; return whether there is one."""
+        """Take the least share that meets the limit out of every group; return whether there is one.
+
+        What is then left of the limit goes to groups that it lets have one unit, or multiple, more.
+        """
 
         def left(share: float) -> float:
             self.by_share(share)
@@ -162,7 +170,36 @@ class Selection:
         for _ in range(12):
             middle = (low + high) / 2
             low, high = (low, middle) if left(middle) <= limit else (middle, high)
-        return left(high) <= limit
+        now = left(high)
+        if now <= limit:
+            self._give_back(cost, limit - now)
+        return now <= limit
+
+    def _give_back(self, cost: Cost, spare: float) -> None:
+        """Let groups have one unit, or multiple, more, as far as there is cost to spare.
+
+        Those come first that keep most importance for what they cost.
+        """
+        offers = []
+        for place, group in enumerate(self.found):
+            own, n_left = self._own(group), self.left(group)
+            before, was = cost.part(place, self.alive), self.alive[own].copy()
+            self.alive[own] = True
+            self.reduce(group, self.rounded(group, n_left + 1), 1.0)
+            more, added = self.alive[own].copy(), cost.part(place, self.alive) - before
+            self.alive[own] = was
+            if more.sum() > n_left:
+                rate = self._lost(group, more, was) / added if added > 0 else np.inf
+                offers.append((-rate, place, more))
+        for _, place, more in sorted(offers, key=lambda offer: offer[:2]):
+            own = self._own(self.found.groups[place])
+            before, was = cost.part(place, self.alive), self.alive[own].copy()
+            self.alive[own] = more
+            added = cost.part(place, self.alive) - before
+            if added > spare:
+                self.alive[own] = was
+            else:
+                spare -= max(0.0, added)
 
     def by_budget(self, cost: Cost, limit: float, at_most: float) -> bool:
         """Take units out until the cost is met, each time where least importance is lost for what is saved.
@@ -175,12 +212,12 @@ class Selection:
         while ready and now > limit:
             _, place, seen = heapq.heappop(ready)
             group = self.found.groups[place]
-            before, own = cost.part(place, self.alive), slice(group.first, group.first + group.n_units)
+            before, own = cost.part(place, self.alive), self._own(group)
             was = self.alive[own].copy()
             if not self._step(group, at_most):
                 continue
             saved = before - cost.part(place, self.alive)
-            rate = self._lost(group, was) / saved if saved > 0 else np.inf
+            rate = self._lost(group, was, self.alive[own]) / saved if saved > 0 else np.inf
             is_cheapest = seen == taken
             if is_cheapest:
                 now, taken = now - saved, taken + 1
@@ -189,17 +226,17 @@ class Selection:
             heapq.heappush(ready, (rate, place, -1 if is_cheapest else taken))
         return now <= limit
 
-    def _lost(self, group: Group, was: Alive) -> float:
+    def _lost(self, group: Group, before: Alive, after: Alive) -> float:
         """Return what a step loses: the logarithm of the share of the group's importance that it leaves.
 
         The product of what all groups have left is so kept as large as the budget allows. A group's last units are
         dear, which sums of importances do not see (Lee et al., Layer-adaptive Sparsity, ICLR 2021, score likewise).
         """
-        own = slice(group.first, group.first + group.n_units)
-        before, after = (float(self.scores[own][alive].sum()) for alive in (was, self.alive[own]))
-        if after >= before:  # what goes is worth nothing, or less
+        scores = self.scores[self._own(group)]
+        had, has = float(scores[before].sum()), float(scores[after].sum())
+        if has >= had:  # what goes is worth nothing, or less
             return 0.0
-        return float(np.log(before / after)) if after > 0 else np.inf
+        return float(np.log(had / has)) if has > 0 else np.inf
 
     def _least(self, group: Group, at_most: float) -> int:
         """Return how few units of a group may be left."""

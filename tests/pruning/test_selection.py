@@ -103,18 +103,24 @@ def test_by_rank_the_least_important_of_all_go(scores, n_gone, at_most):
 
 @settings(deadline=None)
 @given(st.floats(0.05, 1.0))
-def test_a_common_share_is_the_least_that_meets_the_limit(limit):
-    chosen, total = selection(CHAIN), weights(CHAIN, np.ones(25, bool))
+def test_a_common_share_is_the_least_that_meets_the_limit_and_what_is_left_of_it_is_given_back(limit):
+    chosen, sizes = selection(CHAIN), (12, 8, 5)
+    limit *= weights(CHAIN, np.ones(25, bool))
 
-    def after(share: float) -> float:
-        return weights(CHAIN, np.concatenate([np.arange(n) < max(1, n - floor(n * share + 0.5)) for n in (12, 8, 5)]))
+    def cost(widths: list[int]) -> float:
+        return weights(CHAIN, np.concatenate([np.arange(n) < width for n, width in zip(sizes, widths, strict=True)]))
 
-    met = chosen.by_common_share(counted(CHAIN), limit * total, 0.9)
-    assert met == (after(0.9) <= limit * total)
+    shares = sorted({0.0, *((k - 0.5) / n + 1e-6 for n in sizes for k in range(1, n + 1))})
+    by_share = [[max(1, n - floor(n * share + 0.5)) for n in sizes] for share in shares if share <= 0.9]
+    met = chosen.by_common_share(counted(CHAIN), limit, 0.9)
+    assert met == (cost(by_share[-1]) <= limit)
     if met:
-        cost = weights(CHAIN, chosen.alive)
-        assert cost <= limit * total
-        assert not [s for s in np.linspace(0.0, 0.9, 500) if cost < after(s) <= limit * total]
+        found, least = left(chosen), next(widths for widths in by_share if cost(widths) <= limit)
+        assert cost(found) <= limit
+        assert {more - width for more, width in zip(found, least, strict=True)} <= {0, 1}
+        for place, size in enumerate(sizes):
+            more = [*found[:place], found[place] + 1, *found[place + 1 :]]
+            assert found[place] in (size, least[place] + 1) or cost(more) > limit
 
 
 @settings(max_examples=30, deadline=None)
