@@ -30,7 +30,7 @@ class Copied:
     ----------
     model : Model
     originals : dict of str to str
-        For every initializer that was added, the one that it is a copy of.
+        For every tensor that was added, the one that it is a copy of: first those that are made of others.
     """
 
     model: Model
@@ -58,17 +58,54 @@ def with_own_copies(model: Model) -> Copied:
         for reader in readers if has_others else readers[1:]:
             made = _copy(draft, name)
             draft.redirect(name, made, [reader])
-            if draft.producer(name) is None:
-                originals[made] = name
-    return Copied(draft.finish(), originals)
+            originals[made] = name
+    return Copied(_named_alike(Model(draft.unchecked(), model.folder), model), originals)
+
+
+def _named_alike(copied: Model, model: Model) -> Model:
+    """Let operators without a name, which are called by their places, be called as they are in the file."""
+    names = {
+        tensor: name
+        for name, operator in zip(model.operator_names, model.operators, strict=True)
+        for tensor in filter(None, operator.output)
+    }
+    vars(copied)["operator_names"] = tuple(
+        next((names[tensor] for tensor in operator.output if tensor in names), operator.name)
+        for operator in copied.operators
+    )
+    return copied
 
 
 def rejoin(draft: Draft, originals: Mapping[str, str]) -> None:
     """Let what reads copies that are still what they are copies of read the original."""
-    for made, name in originals.items():
-        value, original = draft.constant(made), draft.constant(name)
-        if value is not None and original is not None and np.array_equal(value, original):
+    for made, name in reversed([*originals.items()]):
+        if _is_same(draft, made, name):
             draft.redirect(made, name)
+
+
+def _is_same(draft: Draft, made: str, name: str) -> bool:
+    """Whether two tensors are the same constants, or made in the same way of the same, sizes included."""
+    pending = [(made, name)]
+    while pending:
+        one, other = pending.pop()
+        if one == other:
+            continue
+        makes, also = draft.producer(one), draft.producer(other)
+        if makes is None or also is None:
+            value, original = draft.constant(one), draft.constant(other)
+            if value is None or original is None or not np.array_equal(value, original):
+                return False
+        elif _how(makes, one) == _how(also, other):
+            pending.extend(zip(makes.input, also.input, strict=True))
+        else:
+            return False
+    return True
+
+
+def _how(operator: NodeProto, made: str) -> tuple[object, ...]:
+    """Return how an operator makes a tensor, whatever it reads and is named."""
+    attributes = sorted((one.name, one.SerializeToString(deterministic=True)) for one in operator.attribute)
+    return operator.domain, operator.op_type, attributes, len(operator.input), list(operator.output).index(made)
 
 
 def _copy(draft: Draft, name: str) -> str:

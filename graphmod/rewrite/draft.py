@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.helper import make_tensor_value_info
 
 from graphmod.errors import RefusedError
@@ -268,9 +268,19 @@ class Draft:
         InvalidModelError
             The edited graph fails the checker, shape inference or the loading of a session.
         """
+        return self.model.derive(self.unchecked())
+
+    def unchecked(self) -> ModelProto:
+        """Return what the draft describes, which may not be valid where the model was not; the draft ends.
+
+        Raises
+        ------
+        RefusedError
+            The edit made a circle.
+        """
         self.prune()
         self.graph.node.extend(self._sorted(list(self._operators.values())))
-        return self.model.derive(self.proto)
+        return self.proto
 
     def _live(self, roots: Iterable[str]) -> set[str]:
         """Return the tensors on which the roots depend, initializers included, and what else their operators make."""

@@ -42,6 +42,8 @@ def test_layers_that_start_from_the_same_zeros_are_not_tied(name):
     model = net(f"{signature} {{ t = Transpose <perm=[1,0,2]> (x)  {made} {layers} }}", {**LSTMS, **weights})
     found = groups(model)
     assert spelled(found, ["r.2", "w2.2", "r2.2", "v.0"]) == ["abc", "abc", "def", "def"]
+    assert {operator for group in found for operator in group.operators} <= {*model.operator_names}
+    assert gm.prune(model, 0.4, where="LSTM").initializer("r2").shape == (1, 8, 2)
     given = feeds(model)
     assert np.array_equal(found.model.run(given)["y"], model.run(given)["y"])
     for seed in range(4):
@@ -86,6 +88,41 @@ def test_copies_that_stay_alike_become_one_again():
     assert list(cut(found, removed, leftovers=False).initializers) == list(model.initializers)
     removed[1] = True
     assert {*cut(found, removed, leftovers=False).initializers} > {*model.initializers}
+
+
+def test_where_nothing_goes_nothing_is_copied():
+    model = net(f"{IMAGE} {{ {NORMS} }}", WEIGHTS)
+    assert groups(model).model is not model
+    assert gm.prune(model, 0.01) is model
+    assert gm.prune(model, weights=1.0, steps=2) is model
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_what_makes_copies_that_stay_alike_becomes_one_again(name):
+    signature, made, states, weights = STATES[name]
+    z1, z2 = states.split()
+    layers = TWO_LSTMS.replace("z1", z1).replace("z2", z2)
+    model = net(f"{signature} {{ t = Transpose <perm=[1,0,2]> (x)  {made} {layers} }}", {**LSTMS, **weights})
+    found = groups(model)
+    removed = np.zeros(found.n_units, bool)
+    assert len(cut(found, removed).operators) == len(model.operators)
+    removed[[0, 4]] = True  # one of each group
+    sizes = {"Mul", "Div"}  # of what is computed from the batch
+    alike, apart = (
+        [operator for operator in cut(found, gone).operators if operator.op_type not in sizes]
+        for gone in (removed, removed & (found.group_of == 0))
+    )
+    assert len(alike) == len(model.operators)
+    assert len(apart) > len(alike) or not made
+    assert error(found, removed, feeds(model)) <= EXACT
+
+
+def test_copies_need_no_runtime_that_knows_all_operators():
+    proto = net(f"{IMAGE} {{ {NORMS} }}", WEIGHTS).editable()
+    proto.graph.node[-1].output[0] = "z"
+    proto.graph.node.append(helper.make_node("Odd", ["z"], ["y"], domain="elsewhere"))
+    proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    assert spelled(groups(gm.load(proto)), ["w.0", "u.0", "v.1"]) == ["abcd", "efgh", "efgh"]
 
 
 def test_outputs_and_bodies_keep_the_original():
