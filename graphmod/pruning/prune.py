@@ -122,7 +122,13 @@ def prune(
     if steps > 1 and not isinstance(importance, str) and not callable(importance):
         raise InvalidDataError("scores that are given are those of the first step; with steps, name an importance")
     multiple_of = multiple_of or (1 if latency is None else 8)
-    pruned = trainable(model, data) if epochs else model
+    unnamed = {
+        name: operator.name
+        for name, operator in zip(model.operator_names, model.operators, strict=True)
+        if name != operator.name  # they are called by their places, which edits change
+    }
+    named = _renamed(model, {name: name for name in unnamed})
+    pruned = trainable(named, data) if epochs else named
     all_groups = groups(pruned, _shapes(data))
     whole = _chosen(all_groups, model, where, ratio if isinstance(ratio, Mapping) else None)
     if isinstance(importance, Mapping):
@@ -132,11 +138,24 @@ def prune(
         values = normalised(found, scores(found, importance, Evidence(found, data, seed, progress)))
         selection = Selection(found, Widths(found), values, multiple_of, whole)
         removed = _selected(goal, selection, whole, step / steps, model, data, progress)
-        pruned = _without(found, removed, data, leftovers, progress, by_weights=not epochs)
+        left = partial(_without, pruned, found, removed, data, leftovers, progress)
+        pruned = left(by_weights=not epochs)
         if epochs:
-            fitted = partial(_without, found, removed, data, leftovers, progress, by_weights=True)
+            fitted = partial(left, by_weights=True)
             pruned = recovered(pruned, fitted, model, data, epochs, learning_rate, seed, progress)
-    return fuse(pruned, kinds=["unfused"]) if epochs else pruned
+    if pruned is named:
+        return model
+    return _renamed(fuse(pruned, kinds=["unfused"]) if epochs else pruned, unnamed)
+
+
+def _renamed(model: Model, names: Mapping[str, str]) -> Model:
+    """Return a model of which some operators have other names."""
+    if not names:
+        return model
+    proto = model.editable()
+    for operator, name in zip(proto.graph.node, model.operator_names, strict=True):
+        operator.name = names.get(name, operator.name)
+    return Model(proto, model.folder)
 
 
 def _check(whole_numbers: Mapping[str, tuple[int | None, int]]) -> None:
@@ -208,11 +227,17 @@ def _selected(
 
 
 def _without(
-    found: Groups, removed: NDArray[np.bool_], data: Data | None, leftovers: bool, progress: bool, by_weights: bool
+    model: Model,
+    found: Groups,
+    removed: NDArray[np.bool_],
+    data: Data | None,
+    leftovers: bool,
+    progress: bool,
+    by_weights: bool,
 ) -> Model:
-    """Return the network without some units."""
+    """Return a network without some units; itself, with what it shares, if none go."""
     if not removed.any():
-        return found.model
+        return model
     if leftovers and data is not None:
         return compensate(found, removed, data, by_weights=by_weights, progress=progress)
     return cut(found, removed, leftovers)

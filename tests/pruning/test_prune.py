@@ -96,6 +96,30 @@ def test_steps_reach_the_same_share(small):
     assert widths(gm.prune(small, 0.5, steps=3)) == widths(gm.prune(small, 0.5)) == [4, 3]
 
 
+def test_steps_know_operators_without_names_again_where_others_are_put_before_them():
+    model = net("(float[n,3] x) => (float[n,2] y) { n = Shape <start=0, end=1> (x)  s = Concat <axis=0> (n, eight)"
+                "  z = Expand(o, s)  a = MatMul(x, w)  b = Add(a, z)  c = MatMul(b, u)  d = Tanh(c)"
+                "  y = MatMul(d, v) }",
+                {"w": (3, 8), "u": (8, 8), "v": (8, 2), "o": np.zeros((1, 1), np.float32),
+                 "eight": np.array([8])})  # fmt: skip
+    assert len(gm.prune(model, 0.5).operators) > len(model.operators)
+    again = gm.prune(model, 0.5, steps=2)
+    assert widths(again) == [4, 4]
+    assert not any(operator.name for operator in again.operators if operator.output[0] in model.producer)
+    assert gm.prune(model, 0.01, steps=2) is model
+
+
+def test_recovery_knows_operators_without_names_where_normalisations_are_put_between_them(demo, samples):
+    proto = demo.editable()
+    for operator in proto.graph.node:
+        operator.name = ""
+    model = gm.load(proto)
+    *others, last = groups(model)
+    small = gm.prune(model, 0.5, where=f"[name={last.operators[0]}]", data=samples, epochs=1)
+    assert widths(small) == [*(group.n_units for group in others), last.n_units // 2]
+    assert small.operator_names == model.operator_names
+
+
 @pytest.mark.parametrize("name", ["vit12", "bert"])
 def test_steps_reach_the_same_share_where_units_change_on_the_way(name):
     """Once a single head is left, its channels are units, and groups have other names."""
