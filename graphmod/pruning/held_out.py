@@ -19,7 +19,8 @@ def generalises(model: Model, plain: Model, fit: Callable[[Data], Model], data: 
     """Return whether fitting comes nearer to a model at samples that it has not seen than what needs no samples.
 
     Nearer is a higher correlation of outputs: those of a pruned network that is not fitted are smaller, mostly in
-    proportion, which leaves its predictions right while a squared error would count it.
+    proportion, which leaves its predictions right while a squared error would count it. What cannot be compared, such
+    as texts or as many detections as there happen to be, tells of none that is nearer.
 
     Parameters
     ----------
@@ -32,7 +33,8 @@ def generalises(model: Model, plain: Model, fit: Callable[[Data], Model], data: 
     """
     unit = fixed_batch(model) or 1
     n_folds = min(FOLDS, len(data) // unit)
-    if n_folds < 2:
+    dtype = model.outputs[model.main_output].dtype
+    if n_folds < 2 or dtype is None or dtype.kind in "OSU":
         return False
     of_sample = np.arange(len(data)) // unit % n_folds
     made: list[list[NDArray[np.float64]]] = [[], [], []]
@@ -42,6 +44,8 @@ def generalises(model: Model, plain: Model, fit: Callable[[Data], Model], data: 
         for outputs, one in zip(made, (model, plain, fitted), strict=True):
             outputs.append(_output(one, held_out))
     original, without, with_fit = map(np.concatenate, made)
+    if not original.shape == without.shape == with_fit.shape:
+        return False
     return _correlation(original, with_fit) > _correlation(original, without)
 
 

@@ -172,11 +172,11 @@ class Selection:
             low, high = (low, middle) if left(middle) <= limit else (middle, high)
         now = left(high)
         if now <= limit:
-            self._give_back(cost, limit - now)
+            self._give_back(cost, limit - now, high)
         return now <= limit
 
-    def _give_back(self, cost: Cost, spare: float) -> None:
-        """Let groups have one unit, or multiple, more, as far as there is cost to spare.
+    def _give_back(self, cost: Cost, spare: float, share: float) -> None:
+        """Let groups without a share have one unit, or multiple, more, as far as there is cost to spare.
 
         Those come first that keep most importance for what they cost.
         """
@@ -185,7 +185,7 @@ class Selection:
             own, n_left = self._own(group), self.left(group)
             before, was = cost.part(place, self.alive), self.alive[own].copy()
             self.alive[own] = True
-            self.reduce(group, self.rounded(group, n_left + 1), 1.0)
+            self.reduce(group, self.rounded(group, n_left + 1), share)
             more, added = self.alive[own].copy(), cost.part(place, self.alive) - before
             self.alive[own] = was
             if more.sum() > n_left:

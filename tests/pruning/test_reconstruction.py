@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 from onnx.helper import make_node
+from planted import net
 from random_networks import network as network_of
 from random_networks import seeded
 
@@ -398,6 +399,24 @@ def test_few_samples_are_enough_for_what_depends_on_others():
     network = imaged([], CONV, [5, 4, 4], weights("linear", w=(6, 3, 3, 3), b=(6,), v=(5, 6, 1, 1), u=(5,)))
     found = groups(network)
     assert error(network, compensate(found, units(found), Data({"x": X[:2]}))) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [
+        ("q = Greater(g, t)  i = NonZero(q)  k = Transpose <perm=[1,0]> (i)  y = GatherND(g, k)", "float[k]"),
+        ("a = ArgMax <axis=1, keepdims=0> (g)  y = Cast <to=8> (a)", "string[n]"),
+    ],
+)
+def test_few_samples_do_not_fit_what_cannot_be_compared(ending, kind):
+    drawn = {"w": (16, 32), "v": (32, 8), "t": np.zeros(1, np.float32)}
+    network = net(
+        f"(float[n,16] x) => ({kind} y) {{ m = MatMul(x, w)  r = Relu(m)  g = MatMul(r, v)  {ending} }}", drawn
+    )
+    found = groups(network)
+    removed = np.arange(found.n_units) % 2 == 0
+    small = compensate(found, removed, Data({"x": dense()[1][:8]}))
+    assert small.digest == cut(found, removed).digest
 
 
 def test_few_samples_pull_to_the_channels_themselves(monkeypatch):

@@ -35,6 +35,12 @@ HALVES = groups(
         "  s = Conv(q, v)  y = Add(r, s) }", {"w": (8, 3, 1, 1), "u": (2, 4, 1, 1), "v": (2, 4, 1, 1)})
 )  # fmt: skip
 
+DEEPER = groups(
+    net("(float[n,3,4,4] x) => (float[n,40,4,4] y) { a = Conv(x, w)  p, q = Split <axis=1> (a)  r = Conv(p, u)"
+        "  s = Conv(q, v)  t = Add(r, s)  y = Conv(t, z) }",
+        {"w": (8, 3, 1, 1), "u": (7, 4, 1, 1), "v": (7, 4, 1, 1), "z": (40, 7, 1, 1)})
+)  # fmt: skip
+
 
 def selection(found: Groups, scores: object = None, multiple_of: int = 1) -> Selection:
     values = np.arange(found.n_units, dtype=float) if scores is None else np.asarray(scores, float)
@@ -121,6 +127,14 @@ def test_a_common_share_is_the_least_that_meets_the_limit_and_what_is_left_of_it
         for place, size in enumerate(sizes):
             more = [*found[:place], found[place] + 1, *found[place + 1 :]]
             assert found[place] in (size, least[place] + 1) or cost(more) > limit
+
+
+@settings(deadline=None)
+@given(st.permutations(range(8)), st.floats(0.2, 1.0))
+def test_a_budget_takes_no_more_of_a_part_of_a_group_than_may_go(scores, limit):
+    chosen = selection(DEEPER, [*scores, *range(7)])
+    chosen.by_common_share(counted(DEEPER), limit * weights(DEEPER, np.ones(15, bool)), 0.5)
+    assert chosen.alive[:8].reshape(2, 4).sum(axis=1).min() >= 2
 
 
 @settings(max_examples=30, deadline=None)
