@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from graphmod.cli.commands import console
-from graphmod.data import as_data, fixed_batch, noise, part_of
-from graphmod.errors import NotWritableError, RefusedError
+from graphmod.data import Data, as_data, check_labels, fixed_batch, noise, part_of
+from graphmod.errors import InvalidDataError, NotWritableError, RefusedError
 from graphmod.graph.costs import cost
 from graphmod.model import Model, check_writable, external_files
 from graphmod.probe import accuracy, latency
@@ -54,12 +54,13 @@ def show(
     """Write the models, and print what they are, and how long a sample of the data ``timed`` takes them."""
     if data is not None and len(after) > 1:
         raise RefusedError("several models came out, so there is no one output to verify; compose them first")
-    errors = None if data is None else _verified(before, after[0], data)
-    accuracies = None if data is None else _accuracies([before, *after], samples(before, data))
+    given = None if data is None else as_data(before, samples(before, data))
+    errors = None if given is None else _verified(before, after[0], given)
+    accuracies = None if given is None else _accuracies([before, *after], given)
+    times = [] if timed is None else _times([before, *after], timed)
     paths = [] if out is None or dry_run else _numbered(out, len(after))
     for one, path in zip(after, paths, strict=False):
         one.save(path)
-    times = [] if timed is None else _times([before, *after], timed)
     if as_json:
         content: dict[str, Any] = {"before": _figures(before), "after": [_figures(one) for one in after]}
         if dry_run:
@@ -97,29 +98,34 @@ def files_of(path: Path) -> list[Path]:
     return [path, *external_files(path)]
 
 
-def _verified(before: Model, after: Model, data: str) -> Verification:
+def _verified(before: Model, after: Model, data: Data) -> Verification:
     """Compare the outputs that a model has now with what the tensors of their names were before."""
     shared = [name for name in after.outputs if name in before.outputs or name in before.producer]
     if not shared or not before.inputs.keys() >= after.inputs.keys():
         raise RefusedError("inputs or outputs have other names now, so there is nothing to verify")
-    return verify(before, after, samples(before, data), outputs=shared)
+    return verify(before, after, data, outputs=shared)
 
 
-def _accuracies(models: list[Model], data: object) -> list[float] | None:
-    """Return the accuracy of every model; None where the data has no labels, or the models not the same logits."""
+def _accuracies(models: list[Model], data: Data) -> list[float] | None:
+    """Return the accuracy of every model; None where there are no labels of classes, or models have not the same."""
     first = models[0]
-    given = as_data(first, data)
-    is_labelled = given.targets is not None and given.targets.dtype.kind in "iu" and given.targets.ndim == 1
-    if not is_labelled or first.n_classes is None:
+    if first.n_classes is None or any(
+        one.main_output != first.main_output
+        or one.n_classes != first.n_classes
+        or one.inputs.keys() != first.inputs.keys()
+        for one in models
+    ):
         return None
-    if any(one.main_output != first.main_output or one.inputs.keys() != first.inputs.keys() for one in models):
+    try:
+        check_labels(first, data)
+    except InvalidDataError:  # targets of another kind, which outputs are compared on all the same
         return None
-    return [accuracy(one, given) for one in models]
+    return [accuracy(one, data) for one in models]
 
 
 def _times(models: list[Model], data: str) -> list[float]:
-    """Return the microseconds that models take for one sample, or for as many as they fix."""
-    given = as_data(models[0], samples(models[0], data))
+    """Return the microseconds that models take for one sample, or for as many as they fix, of those to train on."""
+    given = noise(models[0]) if data == "random" else as_data(models[0], part_of(data, "train"))
     one = given[: fixed_batch(models[0]) or 1]
     found = latency({str(place): model for place, model in enumerate(models)}, one.inputs)
     return [found[str(place)].median for place in range(len(models))]

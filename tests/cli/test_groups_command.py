@@ -134,3 +134,14 @@ def test_a_budget_of_latency_tells_the_time(folder, tmp_path, monkeypatch):
     before, after = json.loads(graphmod(*asked, "--data", gm.demo.data_path(), "--json").stdout)["microseconds"]
     assert 0 < after < before
     assert "microseconds" not in graphmod("prune", folder / "net.onnx", "--macs", 0.9, "--dry-run").stdout
+
+
+def test_the_time_is_of_samples_that_the_budget_is_of(tmp_path):
+    net("(float[4,3] x) => (float[4,2] y) { a = MatMul(x, w)  y = MatMul(a, v) }", {"w": (3, 8), "v": (8, 2)}).save(
+        tmp_path / "four.onnx"
+    )
+    np.savez(tmp_path / "data.npz", x_train=np.ones((8, 3), np.float32), x_test=np.ones((2, 3), np.float32))
+    asked = ("--latency", 1e9, "--data", tmp_path / "data.npz", "--out", tmp_path / "small.onnx")
+    done = graphmod("prune", tmp_path / "four.onnx", *asked)
+    assert done.returncode == 0, done.stderr
+    assert "one sample takes" in done.stdout

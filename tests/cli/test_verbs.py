@@ -69,8 +69,11 @@ def test_verifying_on_labelled_data_tells_the_accuracy(tmp_path):
     test = gm.demo.splits().test
     assert told["accuracy"] == [gm.accuracy(gm.load(one), test) for one in (MODEL, tmp_path / "a.onnx")]
     samples = {"image": test.inputs["image"]}
-    np.savez(tmp_path / "unlabelled.npz", **samples)
-    assert "accuracy" not in json.loads(graphmod(*asked, tmp_path / "unlabelled.npz", "--json").stdout)
+    for targets in ({}, {"y": np.arange(len(test)) + 50}, {"y": samples["image"]}):
+        np.savez(tmp_path / "unlabelled.npz", **samples, **targets)
+        told = json.loads(graphmod(*asked, tmp_path / "unlabelled.npz", "--json").stdout)
+        assert told["errors"]
+        assert "accuracy" not in told
 
 
 @pytest.mark.parametrize(
