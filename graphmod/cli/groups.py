@@ -16,7 +16,7 @@ from graphmod.cli.commands import Json, ModelFile, console
 from graphmod.model import load
 
 if TYPE_CHECKING:
-    from graphmod.pruning.groups import Group, Groups
+    from graphmod.pruning.groups import Group, Groups, Member
 
 
 def groups(
@@ -77,9 +77,14 @@ def _members(found: Groups) -> Table:
         for member in group.weights:
             n_own = f"{int((member.units >= 0).sum())} of {len(member.units)}"
             told = "makes units" if member.makes else ""
-            row = (group.name, member.tensor, str(member.axis), n_own, member.operator, told)
+            row = (group.name, _tensor(found, member), str(member.axis), n_own, member.operator, told)
             table.add_row(*map(escape, row))
     return table
+
+
+def _tensor(found: Groups, member: Member) -> str:
+    """Return the tensor that a member is an axis of, as the file calls it: of a copy for one reader what all read."""
+    return found.analysis.originals.get(member.tensor, member.tensor)
 
 
 def _rows(found: Groups) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def _rows(found: Groups) -> dict[str, Any]:
                 "made_by": list(group.operators),
                 "members": [
                     {
-                        "tensor": member.tensor,
+                        "tensor": _tensor(found, member),
                         "axis": member.axis,
                         "operator": member.operator,
                         "constant": member.is_constant,

@@ -83,8 +83,10 @@ def show(
         for one in after:
             console.print(diff_tree(diff(before, one), "before and after"))
     console.print(_table(before, after, accuracies))
+    n_samples = fixed_batch(before) or 1
+    told = "one sample takes" if n_samples == 1 else f"{n_samples} samples take"
     for time in times[1:]:
-        console.print(f"one sample takes {time:,.0f} microseconds, {time / times[0]:.1%} of {times[0]:,.0f} before")
+        console.print(f"{told} {time:,.0f} microseconds, {time / times[0]:.1%} of {times[0]:,.0f} before")
     for name, error in (errors.outputs if errors is not None else {}).items():
         console.print(f"{escape(name)}: largest difference {error.largest:.3g}, rms {error.rms:.3g} of its rms")
     if any(one is before for one in after):

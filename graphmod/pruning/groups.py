@@ -129,7 +129,7 @@ class Groups:
 
     @property
     def model(self) -> Model:
-        """The network."""
+        """The network, with a copy for every reader of a constant whose entries are all alike."""
         return self.analysis.model
 
     def __len__(self) -> int:

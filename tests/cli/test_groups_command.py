@@ -66,6 +66,19 @@ def test_units_of_unequal_widths(tmp_path):
     assert rows(told, "c1") == [["c1", "5", "1 to 2", "c1, c2, c3", "4"]]
 
 
+def test_a_constant_that_several_read_has_its_name_in_all_groups(tmp_path):
+    weights = {"w": (8, 3, 1, 1), "u": (8, 8, 1, 1), "v": (2, 8, 1, 1), "k": np.ones((8, 1, 1), np.float32)}
+    net("(float[n,3,4,4] x) => (float[n,2,4,4] y) { [c1] a = Conv(x, w)  b = Mul(a, k)  [c2] c = Conv(b, u)"
+        "  d = Mul(c, k)  y = Conv(d, v) }", weights).save(tmp_path / "n.onnx")  # fmt: skip
+    found = json.loads(graphmod("groups", tmp_path / "n.onnx", "--json").stdout)["groups"]
+    assert all("k" in {member["tensor"] for member in group["members"]} for group in found)
+    told = graphmod("groups", tmp_path / "n.onnx", "--members").stdout
+    assert [row[:3] for name in ("c1", "c2") for row in rows(told, name) if row[1] == "k"] == [
+        ["c1", "k", "0"],
+        ["c2", "k", "0"],
+    ]
+
+
 def test_groups_for_machines(folder):
     found = json.loads(graphmod("groups", folder / "net.onnx", "--json").stdout)
     (group,) = found["groups"]
@@ -144,4 +157,4 @@ def test_the_time_is_of_samples_that_the_budget_is_of(tmp_path):
     asked = ("--latency", 1e9, "--data", tmp_path / "data.npz", "--out", tmp_path / "small.onnx")
     done = graphmod("prune", tmp_path / "four.onnx", *asked)
     assert done.returncode == 0, done.stderr
-    assert "one sample takes" in done.stdout
+    assert "4 samples take" in done.stdout
