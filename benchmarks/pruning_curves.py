@@ -1,6 +1,7 @@
 """Accuracy against multiply-accumulates and against latency, with recovery: graphmod beside Torch-Pruning.
 
     python benchmarks/pruning_curves.py --mnist mnist.npz --seeds 0 1 2   # hours; rows are kept as they come
+    python benchmarks/pruning_curves.py --mnist mnist.npz --latency       # seconds; on a machine that does nothing else
     python benchmarks/pruning_curves.py --table                           # the summary of the rows that are there
     python benchmarks/pruning_curves.py --plot docs/pruning.png           # the curves as a picture
 
@@ -11,7 +12,8 @@ stand beside them. Both recover by the same function, for the same number of ste
 (``recover`` in ``pruning_rival.py``); gradients and activations of importances are of the training part; nothing is
 chosen on test data. graphmod's networks have their batch normalisation put back for the recovery where an exporter
 fused it (``gm.unfuse``) and fused again, as ``gm.prune(..., epochs=...)`` does; rows of tool ``graphmod, fused`` do
-without. Rows with ``round_to`` 8 are the ones to compare by latency: ONNX Runtime lays convolutions out in eights.
+without. Latency depends on widths alone, which local rankings share, so it is measured once for each of them, all in
+turn with the original, on one thread. ``round_to`` 8 is what ONNX Runtime lays convolutions out in.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ OURS = (
 )  # fmt: skip
 THEIRS = ("l1", "l2", "bn_scale", "taylor", "hessian", "random")
 GLOBAL = ("taylor", "lamp")
+BATCHES = (1, 16)
 AT_MOST = 0.97
 """Share that a group may lose: narrow groups reach the fewest multiply-accumulates only so."""
 
@@ -102,7 +105,11 @@ def _theirs(network: rival.Network, ratio: float, importance: str, scope: str, r
 def _ours(network: rival.Network, macs: float, importance: str, tool: str, round_to: int | None) -> gm.Model | None:
     """Return graphmod's network at the same cost; None where the importance does not apply, or cannot reach it."""
     data = network.data.train[: rival.SAMPLES]
-    model = network.model if tool.endswith("fused") else gm.unfuse(network.model, data)
+    model = gm.unfuse(network.model, data)
+    if tool.endswith("fused"):
+        if len(model.operators) == len(network.model.operators):
+            return None  # nothing was fused
+        model = network.model
     try:
         return gm.prune(
             model, macs=macs, importance=importance, ranking="local", data=data, at_most=AT_MOST,
@@ -113,8 +120,40 @@ def _ours(network: rival.Network, macs: float, importance: str, tool: str, round
         return None
 
 
-def summary(found: list[Row]) -> Row:
-    """Return, for each network, ratio and side, mean accuracies and costs over the seeds, and who is better."""
+def latencies(network: rival.Network) -> Iterator[Row]:
+    """Yield what the networks of a seed take in ONNX Runtime that local rankings leave, by tool and multiple."""
+    whole = gm.graph.cost(network.model).macs
+    models: dict[tuple[str, int | None, float], gm.Model] = {}
+    for ratio in RATIOS:
+        for round_to in (None, 8):
+            module = _theirs(network, ratio, "l2", "local", round_to)
+            models["torch-pruning", round_to, ratio] = rival.export(module, network.example)
+        budget = gm.graph.cost(models["torch-pruning", None, ratio]).macs / whole
+        for round_to in (None, 8):
+            pruned = _ours(network, budget, "l2", "graphmod", round_to)
+            if pruned is not None:
+                models["graphmod", round_to, ratio] = gm.fuse(pruned, kinds=["unfused"])
+    named = {"original": network.model, **{str(key): model for key, model in models.items()}}
+    for batch in BATCHES:
+        times = gm.latency(named, {"image": network.data.test.inputs["image"][:batch]})
+        for key, model in models.items():
+            tool, round_to, ratio = key
+            yield {
+                "network": network.name, "tool": tool, "round_to": round_to, "ratio": ratio, "batch": batch,
+                "macs share": gm.graph.cost(model).macs / whole, "us": times[str(key)].median,
+                "share": times[str(key)].median / times["original"].median,
+            }  # fmt: skip
+
+
+def _latency(times: list[Row], row: Row, batch: int) -> float | None:
+    """Return the share of the original's time that a row's network takes; None where it was not measured."""
+    same = ("network", "tool", "round_to", "ratio")
+    found = [one["share"] for one in times if one["batch"] == batch and all(one[key] == row[key] for key in same)]
+    return found[0] if found and row["scope"] == "local" else None
+
+
+def summary(found: list[Row], times: list[Row]) -> Row:
+    """Return, for each network, ratio and side, mean accuracies and costs over the seeds."""
     told: Row = {}
     for network in dict.fromkeys(row["network"] for row in found):
         for ratio in RATIOS:
@@ -125,11 +164,11 @@ def summary(found: list[Row]) -> Row:
                 label = f"{name[0]}, {name[1]}, {name[2]}" + (f", multiples of {name[3]}" if name[3] else "")
                 sides[label] = {
                     measure: round(statistics.fmean(row[measure] for row in same), 4)
-                    for measure in (
-                        "macs share", "weights share", "latency share, batch 1", "latency share, batch 16",
-                        "accuracy before", "accuracy after",
-                    )
-                } | {"seeds": len(same)}  # fmt: skip
+                    for measure in ("macs share", "weights share", "accuracy before", "accuracy after")
+                } | {"seeds": len(same)}
+                for batch in BATCHES:
+                    if (share := _latency(times, same[0], batch)) is not None:
+                        sides[label][f"latency share, batch {batch}"] = round(share, 4)
             told[f"{network}, ratio {ratio}"] = sides
     return told
 
@@ -140,29 +179,38 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=("mnist", "demo"), default=("mnist", "demo"))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--latency", action="store_true", help="only time the networks of the first seed")
     parser.add_argument("--table", action="store_true", help="only print the summary of the rows that are there")
     parser.add_argument("--plot", type=Path, help="only draw the curves of the rows that are there")
     given = parser.parse_args()
-    found = json.loads(given.results.read_text())["rows"] if given.results.exists() else []
+    content = json.loads(given.results.read_text()) if given.results.exists() else {"rows": [], "latencies": []}
+    found, times = content["rows"], content["latencies"]
     if given.table or given.plot:
-        _show(found, given.plot)
+        _show(found, times, given.plot)
         return
+
+    def save() -> None:
+        told = {"machine": machine(), "summary": summary(found, times), "latencies": times, "rows": found}
+        given.results.write_text(json.dumps(told, indent=1) + "\n")
+
     torch.set_num_threads(1)
-    for seed in given.seeds:
-        for name in given.networks:
-            if name == "mnist" and given.mnist is None:
-                continue
+    names = [name for name in given.networks if name == "demo" or given.mnist is not None]
+    for seed in given.seeds[:1] if given.latency else given.seeds:
+        for name in names:
             network = rival.mnist_network(given.mnist, seed) if name == "mnist" else rival.demo_network(seed)
+            if given.latency:
+                times[:] = [row for row in times if row["network"] != name] + list(latencies(network))
+                save()
+                continue
             for row in rows(network, {key(row) for row in found}):
                 found.append(row)
                 print(rival.line(row), flush=True)
-                content = {"machine": machine(), "summary": summary(found), "rows": found}
-                given.results.write_text(json.dumps(content, indent=1) + "\n")
+                save()
 
 
-def _show(found: list[Row], plot: Path | None) -> None:
+def _show(found: list[Row], times: list[Row], plot: Path | None) -> None:
     if plot is None:
-        print(json.dumps(summary(found), indent=1))
+        print(json.dumps(summary(found, times), indent=1))
         return
     import matplotlib
 
@@ -171,32 +219,29 @@ def _show(found: list[Row], plot: Path | None) -> None:
 
     names = list(dict.fromkeys(row["network"] for row in found))
     figure, axes = plt.subplots(len(names), 2, figsize=(11, 4 * len(names)), squeeze=False)
-    styles = (
-        ("graphmod", "l2", "local", "C0"), ("graphmod", "taylor", "local", "C1"),
-        ("torch-pruning", "l2", "local", "C2"), ("torch-pruning", "taylor", "local", "C3"),
-    )  # fmt: skip
+    by_macs = [(tool, name, None) for tool in ("graphmod", "torch-pruning") for name in ("l2", "taylor")]
+    by_latency = [(tool, "l2", round_to) for tool in ("graphmod", "torch-pruning") for round_to in (None, 8)]
     for line, name in enumerate(names):
-        for column, (cost, round_to) in enumerate((("macs share", None), ("latency share, batch 1", 8))):
-            for tool, importance, scope, color in styles:
+        for axis, sides, cost in (
+            (axes[line][0], by_macs, "multiply-accumulates left"),
+            (axes[line][1], by_latency, "time left in ONNX Runtime, one sample"),
+        ):
+            for color, (tool, importance, round_to) in enumerate(sides):
                 points = []
                 for ratio in RATIOS:
-                    same = [
-                        row for row in found
-                        if key(row)[2:] == (tool, importance, scope, round_to, ratio) and row["network"] == name
-                    ]  # fmt: skip
-                    if same:
-                        points.append(
-                            [statistics.fmean(row[what] for row in same) for what in (cost, "accuracy after")]
-                        )
+                    wanted = (tool, importance, "local", round_to, ratio)
+                    same = [row for row in found if row["network"] == name and key(row)[2:] == wanted]
+                    share = _latency(times, same[0], BATCHES[0]) if same else None
+                    if axis is axes[line][0] and same:
+                        share = statistics.fmean(row["macs share"] for row in same)
+                    if share is not None:
+                        points.append((share, 100 * statistics.fmean(row["accuracy after"] for row in same)))
+                label = f"{tool}, {importance}" + (f", multiples of {round_to}" if round_to else "")
                 if points:
-                    x, y = zip(*points, strict=True)
-                    axes[line][column].plot(
-                        x, [100 * value for value in y], "o-", color=color, label=f"{tool}, {importance}"
-                    )
-            axes[line][column].set(xlabel=cost.replace("macs", "MACs"), ylabel="test accuracy, %", title=name)
-            axes[line][column].set_xscale("log")
-            axes[line][column].grid(alpha=0.3)
-            axes[line][column].legend()
+                    axis.plot(*zip(*sorted(points), strict=True), "o-", color=f"C{color}", label=label)
+            axis.set(xlabel=cost, ylabel="test accuracy after recovery, %", title=name, xscale="log")
+            axis.grid(alpha=0.3)
+            axis.legend()
     figure.tight_layout()
     figure.savefig(plot, dpi=110)
 

@@ -13,7 +13,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,8 +39,6 @@ from zoo import Bottleneck, ResNet, conv_norm  # noqa: E402  # the same
 MNIST_PARTS = {"train": slice(5_000, 60_000), "calibration": slice(0, 5_000)}
 """Rows of Keras' training part; its test part is the test part."""
 
-RATIOS = (0.3, 0.5, 0.7, 0.8, 0.9)
-BATCHES = (1, 16)
 SAMPLES = 1024
 """Samples of the training part that gradients are taken over."""
 
@@ -319,10 +317,8 @@ def rival_prune(
     importance: str,
     *,
     data: gm.Data,
-    rounds: int = 1,
     global_: bool = False,
     round_to: int | None = None,
-    between: Callable[[nn.Module], None] | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """Return a copy of a classifier that Torch-Pruning has pruned; its classes stay.
@@ -338,14 +334,10 @@ def rival_prune(
         A key of ``IMPORTANCES``.
     data : gm.Data
         Labelled samples, for gradients.
-    rounds : int
-        The ratio is reached in so many steps.
     global_ : bool
         Rank channels of the whole network, or of each group.
     round_to : int, optional
         Widths are multiples of this.
-    between : callable, optional
-        Called with the module after every round but the last: short recovery.
     seed : int
         Of the random importance.
     """
@@ -355,13 +347,10 @@ def rival_prune(
         torch.manual_seed(seed)
         pruner = tp.BasePruner(
             pruned, example, importance=make(), pruning_ratio=ratio, global_pruning=global_, round_to=round_to,
-            iterative_steps=rounds, ignored_layers=[_classifier(pruned)],
+            ignored_layers=[_classifier(pruned)],
         )  # fmt: skip
-        for step in range(rounds):
-            if step and between is not None:
-                between(pruned)
-            gradients(pruned, data[:SAMPLES])
-            pruner.step()
+        gradients(pruned, data[:SAMPLES])
+        pruner.step()
     pruned.zero_grad()
     return pruned.eval()
 
@@ -376,9 +365,9 @@ def measure(network: Network, model: gm.Model, module: nn.Module) -> Row:
     Parameters
     ----------
     network : Network
-        The original, which latency is interleaved with.
+        The original.
     model : gm.Model
-        The pruned network; costs and latency are this one's, on one thread.
+        The pruned network, whose costs these are.
     module : nn.Module
         The same network; trained in place.
     """
@@ -386,59 +375,14 @@ def measure(network: Network, model: gm.Model, module: nn.Module) -> Row:
     cost, whole = gm.graph.cost(model), gm.graph.cost(network.model)
     row: Row = {"macs": cost.macs, "weights": cost.weights}
     row |= {"macs share": cost.macs / whole.macs, "weights share": cost.weights / whole.weights}
-    for batch in BATCHES:
-        images = network.data.test.inputs["image"][:batch]
-        times = gm.latency({"original": network.model, "pruned": model}, {"image": images})
-        row[f"latency us, batch {batch}"] = times["pruned"].median
-        row[f"latency share, batch {batch}"] = times["pruned"].median / times["original"].median
     row["accuracy before"] = accuracy(module, network.data.test)
     recover(module, network.data.train, network.teacher, network.epochs, network.seed)
     return row | {"accuracy after": accuracy(module, network.data.test)}
 
 
-def curve(
-    network: Network,
-    ratios: Sequence[float] = RATIOS,
-    importances: Sequence[str] = tuple(IMPORTANCES),
-    *,
-    global_: bool = False,
-    round_to: int | None = None,
-    rounds: int = 1,
-) -> list[Row]:
-    """Return the rival's rows for a network, one an importance and ratio, printed as they come.
-
-    An importance that leaves the network as it is (BatchNorm's scale where there is no BatchNorm) has no row.
-    """
-    rows = []
-    budget = max(1, math.ceil(network.epochs / 4))
-
-    def between(module: nn.Module) -> None:
-        recover(module, network.data.train, network.teacher, budget, network.seed)
-
-    for importance in importances:
-        for ratio in ratios:
-            start = time.perf_counter()
-            pruned = rival_prune(
-                network.module, network.example, ratio, importance, data=network.data.train, rounds=rounds,
-                global_=global_, round_to=round_to, between=between, seed=network.seed,
-            )  # fmt: skip
-            seconds = time.perf_counter() - start
-            model = export(pruned, network.example)
-            if gm.graph.cost(model).macs == gm.graph.cost(network.model).macs:
-                print(f"{network.name}: torch-pruning by {importance} at {ratio} removes nothing", flush=True)
-                continue
-            how = {"scope": "global" if global_ else "local", "round_to": round_to, "rounds": rounds}
-            head = {"network": network.name, "seed": network.seed, "tool": "torch-pruning", "importance": importance}
-            row = {**head, **how, "ratio": ratio, "seconds": seconds, **measure(network, model, pruned)}
-            rows.append(row)
-            print(line(row), flush=True)
-    return rows
-
-
 def line(row: Row) -> str:
     """Return a row of either side as a line of text."""
-    times = " ".join(f"{row[f'latency share, batch {batch}']:5.2f}x" for batch in BATCHES)
-    costs = f"MACs {row['macs share']:6.1%} weights {row['weights share']:6.1%} latency {times}"
+    costs = f"MACs {row['macs share']:6.1%} weights {row['weights share']:6.1%}"
     found = f"accuracy {row['accuracy before']:7.2%} -> {row['accuracy after']:7.2%}"
     who = f"{row['network']:6}{row['tool']:14}{row['importance']:10}{row['scope']:7}{row['round_to'] or '-':>2}"
     return f"{who} {row['ratio']:.2f}  {costs}  {found}"
