@@ -16,7 +16,7 @@ from graphmod.data import Data, as_data, check_labels, fixed_batch, noise, part_
 from graphmod.errors import InvalidDataError, NotWritableError, RefusedError
 from graphmod.graph.costs import cost
 from graphmod.model import Model, check_writable, external_files
-from graphmod.probe import accuracy, latency
+from graphmod.probe import accuracy, least_latency
 from graphmod.rewrite import Verification, diff, verify
 
 OutFile = Annotated[
@@ -129,8 +129,8 @@ def _times(models: list[Model], data: str) -> list[float]:
     """Return the microseconds that models take for one sample, or for as many as they fix, of those to train on."""
     given = noise(models[0]) if data == "random" else as_data(models[0], part_of(data, "train"))
     one = given[: fixed_batch(models[0]) or 1]
-    found = latency({str(place): model for place, model in enumerate(models)}, one.inputs)
-    return [found[str(place)].median for place in range(len(models))]
+    found = least_latency({str(place): model for place, model in enumerate(models)}, one.inputs)
+    return [found[str(place)] for place in range(len(models))]
 
 
 def samples(model: Model, data: str) -> object:

@@ -1,7 +1,7 @@
 """Measurements through ONNX Runtime: activations, similarity, sufficient statistics, latency."""
 
 from graphmod.probe.accuracy import accuracy, predict, share_correct
-from graphmod.probe.latency import Latency, block_latency, latency
+from graphmod.probe.latency import Latency, block_latency, latency, least_latency
 from graphmod.probe.moments import Moments, moments
 from graphmod.probe.operator_latency import Clusters, LatencyTable, Signature, clusters, signature
 from graphmod.probe.similarity import Similarity, similarity
@@ -18,6 +18,7 @@ __all__ = [
     "block_latency",
     "clusters",
     "latency",
+    "least_latency",
     "moments",
     "predict",
     "share_correct",

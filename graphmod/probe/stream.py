@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
-from graphmod.errors import InvalidDataError
+from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.model import Model, run_bound
 
 Array = NDArray[np.generic]
@@ -64,7 +64,10 @@ def stream(
         The number of samples is no multiple of what the model's inputs fix.
     InvalidModelError
         A tensor does not exist.
+    RefusedError
+        An input, or an output that is wanted, is of a type that NumPy does not share with ONNX Runtime: bfloat16.
     """
+    _refuse_foreign(model, tensors)
     made = [name for name in tensors if name not in model.inputs]
     session = model.session(threads, outputs=made)
     binding = session.io_binding()
@@ -120,3 +123,13 @@ def stream(
             values = run(batch, targets)
         computed = dict(zip(made, values, strict=True))
         yield batch, {name: computed[name] if name in computed else batch.inputs[name] for name in tensors}
+
+
+def _refuse_foreign(model: Model, tensors: Sequence[str]) -> None:
+    """Raise RefusedError for inputs and outputs that no array can be handed over for."""
+    for name, kind in {**model.inputs, **{one: model.outputs[one] for one in tensors if one in model.outputs}}.items():
+        if kind.dtype is not None and kind.dtype.name == "bfloat16":
+            raise RefusedError(
+                f"'{name}' is {kind}, which ONNX Runtime exchanges no NumPy arrays of; "
+                "graphmod.retype(model, 'float32', keep_io=False) helps"
+            )

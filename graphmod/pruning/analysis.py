@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from graphmod.errors import InvalidDataError
+from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.model import Model, consumed
 from graphmod.pruning import rules
 from graphmod.pruning.copies import Copied, with_own_copies
@@ -216,7 +216,7 @@ class _Analysing:
         try:
             if rule is None:
                 raise Uncoupled(f"{site} has no coupling rule")
-            made = rule(site)
+            made = self._checked(site, rule(site))
         except Uncoupled as why:
             self._keep_all(operator, str(why))
             applied, made, produced = None, [], self._wide_axes(operator)
@@ -227,6 +227,25 @@ class _Analysing:
         if operator.op_type not in RANDOM and all(tensor in self.constant for tensor in consumed(operator)):
             self.constant.update(operator.output)
         return applied
+
+    def _checked(self, site: Site, made: Sequence[Axes | None]) -> Sequence[Axes | None]:
+        """Return what a rule made.
+
+        Raises
+        ------
+        RefusedError
+            It is no list of labels, or they are of another number of axes than an output has.
+        """
+        if not isinstance(made, list):
+            raise RefusedError(f"the coupling rule of {site} returned {made!r}, not a list of labels for every output")
+        for tensor, axes in zip(site.operator.output, made, strict=False):
+            shape = self._shape(tensor) if tensor else None
+            if axes is not None and shape is not None and len(axes) != len(shape):
+                raise RefusedError(
+                    f"the coupling rule of {site} returned labels of {len(axes)} axes for output '{tensor}', which has "
+                    f"{len(shape)}; it returns a list with the labels of every axis, for each output"
+                )
+        return made
 
     def _wide_axes(self, operator: NodeProto) -> list[Labels]:
         """Return an axis of each of an operator's weights: one may make channels, which would be reported as kept."""

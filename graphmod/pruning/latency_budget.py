@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from graphmod.data import Data, fixed_batch, noise
 from graphmod.errors import RefusedError
 from graphmod.model import Model
-from graphmod.probe import latency
+from graphmod.probe.latency import TOLERANCE, least_latency
 from graphmod.probe.operator_latency import LatencyTable
 from graphmod.pruning.goal import Goal, reasons
 from graphmod.pruning.groups import Groups
@@ -20,18 +19,6 @@ from graphmod.pruning.removal import cut
 from graphmod.pruning.selection import Selection
 from graphmod.pruning.timing import Timing
 from graphmod.pruning.widths import Alive, Widths
-
-TOLERANCE = 1.02
-"""How far over the budget a measured network may be: measuring twice differs by as much."""
-
-CLOSE = 0.9
-"""What share of the budget is to be used; else units are chosen again, as fewer may do."""
-
-ROUNDS = 15
-REPEATS = 8
-
-ATTEMPTS = 6
-"""How often units are chosen anew, because the network takes another share of the time than its operators tell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,54 +69,73 @@ class LatencyBudget:
         self.goal, self.budget, self.part = goal, goal.value, part
         self.selection, self.whole, self.original = selection, whole, original
         self.sample = noise(original, 1) if data is None else data[: fixed_batch(original) or 1]
-        self.every = np.ones(whole.n_units, bool)
-        self.table = LatencyTable()
-        self.timing = Timing(selection.found, selection.widths, self.table, progress)
-        self.of_whole = self.timing if selection.found is whole else Timing(whole, Widths(whole), self.table, progress)
+        table = LatencyTable()
+        self.timing = Timing(selection.found, selection.widths, table, progress)
+        self.of_whole = self.timing if selection.found is whole else Timing(whole, Widths(whole), table, progress)
 
     def chosen(self) -> NDArray[np.bool_]:
         """Return which units go.
 
-        How long a network takes is not quite the sum of its operators: what is measured calibrates the sum for the
-        next choice. Where it takes longer than they tell, they may have been timed while the machine was busy, so they
-        are measured anew first.
+        Networks from the floor, without all units that may go, to the whole, a step of a group apart: bisected for the
+        largest that is measured within the budget, from what operators tell on.
 
         Raises
         ------
         RefusedError
             It takes longer even if all units go that may.
         """
-        original = 1.0 if self.budget <= 1 else self._measured({"original": self.original})["original"]
-        share, over = self._allowed(original), 1.0
-        if share >= 1:
+        original = 1.0 if self.budget <= 1 else least_latency({"one": self.original}, self.sample.inputs)["one"]
+        if self._allowed(original) >= 1:
             return np.zeros(self.selection.found.n_units, bool)
-        tried: dict[bytes, Times] = {}
-        for _ in range(ATTEMPTS):
-            is_met = self.goal.meet(self.selection, self.timing, self.of_whole(self.every) * share / over)
-            alive = self.selection.alive
-            if alive.tobytes() in tried:
+        floor = self._floor()
+        guess = self._guess(floor) | floor.alive
+        below, above = self._steps(floor.alive, guess), self._steps(guess, np.ones_like(guess))
+        step_of = np.zeros(len(guess), int)
+        for step, units in enumerate([*below, *above], 1):
+            step_of[units] = step
+        met, now, missed = 0, max(1, len(below)), len(below) + len(above) + 1
+        while met < now < missed:
+            times = self._times(step_of <= now)
+            used = times.share / self._allowed(times.original)
+            met, missed = (now, missed) if used <= 1 else (met, now)
+            if 1 <= used * TOLERANCE <= TOLERANCE:  # measuring could not tell what is larger and within the budget
                 break
-            tried[alive.tobytes()] = times = self._times(alive)
-            is_within, share = self._is_within(times), self._allowed(times.original)
-            if (is_within and times.share > share * CLOSE) or not (is_within or is_met):
-                break
-            anew = len(tried) == 1 and not is_within
-            over = times.share / (self.timing(alive, anew=anew) / self.of_whole(self.every, anew=anew))
-        within = [times for times in tried.values() if self._is_within(times)]
-        return ~max(within, key=lambda one: one.share).alive if within else self._least()
+            now = (met + missed) // 2
+        return step_of > met
 
-    def _least(self) -> NDArray[np.bool_]:
-        """Return all units that may go, if the network is within the budget without them."""
+    def _floor(self) -> Times:
+        """Return the times of the network without all units that may go, if they are within the budget."""
         self.selection.by_share(self.goal.at_most)
-        times = min((self._times(self.selection.alive) for _ in range(2)), key=lambda one: one.share)
-        if self._is_within(times):
-            return ~times.alive
+        times = self._times(self.selection.alive)
+        if times.share <= self._allowed(times.original) * TOLERANCE:
+            return times
         raise RefusedError(
             f"latency={self.budget:g} cannot be met: with as much gone as at_most={self.goal.at_most:g} and "
             f"multiple_of={self.selection.multiple_of} allow, the network takes {times.pruned:,.0f} of "
-            f"{times.original:,.0f} microseconds ({times.share:.1%}), measured as a whole{self._further(times)}; what "
-            f"its operators take is kept in '{self.table.file}'; what stays: {reasons(self.whole)}"
+            f"{times.original:,.0f} microseconds ({times.share:.1%}), measured as a whole{self._further(times)}; "
+            f"what stays: {reasons(self.whole)}"
         )
+
+    def _guess(self, floor: Times) -> Alive:
+        """Return what is left if networks take of the way from the whole to the floor what their operators take."""
+        over = 1 - self._allowed(floor.original)
+        whole = self.of_whole(np.ones(self.whole.n_units, bool))
+        way = over / max(over, 1 - floor.share) * (whole - self.timing(floor.alive))
+        self.goal.meet(self.selection, self.timing, whole - way)
+        return self.selection.alive
+
+    def _steps(self, small: Alive, large: Alive) -> list[NDArray[np.intp]]:
+        """Return the units that a network has more than another: a step of a group each, of all groups evenly."""
+        steps = []
+        for group in self.selection.found:
+            own = slice(group.first, group.first + group.n_units)
+            more = group.first + (large & ~small)[own].nonzero()[0]
+            more = more[np.argsort(-self.selection.scores[more], kind="stable")]
+            n_left = int(small[own].sum())
+            ends = sorted({self.selection.rounded(group, n_left + n) - n_left for n in range(1, len(more) + 1)})
+            parts = np.split(more, ends[:-1]) if ends else []
+            steps += [((place + 0.5) / len(parts), part) for place, part in enumerate(parts)]
+        return [part for _, part in sorted(steps, key=lambda step: step[0])]
 
     def _further(self, least: Times) -> str:
         """Return, in words, how little time is left where widths are not rounded, if that is less."""
@@ -145,23 +151,7 @@ class LatencyBudget:
         """Return the share of the time that may be left, of an original that takes so many microseconds."""
         return float(min(1.0, self.budget if self.budget <= 1 else self.budget / original) ** self.part)
 
-    def _is_within(self, times: Times) -> bool:
-        return times.share <= self._allowed(times.original) * TOLERANCE
-
     def _times(self, alive: Alive) -> Times:
         pruned = cut(self.selection.found, ~alive, leftovers=False)
-        found = self._measured({"original": self.original, "pruned": pruned})
+        found = least_latency({"original": self.original, "pruned": pruned}, self.sample.inputs)
         return Times(alive, found["original"], found["pruned"])
-
-    def _measured(self, models: Mapping[str, Model]) -> dict[str, float]:
-        """Return the microseconds that networks take for one sample, measured in turn.
-
-        The least of some rounds, and of as many again until these change nothing: what else the machine does only adds.
-        """
-        least = dict.fromkeys(models, inf)
-        for _ in range(REPEATS):
-            found = latency(models, self.sample.inputs, rounds=ROUNDS)
-            before, least = least, {name: min(time, found[name].least) for name, time in least.items()}
-            if all(time * TOLERANCE >= before[name] for name, time in least.items()):
-                break
-        return least

@@ -85,8 +85,8 @@ def prune(
     steps : int
         In how many steps to prune, each with importances of its own.
     epochs : int
-        Epochs of recovery after every step: the whole network is trained on the data, with the original as its teacher
-        and, where an exporter has fused it, with batch normalization that is fused again at the end.
+        Epochs of recovery after every step: the whole network is trained on the labelled data, with the original as its
+        teacher and, where an exporter has fused it, with batch normalization that is fused again at the end.
     learning_rate : float
         Of the recovery; if not given, 0.003 for networks with batch normalization, 0.001 for others.
     leftovers : bool
@@ -117,6 +117,8 @@ def prune(
     _check({"multiple_of": (multiple_of, 1), "steps": (steps, 1), "epochs": (epochs, 0), "seed": (seed, 0)})
     if learning_rate is not None and not (isinstance(learning_rate, Real) and learning_rate > 0):
         raise RefusedError(f"learning_rate={learning_rate!r} is out of range; it is a number above 0")
+    if learning_rate is not None and not epochs:
+        raise RefusedError(f"learning_rate={learning_rate} is of the recovery; give epochs, too")
     if epochs and data is None:
         raise InvalidDataError("recovery trains the network: pass data=, or epochs=0")
     if steps > 1 and not isinstance(importance, str) and not callable(importance):
@@ -169,8 +171,11 @@ def _check_names(names: Iterable[str], found: Groups) -> None:
     """Raise RefusedError unless there are groups of all these names."""
     unknown = next((name for name in names if name not in found), None)
     if unknown is not None:
+        own = [group.name for group in found if unknown in group.operators]
         near = get_close_matches(unknown, [group.name for group in found], 1)
         hint = f"did you mean '{near[0]}'?" if near else "graphmod groups lists them"
+        if own:
+            hint = f"that operator makes group '{own[0]}'"
         raise RefusedError(f"no group of channels is named '{unknown}'; {hint}")
 
 

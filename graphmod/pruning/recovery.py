@@ -26,7 +26,10 @@ NORMALISED, OTHERS = 3e-3, 1e-3
 
 
 def trainable(model: Model, data: Data) -> Model:
-    """Return a model with the batch normalisations that exporters fuse into other operators, for training to come."""
+    """Return a model with the batch normalisations that exporters fuse into other operators, for training to come.
+
+    float16 is too coarse for them, see :func:`graphmod.unfuse`: such a model is trained as it is.
+    """
     return unfuse(model, data) if model.opset >= OPSET else model
 
 

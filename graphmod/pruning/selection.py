@@ -97,7 +97,7 @@ class Selection:
     def rounded(self, group: Group, n_left: int) -> int:
         """Return how many units to leave, for a group that should be left with so many."""
         multiple = self._multiples[group.name]
-        return max(1, min(group.n_units, -(-n_left // multiple) * multiple))
+        return min(group.n_units, -(-max(1, n_left) // multiple) * multiple)
 
     def _multiple(self, group: Group) -> int:
         """Return what to round to: 1 in small groups, and where a unit is more than one channel."""

@@ -52,9 +52,9 @@ class Timing:
             if kind.shape is not None
         }
 
-    def __call__(self, alive: Alive, *, anew: bool = False) -> float:
-        """Return the time that is left, measuring what is not known, or all operators anew."""
-        return self._of(range(len(self._axes)), dict(enumerate(self.widths(alive).tolist())), alive, anew)
+    def __call__(self, alive: Alive) -> float:
+        """Return the time that is left, measuring what is not known."""
+        return self._of(range(len(self._axes)), dict(enumerate(self.widths(alive).tolist())), alive)
 
     def part(self, place: int, alive: Alive) -> float:
         """Return the time of the operators that a group's units concern."""
@@ -75,13 +75,13 @@ class Timing:
             for numbers in self.widths.axes_of
         ]
 
-    def _of(self, some: Sequence[int], counts: Mapping[int, int], alive: Alive, anew: bool = False) -> float:
+    def _of(self, some: Sequence[int], counts: Mapping[int, int], alive: Alive) -> float:
         """Return the time of some clusters, at the widths of their axes."""
         keys = [(place, *(counts[number] for number in self._axes[place])) for place in some]
         for key in keys:
             if key not in self._signatures:
                 self._signatures[key] = self._signature(self.whole.clusters[key[0]], alive)
-        return sum(self.table.many([self._signatures[key] for key in keys], anew=anew, progress=self.progress))
+        return sum(self.table.many([self._signatures[key] for key in keys], progress=self.progress))
 
     def _numbers(self, cluster: Cluster) -> list[int]:
         """Return the axes with units that a cluster reads and makes."""

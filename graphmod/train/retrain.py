@@ -22,6 +22,7 @@ from graphmod.graph import Block, data_flow
 from graphmod.model import Model
 from graphmod.probe import predict, share_correct
 from graphmod.pytorch import META, to_torch, write_back
+from graphmod.pytorch.dtypes import HALF, to_tensor
 from graphmod.rewrite import Region, find_region, rebatch
 from graphmod.rewrite.region import Place
 from graphmod.train.losses import cross_entropy, distillation
@@ -53,7 +54,8 @@ def retrain(
 
     Activations at the entry of the first trained block are computed once with ONNX Runtime and kept on disk, so that
     an epoch runs only from there on. Adam with a cosine schedule; the epoch that does best on calibration data is
-    kept, and the model as it was counts as epoch 0, so that training never makes it worse there.
+    kept, and the model as it was counts as epoch 0, so that training never makes it worse there. A model of half
+    precision is trained in single precision; the weights are rounded when they are written back.
 
     Parameters
     ----------
@@ -127,7 +129,7 @@ def retrain(
         raise RefusedError(f"there are no weights to train in {told}")
     classify = loss is None
     prefix = Prefix(model, regions, logits(model) if classify else model.main_output)
-    net = to_torch(prefix.suffix)
+    net = to_torch(prefix.suffix, dtype=torch.float32)  # in half precision Adam divides by zero
     trained = _freeze_all_but(net, weights)
     if not trained:
         raise RefusedError(f"no weight of {told} has a part in output '{model.main_output}'")
@@ -143,7 +145,7 @@ def retrain(
         soft = None
         if teacher is not None and distill > 0:
             taught = logits(teacher) if classify else teacher.main_output
-            soft = torch.from_numpy(np.array(predict(teacher, splits.train, output=taught)))
+            soft = _tensor(predict(teacher, splits.train, output=taught))
         _fit(
             net,
             trained,
@@ -317,9 +319,15 @@ def _outputs(net: torch.fx.GraphModule, names: list[str], data: Data, batch_size
 
 
 def _tensors(data: Data, names: list[str]) -> list[Tensor]:
-    return [torch.from_numpy(np.array(data.inputs[name])) for name in names]
+    return [_tensor(data.inputs[name]) for name in names]
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """Return an array as the network takes it: half precision as single."""
+    tensor = to_tensor(array)
+    return tensor.float() if array.dtype.name in HALF else tensor
 
 
 def _targets(data: Data) -> Tensor:
     assert data.targets is not None, "retrain asks as_splits for targets"
-    return torch.from_numpy(np.array(data.targets))
+    return _tensor(data.targets)

@@ -7,7 +7,8 @@ import pytest
 from planted import net
 
 import graphmod as gm
-from graphmod.errors import InvalidDataError
+from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.pruning.registry import couples
 
 TEXT = """(float[n, 1, height, width] x) => (float[n, 2] z) {
     y = Conv(x, w)
@@ -59,3 +60,18 @@ def test_blocks_that_share_their_samples_take_linear_time():
     start = time.perf_counter()
     assert gm.groups(model).n_units == 4
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda _: None, "coupling rule of .* returned None, not a list"),
+        (lambda site: [site.labels(0)[1]], "labels of 6 axes for output 'a', which has 2; it returns a list"),
+    ],
+)
+def test_a_rule_of_ones_own_that_returns_no_labels_is_refused(made, told, monkeypatch):
+    monkeypatch.setitem(couples._rules, ("", "Tanh"), made)
+    model = net("(float[2,4] x) => (float[2,3] z) { y = MatMul(x, w)  a = Tanh(y)  z = MatMul(a, v) }",
+                {"w": (4, 6), "v": (6, 3)})  # fmt: skip
+    with pytest.raises(RefusedError, match=told):
+        gm.groups(model)

@@ -15,7 +15,7 @@ import graphmod as gm
 from graphmod.data.noise import noise
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.pruning import groups
-from graphmod.pruning.importance import IMPORTANCE, Evidence
+from graphmod.pruning.importance import IMPORTANCE, Evidence, importance
 from graphmod.pruning.importance.scores import normalised, scores
 
 RNG = np.random.default_rng(0)
@@ -254,3 +254,11 @@ def test_initializers_of_other_types_are_no_weights():
     weights = {**WEIGHTS, "table": np.arange(6, dtype=np.int64)}
     extra = [helper.make_node("Cast", ["table"], ["unused"], "cast", to=TensorProto.FLOAT)]
     np.testing.assert_array_equal(scores(groups(residual(weights=weights, extra=extra)), "l2"), scores(FOUND, "l2"))
+
+
+def test_a_name_that_another_module_has_taken_is_refused():
+    def l2(group, _):
+        return np.ones(group.n_units)
+
+    with pytest.raises(RefusedError, match=r"there is an importance 'l2' in graphmod\.pruning"):
+        importance("l2")(l2)

@@ -260,11 +260,13 @@ def test_the_record_replays_to_the_same_bytes(small, demo, samples):
         ({"ratio": 0.5, "multiple_of": 0}, "multiple_of=0"),
         ({"ratio": 0.5, "multiple_of": 2.5}, "multiple_of=2.5"),
         ({"ratio": {"conv7": 0.5}}, "no group of channels is named 'conv7'; did you mean 'conv"),
+        ({"ratio": {"conv3": 0.5}}, "no group of channels is named 'conv3'"),
         ({"ratio": {"nothing": 0.5}}, "no group of channels is named 'nothing'; graphmod groups lists them"),
         ({"ratio": 0.5, "where": "Relu"}, "no operator that 'Relu' selects makes a group"),
         ({"ratio": 0.5, "where": "conv1"}, r"to pick by name, write \[name=conv1\]"),
         ({"ratio": {"conv1": 0.5}, "where": "[name=conv2]"}, "group 'conv1', which .* does not select"),
-        ({"ratio": 0.5, "importance": "my.own"}, r'register it with @importance\("name"\)'),
+        ({"ratio": 0.5, "importance": "my.own"}, r'registered it, by @importance\("name"\)'),
+        ({"ratio": 0.5, "learning_rate": 0.1}, "give epochs, too"),
         ({"ratio": 0.5, "importance": "tailor"}, "there is no importance 'tailor'; did you mean 'taylor'"),
         ({"weights": 0.01}, r"weights=0.01 cannot be met: with as much gone as at_most=0.9 and multiple_of=1 allow, "
                             r"\d+ of 84 weights \(.*%\) are left; "

@@ -107,6 +107,13 @@ def test_by_rank_the_least_important_of_all_go(scores, n_gone, at_most):
     assert chosen.alive.tolist() == expected.tolist()
 
 
+def test_a_multiple_is_the_least_that_is_left():
+    chosen = selection(CHAIN, multiple_of=4)
+    for group in CHAIN:
+        chosen.take(group, group.n_units, 0.99)
+    assert left(chosen) == [4, 4, 1]
+
+
 @settings(deadline=None)
 @given(st.floats(0.05, 1.0))
 def test_a_common_share_is_the_least_that_meets_the_limit_and_what_is_left_of_it_is_given_back(limit):

@@ -4,12 +4,13 @@ import copy
 import io
 from itertools import count
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 import zoo
 from handmade import fan, model
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -525,3 +526,67 @@ def test_a_batch_of_one_has_no_statistics(unfused):
     _, network = unfused
     with pytest.raises(gm.RefusedError, match="batch_size=2"):
         retrain(network, splits(network, 8, shape=(3, 8, 8)), batch_size=1)
+
+
+def halves(keep_io):
+    """Return a classifier in single precision, and data for it when it is of half precision."""
+    start = fan([12, 8, 5], np.random.default_rng(4))
+    x = np.random.default_rng(5).normal(size=(60, 7)).astype(np.float32)
+    parts = [gm.Data({"x": x[rows]}, (x[rows, 0] > 0).astype(int)) for rows in np.split(np.arange(60), [30, 45])]
+    if not keep_io:
+        parts = [gm.Data({"x": part.inputs["x"].astype(np.float16)}, part.targets) for part in parts]
+    return start, gm.Splits(*parts)
+
+
+@pytest.mark.parametrize(("kind", "keep_io"), [("float16", True), ("float16", False), ("bfloat16", True)])
+@pytest.mark.parametrize("taught", [False, True], ids=["alone", "taught"])
+def test_half_precision_is_trained_in_single_and_rounded_at_the_end(kind, keep_io, taught):
+    start, data = halves(keep_io)
+    half = gm.retype(start, kind, keep_io=keep_io)
+    wide = gm.retype(half, "float32")  # the same weights
+    options = {"epochs": 3, "batch_size": 8, "teacher": half if taught else None}
+    after = retrain(half, data, metric=rising(), **options)
+    expected = retrain(wide, data, metric=rising(), **options)
+    weights = [name for name in half.constants if half.tensors[name].dtype == ml_dtypes.finfo(kind).dtype]
+    assert len(weights) == 3
+    assert changed(half, after) == set(weights)
+    for name, other in zip(sorted(weights), sorted(wide.constants), strict=True):
+        rounded = expected.initializer(other).astype(half.tensors[name].dtype)
+        np.testing.assert_array_equal(after.initializer(name), rounded)
+
+
+def test_weights_of_double_precision_learn_in_it():
+    start, data = halves(True)
+    proto = start.proto()
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    double = gm.load(proto)
+    parts = [
+        gm.Data({"x": part.inputs["x"].astype(float)}, part.targets)
+        for part in (data.train, data.calibration, data.test)
+    ]
+    after = retrain(double, gm.Splits(*parts), metric=rising(), epochs=2, batch_size=8, teacher=double)
+    expected = retrain(start, data, metric=rising(), epochs=2, batch_size=8, teacher=start)
+    for name in changed(double, after):
+        np.testing.assert_allclose(after.initializer(name), expected.initializer(name), atol=1e-5)
+        assert after.initializer(name).dtype == np.float64
+    assert changed(double, after) == changed(start, expected)
+
+
+def test_a_block_of_half_precision_learns_behind_what_is_computed_once():
+    start, data = halves(True)
+    half = gm.retype(start, "float16")
+    after = retrain(half, data, [("t1", "t2")], metric=rising(), epochs=2, batch_size=8)
+    expected = retrain(start, data, [("t1", "t2")], metric=rising(), epochs=2, batch_size=8)
+    assert changed(half, after) == {"w2"}
+    np.testing.assert_allclose(after.initializer("w2"), expected.initializer("w2"), atol=5e-3)
+
+
+def test_inputs_that_no_array_can_be_given_for_are_refused():
+    start, data = halves(True)
+    half = gm.retype(start, "bfloat16", keep_io=False)
+    x = data.train.inputs["x"].astype(ml_dtypes.bfloat16)
+    with pytest.raises(gm.RefusedError, match=r"'x' is bfloat16\[n, 7\], .* graphmod.retype\(model, 'float32'"):
+        gm.accuracy(half, (x, data.train.targets))

@@ -19,6 +19,9 @@ from graphmod.pruning.importance.registry import Evidence, Scores, by_unit, impo
 _BUDGET = 1 << 28
 """Bytes of activations that are held at a time."""
 
+_FLOATS = ("tensor(float16)", "tensor(float)", "tensor(double)")
+"""As ONNX Runtime spells them."""
+
 Axis = tuple[str, int]
 
 
@@ -102,8 +105,8 @@ def used(group: Group, evidence: Evidence) -> tuple[Member, ...]:
     RefusedError
         The group has no activations of floats.
     """
-    model, varying = evidence.found.model, evidence.once(_varying)
-    inner = [m for m in group.members if m.tensor in varying and model.tensors[m.tensor].is_float]
+    model, floats = evidence.found.model, evidence.once(_floats)
+    inner = [member for member in group.members if member.tensor in floats]
     own = {member.tensor for member in group.members}
     ends = [
         member
@@ -117,11 +120,17 @@ def used(group: Group, evidence: Evidence) -> tuple[Member, ...]:
     return tuple(ends or inner)
 
 
-def _varying(evidence: Evidence) -> frozenset[str]:
-    """Return the tensors that depend on the network's inputs."""
+def _floats(evidence: Evidence) -> frozenset[str]:
+    """Return the floats of groups that depend on the network's inputs; ONNX Runtime tells what inference does not."""
     model = evidence.found.model
     varying = set(model.inputs)
     for operator, reads in zip(model.operators, model.reads, strict=True):
         if not varying.isdisjoint(reads):
             varying.update(operator.output)
-    return frozenset(varying - {""}) & model.tensors.keys()
+    inner = {member.tensor for group in evidence.found for member in group.members} & varying
+    unknown = [name for name in sorted(inner) if (kind := model.tensors.get(name)) is None or kind.dtype is None]
+    floats = {name for name in inner.difference(unknown) if model.tensors[name].is_float}
+    if unknown:
+        made = model.session(1, outputs=unknown).get_outputs()
+        floats |= {one.name for one in made if one.type in _FLOATS}
+    return frozenset(floats)

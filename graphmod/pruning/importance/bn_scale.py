@@ -30,7 +30,7 @@ def bn_scale(group: Group, evidence: Evidence) -> Scores:
     if not scales:
         raise RefusedError(
             f"no BatchNormalization normalises the {group.n_units} units of group '{group.name}' (exporters fold it "
-            "into the convolution before); take another importance, such as l2, or leave this group out"
+            "into the convolution before); take another importance, such as l2, or leave this group out by where="
         )
     total = np.zeros(group.n_units)
     for member in scales:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
-from graphmod.errors import InvalidDataError
+from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.pruning.groups import Group, Groups
 
 Scores = NDArray[np.float64]
@@ -87,9 +87,18 @@ IMPORTANCE: dict[str, Importance] = {}
 
 
 def importance(name: str) -> Callable[[Importance], Importance]:
-    """Register an importance."""
+    """Register an importance.
+
+    Raises
+    ------
+    RefusedError
+        Another module has registered one of that name.
+    """
 
     def register(function: Importance) -> Importance:
+        known = IMPORTANCE.setdefault(name, function)
+        if known.__module__ != function.__module__:
+            raise RefusedError(f"there is an importance '{name}' in {known.__module__}; choose another name")
         IMPORTANCE[name] = function
         return function
 

@@ -98,10 +98,11 @@ def normalised(found: Groups, values: Scores) -> Scores:
 def _named(name: str) -> Importance:
     if name not in IMPORTANCE:
         close = get_close_matches(name, IMPORTANCE, 1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        if "." in name:  # as a recipe records a function
-            hint = '; to replay a function, register it with @importance("name") and pass that name'
-        raise RefusedError(f"there is no importance '{name}'{hint}; there are {', '.join(sorted(IMPORTANCE))}")
+        hint = f"; did you mean '{close[0]}'?" if close else f"; there are {', '.join(sorted(IMPORTANCE))}"
+        raise RefusedError(
+            f"there is no importance '{name}'{hint} (one's own is known once a script has registered it, by "
+            '@importance("name"))'
+        )
     return IMPORTANCE[name]
 
 
