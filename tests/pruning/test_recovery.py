@@ -16,7 +16,7 @@ def test_a_network_of_half_precision_recovers(kind):
     start = gm.retype(fan([32, 32, 4], rng), kind)
     x = rng.normal(size=(300, 7)).astype(np.float32)
     data = gm.Data({"x": x}, start.run({"x": x})["t2"].argmax(axis=1))
-    cut, recovered = (gm.prune(start, 0.8, data=data, epochs=epochs, learning_rate=0.02) for epochs in (0, 8))
+    cut, recovered = (gm.prune(start, 0.8, data=data, **o) for o in ({}, {"epochs": 40, "learning_rate": 0.02}))
     assert {str(op.op_type) for op in recovered.operators} == {str(op.op_type) for op in cut.operators}
     assert [cut.tensors[name] for name in cut.constants] == [recovered.tensors[name] for name in recovered.constants]
     assert gm.accuracy(recovered, data) > gm.accuracy(cut, data) + 0.05
