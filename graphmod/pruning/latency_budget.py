@@ -125,7 +125,7 @@ class LatencyBudget:
         return self.selection.alive
 
     def _steps(self, small: Alive, large: Alive) -> list[NDArray[np.intp]]:
-        """Return the units that a network has more than another: a step of a group each, of all groups evenly."""
+        """Return the units that a network has more than another: a step of a group each, evenly, coarse ones last."""
         steps = []
         for group in self.selection.found:
             own = slice(group.first, group.first + group.n_units)
@@ -134,7 +134,7 @@ class LatencyBudget:
             n_left = int(small[own].sum())
             ends = sorted({self.selection.rounded(group, n_left + n) - n_left for n in range(1, len(more) + 1)})
             parts = np.split(more, ends[:-1]) if ends else []
-            steps += [((place + 0.5) / len(parts), part) for place, part in enumerate(parts)]
+            steps += [((place + 1) / len(parts), part) for place, part in enumerate(parts)]
         return [part for _, part in sorted(steps, key=lambda step: step[0])]
 
     def _further(self, least: Times) -> str:
