@@ -42,19 +42,29 @@ def check_outcome(out: Path | None, dry_run: bool) -> None:
         raise NotWritableError("nowhere to write the result; say --out FILE, or --dry-run to see what would change")
 
 
+def to_verify(model: Model, data: str | None) -> Data | None:
+    """Return what ``--verify`` names, before anything is computed: the test part of data with parts, else all of it.
+
+    Raises
+    ------
+    InvalidDataError
+        It cannot be read, or does not fit the model.
+    """
+    return None if data is None else as_data(model, samples(model, data))
+
+
 def show(
     before: Model,
     after: list[Model],
     out: Path | None,
     dry_run: bool,
-    data: str | None,
+    given: Data | None,
     as_json: bool,
     timed: str | None = None,
 ) -> None:
-    """Write the models, and print what they are, and how long a sample of the data ``timed`` takes them."""
-    if data is not None and len(after) > 1:
+    """Write the models, and print what they are, how they differ on data, and how long a sample of ``timed`` takes."""
+    if given is not None and len(after) > 1:
         raise RefusedError("several models came out, so there is no one output to verify; compose them first")
-    given = None if data is None else as_data(before, samples(before, data))
     errors = None if given is None else _verified(before, after[0], given)
     accuracies = None if given is None else _accuracies([before, *after], given)
     times = [] if timed is None else _times([before, *after], timed)

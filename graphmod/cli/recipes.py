@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from graphmod.cli.commands import Json, ModelFile, Out, console
-from graphmod.cli.outcome import DryRun, OutFile, Verify, check_outcome, show
+from graphmod.cli.outcome import DryRun, OutFile, Verify, check_outcome, show, to_verify
 from graphmod.errors import InvalidRecipeError
 from graphmod.model import load
 from graphmod.rewrite.recipe import Recipe, replay_parts
@@ -46,10 +46,11 @@ def apply(
     chosen.check()
     check_outcome(out, dry_run)
     before = load(model)
+    samples = to_verify(before, verify)
     if dry_run and not as_json:
         for number, edit in enumerate(chosen, 1):
             console.print(f"{number}. {edit}", markup=False, highlight=False)
-    show(before, replay_parts(chosen, before, given=given or ()), out, dry_run, verify, as_json)
+    show(before, replay_parts(chosen, before, given=given or ()), out, dry_run, samples, as_json)
 
 
 def recipe(model: ModelFile, out: Out = None, as_json: Json = False) -> None:

@@ -15,7 +15,7 @@ import yaml
 from rich.markup import escape
 
 from graphmod.cli.commands import Json, ModelFile
-from graphmod.cli.outcome import DryRun, OutFile, Verify, check_outcome, show
+from graphmod.cli.outcome import DryRun, OutFile, Verify, check_outcome, show, to_verify
 from graphmod.errors import InvalidRecipeError
 from graphmod.model import load
 from graphmod.rewrite.recipe import Edit, Recipe, replay_parts
@@ -35,6 +35,7 @@ def command(verb: Verb) -> Callable[..., None]:
         recipe = Recipe((Edit(verb.name, {name: _parsed(verb, name, value) for name, value in chosen.items()}),))
         check_outcome(out, dry_run)
         before = load(model)
+        samples = to_verify(before, verify)
         try:
             after = replay_parts(recipe, before)
         except InvalidRecipeError as error:  # a recipe of one step, of which the user need not know
@@ -42,7 +43,7 @@ def command(verb: Verb) -> Callable[..., None]:
                 str(error).replace(f"the recipe cannot run: step 1 ({verb.name}): ", "")
             ) from error
         timed = chosen.get("data", "random") if "latency" in chosen else None  # it was a budget
-        show(before, after, out, dry_run, verify, as_json, timed)
+        show(before, after, out, dry_run, samples, as_json, timed)
 
     run.__name__ = verb.name.replace("_", "-")
     run.__doc__ = _help(verb)

@@ -50,11 +50,8 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     InvalidDataError
         A part does not fit the model, or there is no training part.
     """
-    if isinstance(data, Splits):
-        parts: dict[str, object] = {name: getattr(data, name) for name in PARTS}
-    else:
-        data = _opened(data)
-        parts = _parts(data) or {"train": data}
+    data = _opened(data)
+    parts = _parts(data) or {"train": data}
     if "train" not in parts:
         told = ", ".join(sorted(parts))
         raise InvalidDataError(f"the data has parts {told} but no training part; name it 'x_train', 'y_train'")
@@ -81,6 +78,8 @@ def _opened(data: object) -> object:
 
 
 def _parts(data: object) -> dict[str, object]:
+    if isinstance(data, Splits):
+        return {name: getattr(data, name) for name in PARTS}
     if not isinstance(data, Mapping):
         return {}
     parts: dict[str, object] = {}

@@ -252,15 +252,18 @@ def _resolve(
                 f"{str(expected)[:12]}"
             )
         return found, {**record, "sha256": identity}
+    unfit = []
     for one in offered:
         try:
             found = mark.read(model, one)
-        except GraphmodError:  # something given for another step
+        except GraphmodError as error:  # something given for another step, or data with other names
+            unfit.append(error)
             continue
         if mark.identify(found) == expected:
             return found, {**record, "sha256": str(expected)}
-    where = f"the file '{file}' is missing, and" if file is not None else "it was in memory when recorded;"
-    raise InvalidRecipeError(f"the {mark.what} with hash {str(expected)[:12]} is needed: {where} nothing given has it")
+    where = f"there is no file '{path.absolute()}'" if path is not None else "it was in memory when recorded"
+    told = f"nothing given has it{f' ({unfit[0]})' if unfit else ''}" if offered else "give it, with given= or --given"
+    raise InvalidRecipeError(f"the {mark.what} with hash {str(expected)[:12]} is needed: {where}; {told}")
 
 
 def _step(number: int, content: object) -> Edit:
@@ -319,8 +322,9 @@ def _wrong_references(mark: Reference, name: str, value: Any, folder: Path | Non
                 yield f"'{name}' names a {mark.what} by 'sha256' and possibly 'file', not by {dict(one)}"
         elif not isinstance(one, str | PathLike):
             yield f"'{name}' is the path of a {mark.what}, not {one!r}"
-        elif not ((folder or Path()) / one).exists():
-            yield f"there is no {mark.what} at '{one}'"
+        elif not (path := ((folder or Path()) / one).absolute()).exists():
+            beside = "; paths are looked for beside the recipe, and only what a step names by its sha256 can be given "
+            yield f"there is no {mark.what} at '{path}'{f'{beside}(given=, --given)' if folder is not None else ''}"
 
 
 def _listed(value: Any) -> list[Any]:

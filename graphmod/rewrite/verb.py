@@ -50,8 +50,10 @@ class Reference:
 
 
 def _hash_data(data: Data) -> str:
+    """Return a hash of samples and targets; the name of a sole input is the model's, and says nothing of them."""
     sha = hashlib.sha256()
-    for name, array in {**data.inputs, **({} if data.targets is None else {"\0targets": data.targets})}.items():
+    inputs = data.inputs if len(data.inputs) > 1 else {"": array for array in data.inputs.values()}
+    for name, array in {**inputs, **({} if data.targets is None else {"\0targets": data.targets})}.items():
         sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
@@ -64,7 +66,7 @@ def _read_data(model: Model, value: Any) -> Data:
 Samples = Annotated[Any, Reference("data", _read_data, _hash_data)]
 """A parameter that takes all that :func:`graphmod.data.as_data` takes; the verb receives a :class:`graphmod.Data`.
 
-Of data that has parts, it is the training part."""
+Of data that has parts, :class:`graphmod.Splits` or an ``.npz`` with ``x_train, ...``, it is the training part."""
 
 
 def _read_model(_: Model, value: Any) -> Model:

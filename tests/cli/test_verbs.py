@@ -63,6 +63,21 @@ def test_a_verb_verifies_on_random_samples_and_on_data(tmp_path):
     assert "accuracy" in told.stdout
 
 
+def test_data_to_verify_on_is_read_before_anything_runs(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setitem(VERBS["remove"].__dict__, "function", lambda model, **_: ran.append(model) or model)
+    np.savez(tmp_path / "other.npz", x=np.zeros((3, 2, 8, 8), np.float32))
+    (tmp_path / "recipe.yaml").write_text("- remove: layer1.3\n")
+    for asked in (("remove", MODEL, "layer1.3"), ("apply", tmp_path / "recipe.yaml", MODEL)):
+        for data, told in (("none.npz", "no data file 'none.npz'"), (tmp_path / "other.npz", "'image'")):
+            found = graphmod(*asked, "--dry-run", "--verify", data)
+            assert found.returncode == 2
+            assert told in found.stderr
+            assert not ran
+        assert graphmod(*asked, "--dry-run", "--verify", "random").returncode == 0
+        assert ran.pop()
+
+
 def test_verifying_on_labelled_data_tells_the_accuracy(tmp_path):
     asked = ("remove", MODEL, "layer1.3", "--out", tmp_path / "a.onnx", "--verify")
     told = json.loads(graphmod(*asked, gm.demo.data_path(), "--json").stdout)

@@ -183,16 +183,13 @@ def test_measured_once_and_kept(tmp_path, monkeypatch):
     assert LatencyTable(tmp_path, threads=2).file != table.file
 
 
-def test_what_was_measured_on_a_busy_machine_is_measured_anew(tmp_path, monkeypatch):
+def test_of_several_passes_the_least_counts(tmp_path, monkeypatch):
     """What else the machine does only adds: the lesser of two times counts, and no time of what computes nothing."""
     asked = [conv(8, 8), conv(8, 16)]
     runs = iter([(100.0, 20.0), (50.0, 4.0), (90.0, 9.0), (60.0, 5.0)])  # two passes
     monkeypatch.setattr(tables, "launch", lambda _: 1.0)
     monkeypatch.setattr(tables, "timed", lambda *_: next(runs))
     assert LatencyTable(tmp_path).many(asked) == [87.0, 47.0]
-    runs = iter([(30.0, 5.0), (70.0, 5.0)] * 2)
-    assert LatencyTable(tmp_path).many(asked, anew=True) == [26.0, 47.0]
-    assert LatencyTable(tmp_path).many(asked) == [26.0, 47.0]
 
 
 def test_a_save_takes_in_what_others_saved(tmp_path):

@@ -1,6 +1,7 @@
 """Recipes: what edits leave in the metadata replays to the same bytes, and a bad recipe runs not at all."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,9 +77,37 @@ def test_data_from_a_file_is_named_by_file_and_hash(demo, tmp_path):
     with pytest.raises(gm.InvalidRecipeError, match=r"'images\.npz' is not the data that the recipe was made with"):
         gm.apply(recorded, demo)
     (tmp_path / "images.npz").unlink()
-    with pytest.raises(gm.InvalidRecipeError, match=r"'images\.npz' is missing"):
+    with pytest.raises(gm.InvalidRecipeError, match=rf"there is no file '{tmp_path}/images\.npz'; give it, .*--given"):
         gm.apply(recorded, demo)
     assert content(gm.apply(recorded, demo, given=[images])) == content(made)
+
+
+def test_data_of_a_sole_input_is_the_same_whatever_the_input_is_called(demo, tmp_path):
+    images = gm.demo.splits().train.inputs["image"][:200]
+    np.savez(tmp_path / "images.npz", x=images)
+    recorded = gm.Recipe.of(gm.replace(demo, "layer3.5", tmp_path / "images.npz", "affine"))
+    renamed = gm.rename(demo, {"image": "input"})
+    made = gm.apply(recorded, renamed)
+    assert [edit.verb for edit in gm.Recipe.of(made)] == ["rename", "replace"]
+    assert gm.Recipe.of(made)[-1] == recorded[-1]
+    (tmp_path / "images.npz").unlink()
+    assert content(gm.apply(recorded, renamed, given=[images])) == content(made)
+    with pytest.raises(gm.InvalidRecipeError, match=r"nothing given has it \(.*'image'.*'input'"):
+        gm.apply(recorded, renamed, given=[{"image": images}])
+
+
+def test_data_that_a_recipe_by_hand_names_is_looked_for_beside_it(demo, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("- replace: {place: layer3.5, data: images.npz, kind: affine}\n")
+    with pytest.raises(gm.InvalidRecipeError, match=rf"no data at '{tmp_path}/images.npz'; .* sha256 .*--given"):
+        gm.apply(tmp_path / "recipe.yaml", demo)
+
+
+def test_of_data_in_parts_verbs_take_the_training_part(demo, tmp_path):
+    splits = gm.demo.splits()
+    expected = content(gm.replace(demo, "layer3.5", splits.train, "affine"))
+    assert content(gm.replace(demo, "layer3.5", splits, "affine")) == expected
+    parts = {"train": splits.train, "test": splits.test}
+    assert content(gm.replace(demo, "layer3.5", parts, "affine")) == expected
 
 
 def test_data_in_memory_has_to_be_given(demo, fitted):
@@ -94,7 +123,7 @@ def test_data_in_memory_has_to_be_given(demo, fitted):
         (["remove"], "parameter 'place' is missing"),
         ([{"remove": {"place": 3}}], "'place' is 3: input should be a valid string"),
         ([{"remove": {"place": ["a"]}}], "'place' is \\['a'\\]"),
-        ([{"replace": {"place": "x", "data": "nowhere.npz"}}], "there is no data at 'nowhere.npz'"),
+        ([{"replace": {"place": "x", "data": "nowhere.npz"}}], f"there is no data at '{Path.cwd()}/nowhere.npz'$"),
         ([{"replace": {"place": "x", "data": 4}}], "'data' is the path of a data, not 4"),
         ([{"replace": {"place": "x", "data": {"hash": "0"}}}], "'data' names a data by 'sha256'"),
         ([{"remove": "x", "replace": "y"}], "step 1 is no step"),

@@ -68,14 +68,12 @@ class LatencyTable:
         """Return the number of signatures measured."""
         return len(self._known)
 
-    def many(self, signatures: Iterable[Signature], *, anew: bool = False, progress: bool = False) -> list[float]:
+    def many(self, signatures: Iterable[Signature], *, progress: bool = False) -> list[float]:
         """Return the latencies of signatures; those never measured are, and the file is saved once.
 
         Parameters
         ----------
         signatures : iterable of Signature
-        anew : bool
-            Measure known ones again, and keep the lesser time: what else the machine did only added to it.
         progress : bool
             Show a progress bar where measuring takes over a second.
 
@@ -87,7 +85,7 @@ class LatencyTable:
             The file cannot be written.
         """
         asked = list(signatures)
-        wanted = {one.key: one for one in asked if anew or one.key not in self._known}
+        wanted = {one.key: one for one in asked if one.key not in self._known}
         if wanted:
             runs, idle = dict.fromkeys(wanted, inf), inf
             try:
@@ -95,8 +93,7 @@ class LatencyTable:
                     runs[key], idle = min(run, runs[key]), min(beside, idle)
             finally:
                 for key, run in ((key, run) for key, run in runs.items() if run < inf):
-                    time = max(LEAST, run - idle + launch(self.threads))
-                    self._known[key] = min(time, self._known.get(key, inf))
+                    self._known[key] = max(LEAST, run - idle + launch(self.threads))
                 self._save()
         return [self._known[one.key] for one in asked]
 
