@@ -52,7 +52,7 @@ class Reference:
 def _hash_data(data: Data) -> str:
     """Return a hash of samples and targets; the name of a sole input is the model's, and says nothing of them."""
     sha = hashlib.sha256()
-    inputs = data.inputs if len(data.inputs) > 1 else {"": array for array in data.inputs.values()}
+    inputs = data.inputs if len(data.inputs) > 1 else {"": next(iter(data.inputs.values()))}
     for name, array in {**inputs, **({} if data.targets is None else {"\0targets": data.targets})}.items():
         sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).data)
