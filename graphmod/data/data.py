@@ -114,7 +114,8 @@ def _read(model: Model, data: object) -> Data:
     if hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
         return _from_dataset(names, data)
     raise InvalidDataError(
-        f"cannot read data from a {type(data).__name__}; pass arrays, a mapping, a path, a Dataset or a DataLoader"
+        f"cannot read data from a {type(data).__name__}; pass arrays, a mapping, a path, a Dataset, a DataLoader, or "
+        "one part of Splits"
     )
 
 
