@@ -2,7 +2,7 @@
 
     python benchmarks/pruning_curves.py --mnist mnist.npz --seeds 0 1 2   # hours; rows are kept as they come
     python benchmarks/pruning_curves.py --mnist mnist.npz --latency       # seconds; on a machine that does nothing else
-    python benchmarks/pruning_curves.py --table                           # the summary of the rows that are there
+    python benchmarks/pruning_curves.py --table                           # the tables of the rows that are there
     python benchmarks/pruning_curves.py --plot docs/pruning.png           # the curves as a picture
 
 Needs what ``pruning_rival.py`` needs. For every network, seed and ratio Torch-Pruning prunes by each of its
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--latency", action="store_true", help="only time the networks of the first seed")
-    parser.add_argument("--table", action="store_true", help="only print the summary of the rows that are there")
+    parser.add_argument("--table", action="store_true", help="only print the tables of the rows that are there")
     parser.add_argument("--plot", type=Path, help="only draw the curves of the rows that are there")
     given = parser.parse_args()
     content = json.loads(given.results.read_text()) if given.results.exists() else {"rows": [], "latencies": []}
@@ -208,9 +208,33 @@ def main() -> None:
                 save()
 
 
+def table(told: Row) -> str:
+    """Return a summary as Markdown: a table a network, a line a side, accuracies before and after recovery."""
+    lines: list[str] = []
+    for network in dict.fromkeys(where.split(",")[0] for where in told):
+        at = {ratio: told[f"{network}, ratio {ratio}"] for ratio in RATIOS if f"{network}, ratio {ratio}" in told}
+        sides = dict.fromkeys(side for own in at.values() for side in own)
+        costs = [f"{own['torch-pruning, l2, local']['macs share']:.1%}" for own in at.values()]
+        lines += [f"| {network}: before → after recovery at | " + " | ".join(f"{one} of MACs" for one in costs) + " |"]
+        lines += ["| --- |" + " --- |" * len(at)]
+        for side in sides:
+            cells = [_cell(own.get(side), own["torch-pruning, l2, local"]["macs share"]) for own in at.values()]
+            lines.append(f"| {side} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(figures: Row | None, macs: float) -> str:
+    if figures is None:
+        return "-"
+    told = f"{100 * figures['accuracy before']:.1f} → {100 * figures['accuracy after']:.1f}"
+    is_same = 0.9 * macs <= figures["macs share"] <= 1.001 * macs
+    return told if is_same else f"{told} ({figures['macs share']:.1%})"
+
+
 def _show(found: list[Row], times: list[Row], plot: Path | None) -> None:
     if plot is None:
-        print(json.dumps(summary(found, times), indent=1))
+        print(table(summary(found, times)))
         return
     import matplotlib
 
