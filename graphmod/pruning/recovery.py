@@ -18,8 +18,9 @@ from graphmod.rewrite.unfuse import unfuse
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEAR = 0.02
-"""How near to the original training must come to be taken without looking at what it could have started from."""
+NEAR, FAR = 0.02, 0.1
+"""How near to the original training must come to be taken without looking at what it could have started from, and how
+far from it that is tried, too: an MNIST network with 0.9 % of its multiply-accumulates came to 85 instead of 76 %."""
 
 NORMALISED, OTHERS = 3e-3, 1e-3
 """Learning rates for networks of which most layers are normalised by the batch, which bear larger ones, and others."""
@@ -49,8 +50,8 @@ def recovered(
     ----------
     model : Model
     fitted : callable
-        The same without training, its weights fitted to the data. Where training is too short to come near to the
-        original and does not even reach that, it starts there instead, at a rate that keeps it.
+        The same without training, its weights fitted to the data. Where training stays far from the original, it is
+        tried from there, too; and where it does not even reach that, at a rate that keeps it.
     teacher : Model
         The original.
     data : Data
@@ -75,12 +76,19 @@ def recovered(
 
     types = Counter(operator.op_type for operator in model.operators)
     is_normalised = 2 * types["BatchNormalization"] >= types["Conv"] + types["Gemm"] + types["MatMul"]
-    found = trained(model, learning_rate or (NORMALISED if is_normalised else OTHERS), None)
-    error, least = (_error(one, splits.calibration) for one in (found, teacher))
-    if error - least <= NEAR * (least if is_regression else 1):
+    rate = learning_rate or (NORMALISED if is_normalised else OTHERS)
+
+    def error(one: Model) -> float:
+        return _error(one, splits.calibration)
+
+    found = trained(model, rate, None)
+    missing, scale = error(found) - error(teacher), error(teacher) if is_regression else 1.0
+    if missing <= NEAR * scale:
         return found
     start = fitted()
-    return found if error <= _error(start, splits.calibration) else trained(start, learning_rate or OTHERS, False)
+    if missing > FAR * scale:
+        found = min(found, trained(start, rate, None), key=error)
+    return found if error(found) <= error(start) else trained(start, learning_rate or OTHERS, False)
 
 
 def _error(model: Model, data: Data) -> float:
