@@ -356,7 +356,8 @@ def quantized_channels(b: Builder, x: Trunk) -> Trunk:
         b.constant(b.numbers.integers(-5, 5, c).astype(np.int8)),
     ]
     levels = b.op("QuantizeLinear", b.conv(x.tensor, x.c, c), *step, axis=1)
-    return x.to(b.op("DequantizeLinear", levels, *step, axis=1), c=c)
+    # behind Neg, as ONNX Runtime mistakes the type of a DequantizeLinear of one channel that it moves past a Reshape
+    return x.to(b.op("Neg", b.op("DequantizeLinear", levels, *step, axis=1)), c=c)
 
 
 @family("image")
