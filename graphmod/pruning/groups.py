@@ -69,6 +69,11 @@ class Group:
     first: int
     members: tuple[Member, ...]
 
+    @property
+    def own(self) -> slice:
+        """Where its units are among those of all groups."""
+        return slice(self.first, self.first + self.n_units)
+
     def __repr__(self) -> str:
         return f"Group({self.name!r}, units: {self.n_units}, members: {len(self.members)})"
 
@@ -155,7 +160,7 @@ class Groups:
         first = 0
         groups = []
         for group in chosen:
-            number[group.first : group.first + group.n_units] = np.arange(first, first + group.n_units)
+            number[group.own] = np.arange(first, first + group.n_units)
             groups.append(replace(group, first=first))
             first += group.n_units
         return replace(self, groups=tuple(groups), unit_of=number[self.unit_of])

@@ -128,7 +128,7 @@ class LatencyBudget:
         """Return the units that a network has more than another: a step of a group each, evenly, coarse ones last."""
         steps = []
         for group in self.selection.found:
-            own = slice(group.first, group.first + group.n_units)
+            own = group.own
             more = group.first + (large & ~small)[own].nonzero()[0]
             more = more[np.argsort(-self.selection.scores[more], kind="stable")]
             n_left = int(small[own].sum())

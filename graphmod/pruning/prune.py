@@ -173,9 +173,10 @@ def _check_names(names: Iterable[str], found: Groups) -> None:
     if unknown is not None:
         own = [group.name for group in found if unknown in group.operators]
         near = get_close_matches(unknown, [group.name for group in found], 1)
-        hint = f"did you mean '{near[0]}'?" if near else "graphmod groups lists them"
         if own:
             hint = f"that operator makes group '{own[0]}'"
+        else:
+            hint = f"did you mean '{near[0]}'?" if near else "graphmod groups lists them"
         raise RefusedError(f"no group of channels is named '{unknown}'; {hint}")
 
 

@@ -61,10 +61,7 @@ class Selection:
         }
         self._multiples = {group.name: self._multiple(group) for group in found}
         self.alive: Alive = np.ones(found.n_units, bool)
-        self._order = {
-            group.name: group.first + np.argsort(scores[group.first : group.first + group.n_units], kind="stable")
-            for group in found
-        }
+        self._order = {group.name: group.first + np.argsort(scores[group.own], kind="stable") for group in found}
         self._crossing = self._crossing_axes()
 
     def _crossing_axes(self) -> dict[int, list[NDArray[np.int64]]]:
@@ -87,12 +84,7 @@ class Selection:
 
     def left(self, group: Group) -> int:
         """Return how many units of a group are left."""
-        return int(self.alive[self._own(group)].sum())
-
-    @staticmethod
-    def _own(group: Group) -> slice:
-        """Return the place of a group's units among all."""
-        return slice(group.first, group.first + group.n_units)
+        return int(self.alive[group.own].sum())
 
     def rounded(self, group: Group, n_left: int) -> int:
         """Return how many units to leave, for a group that should be left with so many."""
@@ -182,7 +174,7 @@ class Selection:
         """
         offers = []
         for place, group in enumerate(self.found):
-            own, n_left = self._own(group), self.left(group)
+            own, n_left = group.own, self.left(group)
             before, was = cost.part(place, self.alive), self.alive[own].copy()
             self.alive[own] = True
             self.reduce(group, self.rounded(group, n_left + 1), share)
@@ -192,7 +184,7 @@ class Selection:
                 rate = self._lost(group, more, was) / added if added > 0 else np.inf
                 offers.append((-rate, place, more))
         for _, place, more in sorted(offers, key=lambda offer: offer[:2]):
-            own = self._own(self.found.groups[place])
+            own = self.found.groups[place].own
             before, was = cost.part(place, self.alive), self.alive[own].copy()
             self.alive[own] = more
             added = cost.part(place, self.alive) - before
@@ -212,7 +204,7 @@ class Selection:
         while ready and now > limit:
             _, place, seen = heapq.heappop(ready)
             group = self.found.groups[place]
-            before, own = cost.part(place, self.alive), self._own(group)
+            before, own = cost.part(place, self.alive), group.own
             was = self.alive[own].copy()
             if not self._step(group, at_most):
                 continue
@@ -232,7 +224,7 @@ class Selection:
         The product of what all groups have left is so kept as large as the budget allows. A group's last units are
         dear, which sums of importances do not see (Lee et al., Layer-adaptive Sparsity, ICLR 2021, score likewise).
         """
-        scores = self.scores[self._own(group)]
+        scores = self.scores[group.own]
         had, has = float(scores[before].sum()), float(scores[after].sum())
         if has >= had:  # what goes is worth nothing, or less
             return 0.0

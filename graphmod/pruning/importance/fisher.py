@@ -18,4 +18,4 @@ def fisher(group: Group, evidence: Evidence) -> Scores:
     The gradient is of the mean loss of a batch, not of every sample: 16 times fewer passes, and the noise of samples
     averages out within a batch.
     """
-    return evidence.once(gradients).second[group.first : group.first + group.n_units]
+    return evidence.once(gradients).second[group.own]

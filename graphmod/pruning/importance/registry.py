@@ -96,7 +96,7 @@ def importance(name: str) -> Callable[[Importance], Importance]:
     """
 
     def register(function: Importance) -> Importance:
-        known = IMPORTANCE.setdefault(name, function)
+        known = IMPORTANCE.get(name, function)
         if known.__module__ != function.__module__:
             raise RefusedError(f"there is an importance '{name}' in {known.__module__}; choose another name")
         IMPORTANCE[name] = function

@@ -14,4 +14,4 @@ from graphmod.pruning.importance.registry import Evidence, Scores, importance
 @importance("taylor")
 def taylor(group: Group, evidence: Evidence) -> Scores:
     """Absolute value of the sum of weight times gradient over all weights of a unit, mean over batches of 16."""
-    return evidence.once(gradients).first[group.first : group.first + group.n_units]
+    return evidence.once(gradients).first[group.own]
