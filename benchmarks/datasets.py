@@ -1,0 +1,94 @@
+"""The data that benchmarks train and measure on: digits, mnist1d, MNIST and CIFAR-10, each as the same three parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+Split = tuple[np.ndarray, np.ndarray]
+Parts = dict[str, Split]
+"""Samples, float32, and labels, int64, of "train", "calibration" and "test"."""
+
+MNIST = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "mnist.npz"
+MNIST_TRAINED_ON = 10_000
+MNIST1D_SAMPLES = 12_500
+CIFAR_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+
+
+def digits(path: Path | None = None) -> Parts:  # noqa: ARG001  # scikit-learn brings them
+    """Return scikit-learn's digits, float32 [n, 1, 8, 8] in 0..1: 899, 400 and 498, the demo's split."""
+    found = load_digits()
+    x, y = (found.images / 16)[:, None], found.target
+    train, rest = train_test_split(np.arange(len(x)), test_size=898, stratify=y, random_state=0)
+    calibration, test = train_test_split(rest, test_size=498, stratify=y[rest], random_state=0)
+    return _parts(x, y, train, calibration, test)
+
+
+def mnist1d(path: Path | None = None) -> Parts:  # noqa: ARG001  # the package draws them
+    """Return mnist1d (Greydanus & Kobak 2024), float32 [n, 1, 40]: 8,000, 2,000 and 2,500, drawn with its own seed."""
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    arguments = get_dataset_args()
+    arguments.num_samples = MNIST1D_SAMPLES
+    drawn = make_dataset(arguments)
+    x = np.concatenate([drawn["x"], drawn["x_test"]])[:, None]
+    y = np.concatenate([drawn["y"], drawn["y_test"]])
+    train, rest = train_test_split(np.arange(len(x)), test_size=4500, stratify=y, random_state=0)
+    calibration, test = train_test_split(rest, test_size=2500, stratify=y[rest], random_state=0)
+    return _parts(x, y, train, calibration, test)
+
+
+def mnist(path: Path | None = None) -> Parts:
+    """Return MNIST of Keras' ``mnist.npz``, float32 [n, 1, 28, 28] in 0..1: 10,000, 2,000, and its 10,000 of test."""
+    with np.load(path or MNIST) as content:
+        arrays = {name: content[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    x = np.concatenate([arrays["x_train"], arrays["x_test"]])[:, None] / np.float32(255)
+    y = np.concatenate([arrays["y_train"], arrays["y_test"]])
+    n_train = len(arrays["x_train"])
+    train, rest = train_test_split(
+        np.arange(n_train), train_size=MNIST_TRAINED_ON, stratify=y[:n_train], random_state=0
+    )
+    calibration = train_test_split(rest, train_size=2000, stratify=y[rest], random_state=0)[0]
+    return _parts(x, y, train, calibration, np.arange(n_train, len(x)))
+
+
+def cifar10(path: Path | None = None) -> Parts:
+    """Return CIFAR-10 of its binary version, float32 [n, 3, 32, 32]: 45,000, 5,000 and the 10,000 of its test.
+
+    Parameters
+    ----------
+    path : Path
+        The folder ``cifar-10-batches-bin``: a record is a byte of label and 3,072 of red, green and blue rows.
+    """
+    if path is None:
+        raise SystemExit("CIFAR-10 does not come with a package: give its folder of .bin files with --data")
+    batches = [_records(path / name) for name in (*CIFAR_FILES, "test_batch.bin")]
+    x = np.concatenate([pixels for pixels, _ in batches])
+    y = np.concatenate([labels for _, labels in batches])
+    n_test = len(batches[-1][1])
+    train, calibration = train_test_split(
+        np.arange(len(x) - n_test), test_size=5000, stratify=y[: len(x) - n_test], random_state=0
+    )
+    mean = x[train].mean((0, 2, 3), keepdims=True)
+    deviation = x[train].std((0, 2, 3), keepdims=True)
+    return _parts((x - mean) / deviation, y, train, calibration, np.arange(len(x) - n_test, len(x)))
+
+
+def _records(path: Path) -> Split:
+    rows = np.fromfile(path, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    return rows[:, 1:].reshape(-1, 3, 32, 32) / np.float32(255), rows[:, 0]
+
+
+def _parts(x: np.ndarray, y: np.ndarray, train: np.ndarray, calibration: np.ndarray, test: np.ndarray) -> Parts:
+    x, y = x.astype(np.float32), y.astype(np.int64)
+    rows = {"train": np.sort(train), "calibration": np.sort(calibration), "test": np.sort(test)}
+    return {name: (x[own], y[own]) for name, own in rows.items()}
+
+
+DATASETS: dict[str, Callable[[Path | None], Parts]] = {
+    load.__name__: load for load in (digits, mnist1d, mnist, cifar10)
+}
