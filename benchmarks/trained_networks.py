@@ -26,7 +26,10 @@ from graphmod.converters.pytorch import to_onnx
 FOLDER = Path(__file__).resolve().parent / "networks"
 ARCHITECTURES = ("resnet44", "vit12")
 OWN_DATA = ("digits", "mnist1d", "mnist")
-EPOCHS = {"digits": 80, "mnist1d": 30, "mnist": 12, "cifar10": 60}
+EPOCHS = {
+    "resnet44": {"digits": 80, "mnist1d": 30, "mnist": 12, "cifar10": 60},
+    "vit12": {"digits": 200, "mnist1d": 30, "mnist": 15, "cifar10": 60},
+}
 BATCH = {"digits": 64, "mnist1d": 128, "mnist": 128, "cifar10": 128}
 
 
@@ -176,7 +179,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build(architecture, data, samples.shape[1:], depth)
-        epochs, batch = epochs or EPOCHS[data], BATCH[data]
+        epochs, batch = epochs or EPOCHS[architecture][data], BATCH[data]
         steps = len(x) // batch
         if architecture == "resnet44":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(
