@@ -13,13 +13,15 @@ Split = tuple[np.ndarray, np.ndarray]
 Parts = dict[str, Split]
 """Samples, float32, and labels, int64, of "train", "calibration" and "test"."""
 
-MNIST = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "mnist.npz"
+PATHS: dict[str, Path] = {"mnist": Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "mnist.npz"}
+"""Where the data sets lie that no package brings; a benchmark's options change it."""
+
 MNIST_TRAINED_ON = 10_000
 MNIST1D_SAMPLES = 12_500
 CIFAR_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 
 
-def digits(path: Path | None = None) -> Parts:  # noqa: ARG001  # scikit-learn brings them
+def digits() -> Parts:
     """Return scikit-learn's digits, float32 [n, 1, 8, 8] in 0..1: 899, 400 and 498, the demo's split."""
     found = load_digits()
     x, y = (found.images / 16)[:, None], found.target
@@ -28,7 +30,7 @@ def digits(path: Path | None = None) -> Parts:  # noqa: ARG001  # scikit-learn b
     return _parts(x, y, train, calibration, test)
 
 
-def mnist1d(path: Path | None = None) -> Parts:  # noqa: ARG001  # the package draws them
+def mnist1d() -> Parts:
     """Return mnist1d (Greydanus & Kobak 2024), float32 [n, 1, 40]: 8,000, 2,000 and 2,500, drawn with its own seed."""
     from mnist1d.data import get_dataset_args, make_dataset
 
@@ -42,9 +44,9 @@ def mnist1d(path: Path | None = None) -> Parts:  # noqa: ARG001  # the package d
     return _parts(x, y, train, calibration, test)
 
 
-def mnist(path: Path | None = None) -> Parts:
+def mnist() -> Parts:
     """Return MNIST of Keras' ``mnist.npz``, float32 [n, 1, 28, 28] in 0..1: 10,000, 2,000, and its 10,000 of test."""
-    with np.load(path or MNIST) as content:
+    with np.load(PATHS["mnist"]) as content:
         arrays = {name: content[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     x = np.concatenate([arrays["x_train"], arrays["x_test"]])[:, None] / np.float32(255)
     y = np.concatenate([arrays["y_train"], arrays["y_test"]])
@@ -56,17 +58,15 @@ def mnist(path: Path | None = None) -> Parts:
     return _parts(x, y, train, calibration, np.arange(n_train, len(x)))
 
 
-def cifar10(path: Path | None = None) -> Parts:
-    """Return CIFAR-10 of its binary version, float32 [n, 3, 32, 32]: 45,000, 5,000 and the 10,000 of its test.
+def cifar10() -> Parts:
+    """Return CIFAR-10 of its binary version, float32 [n, 3, 32, 32], channels normalised: 45,000, 5,000 and 10,000.
 
-    Parameters
-    ----------
-    path : Path
-        The folder ``cifar-10-batches-bin``: a record is a byte of label and 3,072 of red, green and blue rows.
+    A record of its ``.bin`` files is a byte of label and 3,072 of red, green and blue rows.
     """
-    if path is None:
-        raise SystemExit("CIFAR-10 does not come with a package: give its folder of .bin files with --data")
-    batches = [_records(path / name) for name in (*CIFAR_FILES, "test_batch.bin")]
+    if "cifar10" not in PATHS:
+        raise SystemExit("CIFAR-10 comes with no package: give its folder cifar-10-batches-bin with --data")
+    folder = PATHS["cifar10"]
+    batches = [_records(folder / name) for name in (*CIFAR_FILES, "test_batch.bin")]
     x = np.concatenate([pixels for pixels, _ in batches])
     y = np.concatenate([labels for _, labels in batches])
     n_test = len(batches[-1][1])
@@ -89,6 +89,4 @@ def _parts(x: np.ndarray, y: np.ndarray, train: np.ndarray, calibration: np.ndar
     return {name: (x[own], y[own]) for name, own in rows.items()}
 
 
-DATASETS: dict[str, Callable[[Path | None], Parts]] = {
-    load.__name__: load for load in (digits, mnist1d, mnist, cifar10)
-}
+DATASETS: dict[str, Callable[[], Parts]] = {load.__name__: load for load in (digits, mnist1d, mnist, cifar10)}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import DATASETS, MNIST, Parts
+from datasets import DATASETS, PATHS, Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +30,9 @@ EPOCHS = {
     "resnet44": {"digits": 80, "mnist1d": 30, "mnist": 12, "cifar10": 60},
     "vit12": {"digits": 200, "mnist1d": 30, "mnist": 15, "cifar10": 60},
 }
+QUICK = False
+"""Whether networks are trained for a quarter of the time, for a first look at a benchmark; those are kept apart."""
+
 BATCH = {"digits": 64, "mnist1d": 128, "mnist": 128, "cifar10": 128}
 
 
@@ -200,15 +203,15 @@ def train(
     return net.eval()
 
 
-def splits(data: str, path: Path | None = None) -> gm.Splits:
+def splits(data: str) -> gm.Splits:
     """Return the data of a data set, for models whose input is called ``x``."""
-    parts = _loaded(data, path)
+    parts = _loaded(data)
     return gm.Splits(*(gm.Data({"x": parts[name][0]}, parts[name][1]) for name in ("train", "calibration", "test")))
 
 
 @cache
-def _loaded(data: str, path: Path | None) -> Parts:
-    return DATASETS[data](path)
+def _loaded(data: str) -> Parts:
+    return DATASETS[data]()
 
 
 def network(
@@ -216,7 +219,6 @@ def network(
     data: str,
     seed: int,
     *,
-    path: Path | None = None,
     epochs: int | None = None,
     depth: int | None = None,
     tell: Callable[[str], None] = print,
@@ -229,18 +231,18 @@ def network(
     data : {"digits", "mnist1d", "mnist", "cifar10"}
     seed : int
         Of weights, batches and augmentation.
-    path : Path, optional
-        Where MNIST or CIFAR-10 lies.
     epochs, depth : int, optional
         Fewer epochs than usual, and another depth; such networks are kept under names of their own.
     tell : callable
         What is told of training.
     """
+    if QUICK:
+        epochs = epochs or EPOCHS[architecture][data] // 4
     marks = [f"e{epochs}"] * (epochs is not None) + [f"d{depth}"] * (depth is not None)
     file = FOLDER / ("-".join([architecture, data, str(seed), *marks]) + ".onnx")
     if not file.exists():
         FOLDER.mkdir(exist_ok=True)
-        parts = _loaded(data, path)
+        parts = _loaded(data)
         start = time.perf_counter()
         net = train(architecture, data, parts, seed, epochs=epochs, depth=depth)
         example = torch.from_numpy(parts["train"][0][:2])
@@ -251,9 +253,9 @@ def network(
     return gm.load(file)
 
 
-def available(mnist: Path | None = None) -> tuple[str, ...]:
+def available() -> tuple[str, ...]:
     """Return the data sets that are there: all that packages bring, and MNIST where its file is."""
-    return tuple(name for name in OWN_DATA if name != "mnist" or (mnist or MNIST).exists())
+    return tuple(name for name in OWN_DATA if name != "mnist" or PATHS["mnist"].exists())
 
 
 def main() -> None:
