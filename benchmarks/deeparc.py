@@ -1,14 +1,15 @@
 """DeepArc's claims, reproduced and beaten: one table a claim, on ResNets of 44 layers and ViTs of 12 blocks.
 
-    python benchmarks/deeparc.py                          # every table: each takes less than 45 minutes on two cores
-    python benchmarks/deeparc.py --only latency repair    # some of them
-    python benchmarks/deeparc.py --quick                  # a first look, less than 3 minutes a table; nothing is kept
-    python benchmarks/deeparc.py --data cifar-10-batches-bin   # on CIFAR-10 instead of digits, mnist1d and MNIST
-    python benchmarks/deeparc.py --table                  # the tables of docs/deeparc.md, from the results that are there
+    python benchmarks/deeparc.py                              # every table, each in less than 45 minutes on two cores
+    python benchmarks/deeparc.py --only latency repair        # some of them
+    python benchmarks/deeparc.py --quick                      # a first look, less than 3 minutes a table; not kept
+    python benchmarks/deeparc.py --data cifar-10-batches-bin  # on CIFAR-10 instead of digits, mnist1d and MNIST
+    python benchmarks/deeparc.py --table                      # the tables alone, from the results that are there
 
-A table is a file ``deeparc_<name>.py``; what it measures on one network is a cell. Cells run beside each other, each in a
-process with one thread that is bound to a core. Networks are trained when they are first needed (about 10 minutes a seed for
-all six) and kept, see ``trained_networks.py``. Results go to ``benchmarks/results/deeparc.json``, with machine and versions.
+A table is a file ``deeparc_<name>.py``; what it measures on one network is a cell. Cells run beside each other, each in
+a process with one thread that is bound to a core. Networks are trained when they are first needed, which takes about 10
+minutes a seed for all six, and kept, see ``trained_networks.py``. Results go to ``benchmarks/results/deeparc.json``,
+with machine and versions.
 """
 
 from __future__ import annotations
