@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         unfuse,
         verify,
     )
-    from graphmod.train import retrain
+    from graphmod.train import Imitation, Retrained, retrain, retrained
 
 _HOME = {
     "Block": "graph",
@@ -75,12 +75,14 @@ _HOME = {
     "Finding": "rewrite",
     "Group": "pruning",
     "Groups": "pruning",
+    "Imitation": "train",
     "Match": "graph",
     "Module": "modules",
     "ModuleMap": "modules",
     "NearMiss": "graph",
     "Recipe": "rewrite",
     "Result": "methods",
+    "Retrained": "train",
     "Similarity": "probe",
     "Splits": "data",
     "accuracy": "probe",
@@ -118,6 +120,7 @@ _HOME = {
     "reorder": "rewrite",
     "replace": "rewrite",
     "retrain": "train",
+    "retrained": "train",
     "retype": "rewrite",
     "run_parts": "rewrite",
     "similarity": "probe",
@@ -165,6 +168,7 @@ __all__ = [
     "GraphmodError",
     "Group",
     "Groups",
+    "Imitation",
     "InvalidDataError",
     "InvalidModelError",
     "InvalidRecipeError",
@@ -177,6 +181,7 @@ __all__ = [
     "Recipe",
     "RefusedError",
     "Result",
+    "Retrained",
     "Similarity",
     "Splits",
     "UnsupportedOperatorError",
@@ -226,6 +231,7 @@ __all__ = [
     "replace",
     "report",
     "retrain",
+    "retrained",
     "retype",
     "rewrite",
     "run_parts",

@@ -29,7 +29,7 @@ class Splits:
     test: Data
 
 
-def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False) -> Splits:
+def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False, targets: bool = True) -> Splits:
     """Return training, calibration and test data.
 
     Parameters
@@ -44,6 +44,8 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
         Decides which samples go where.
     labels : bool
         Whether targets must be class labels of the model's first float output.
+    targets : bool
+        Whether there must be targets at all.
 
     Raises
     ------
@@ -55,7 +57,7 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     if "train" not in parts:
         told = ", ".join(sorted(parts))
         raise InvalidDataError(f"the data has parts {told} but no training part; name it 'x_train', 'y_train'")
-    found = {name: as_data(model, part, targets=True) for name, part in parts.items()}
+    found = {name: as_data(model, part, targets=targets) for name, part in parts.items()}
     if labels:
         for part in found.values():
             check_labels(model, part)

@@ -1,6 +1,20 @@
 """Localized retraining: only some blocks learn, and only what lies behind their entry runs."""
 
+from graphmod.train.cache import Cache
+from graphmod.train.imitation import Imitation
+from graphmod.train.loop import Check
 from graphmod.train.prefix import Prefix
-from graphmod.train.retrain import Metric, retrain, trained_weights
+from graphmod.train.retrain import Metric, Retrained, retrain, retrained
+from graphmod.train.weights import trained_weights
 
-__all__ = ["Metric", "Prefix", "retrain", "trained_weights"]
+__all__ = [
+    "Cache",
+    "Check",
+    "Imitation",
+    "Metric",
+    "Prefix",
+    "Retrained",
+    "retrain",
+    "retrained",
+    "trained_weights",
+]

@@ -1,19 +1,14 @@
-"""The frozen part before the first trained block: computed once by ONNX Runtime and kept on disk."""
+"""The frozen part before the first trained block: computed once, and what is trained runs from there on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
 
 from graphmod.data import Data
-from graphmod.errors import RefusedError
-from graphmod.graph import boundaries, data_flow, primary_input, subgraph
-from graphmod.graph.boundaries import dominators
+from graphmod.graph import activations, boundaries, primary_input, subgraph
 from graphmod.model import Model
-from graphmod.probe import stream
 from graphmod.rewrite import Region
+from graphmod.train.cache import Cache
 
 
 class Prefix:
@@ -24,59 +19,47 @@ class Prefix:
     model : Model
     regions : sequence of Region, optional
         What is to be trained; the whole model if None, and nothing is cut off then.
-    output : str
-        The tensor that is wanted.
+    *outputs : str
+        The tensors that are wanted; what lies behind them is left out.
 
     Attributes
     ----------
     cut : str, optional
         The last boundary that all the regions lie behind; the primary input if there is none, None without regions.
     suffix : Model
-        The model from there to the output.
+        The model from there to the outputs.
     """
 
-    def __init__(self, model: Model, regions: Sequence[Region] | None, output: str) -> None:
+    def __init__(self, model: Model, regions: Sequence[Region] | None, *outputs: str) -> None:
         self._model = model
         self.cut: str | None = None
         if regions is None:
-            self.suffix = subgraph(model, list(model.inputs), [output])
+            self.suffix = subgraph(model, list(model.inputs), outputs)
             return
-        self._source = primary_input(model)
-        trunk = [self._source, *boundaries(model)]
-        places = [self._last_boundary(trunk, region) for region in regions]
-        self.cut = trunk[min(places)]
-        self.suffix = subgraph(model, [self.cut], [output])
+        trunk = [primary_input(model), *boundaries(model)]
+        passed = _passed(model, trunk)
+        self.cut = trunk[min(passed.get(region.entry, 0) for region in regions)]
+        self.suffix = subgraph(model, [self.cut], outputs)
 
-    def _last_boundary(self, trunk: list[str], region: Region) -> int:
-        if region.entry == self._source:
-            return 0
-        flow = data_flow(self._model, self._source, region.entry)
-        passed = {self._source, *dominators(flow, self._source, region.entry)}
-        return max(i for i, tensor in enumerate(trunk) if tensor in passed)
-
-    def cached(self, data: Data, folder: Path, name: str) -> Data:
-        """Return the suffix's data: activations at the cut, memory-mapped from a file in ``folder``.
+    def cached(self, data: Data, cache: Cache) -> Data:
+        """Return the suffix's data: activations at the cut.
 
         Inputs that the suffix shares with the model (masks, positions) are passed on.
         """
         shared = {key: data.inputs[key] for key in self.suffix.inputs if key in data.inputs}
-        if self.cut is None or self.cut == self._source:
+        if self.cut is None or self.cut in self._model.inputs:
             return Data(shared, data.targets)
-        path = folder / f"{name}.npy"
-        cache: np.memmap[tuple[int, ...], np.dtype[np.generic]] | None = None
-        start = 0
-        for batch, values in stream(self._model, data, [self.cut]):
-            activations = values[self.cut]
-            if len(activations) != len(batch):
-                raise RefusedError(
-                    f"the first axis of '{self.cut}' is not the batch, so its activations cannot be kept by sample; "
-                    "begin with an earlier block"
-                )
-            if cache is None:
-                shape = (len(data), *activations.shape[1:])
-                cache = np.lib.format.open_memmap(path, mode="w+", dtype=activations.dtype, shape=shape)
-            cache[start : start + len(batch)] = activations
-            start += len(batch)
-        assert cache is not None, "as_data refuses data without samples"
-        cache.flush()
-        return Data({self.cut: np.load(path, mmap_mode="r"), **shared}, data.targets)
+        return Data({self.cut: cache.activations(self._model, data, self.cut), **shared}, data.targets)
+
+
+def _passed(model: Model, trunk: Sequence[str]) -> dict[str, int]:
+    """Return, for every tensor of activations, the place of the last tensor of the trunk that all paths to it pass."""
+    place = {tensor: i for i, tensor in enumerate(trunk)}
+    carrying = activations(model, trunk[0])
+    passed = {trunk[0]: 0}
+    for operator, reads in zip(model.operators, model.reads, strict=True):
+        before = [passed[name] for name in reads if name in passed]
+        for tensor in operator.output:
+            if tensor and tensor in carrying:
+                passed[tensor] = place.get(tensor, min(before))
+    return passed

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from graphmod.data import Data, as_splits, fixed_batch
-from graphmod.errors import RefusedError
-from graphmod.graph import Block, data_flow
+from graphmod.data import Data, Splits, as_data, as_splits, check_labels, fixed_batch
+from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.graph import Block
 from graphmod.model import Model
-from graphmod.probe import predict, share_correct
-from graphmod.pytorch import META, to_torch, write_back
-from graphmod.pytorch.dtypes import HALF, to_tensor
-from graphmod.rewrite import Region, find_region, rebatch
-from graphmod.rewrite.region import Place
+from graphmod.probe import share_correct
+from graphmod.pytorch import to_torch, write_back
+from graphmod.rewrite import rebatch
+from graphmod.rewrite.region import Place, find_regions
+from graphmod.train.cache import Cache
+from graphmod.train.imitation import Imitation, check_float, half_squared_error
+from graphmod.train.loop import Check, Clock, Objective, Rank, Settings, as_tuple, fit
 from graphmod.train.losses import cross_entropy, distillation
+from graphmod.train.material import Goals, Material
 from graphmod.train.prefix import Prefix
+from graphmod.train.weights import freeze_all_but, normalizations, trained_weights
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+Augment = Callable[[Data, np.random.Generator], Data]
+
+
+@dataclass(frozen=True, eq=False)
+class Retrained:
+    """A trained model, and how it came to it.
+
+    Parameters
+    ----------
+    model : Model
+        As :func:`graphmod.retrain` returns it.
+    history : tuple of Check
+        Every look at calibration data, the first one before training.
+    seconds : mapping of str to float
+        CPU seconds of the process: "import" (into PyTorch), "caching" (of activations), "training" (checks included).
+    """
+
+    model: Model
+    history: tuple[Check, ...] = field(repr=False)
+    seconds: Mapping[str, float]
 
 
 def retrain(
@@ -40,11 +62,17 @@ def retrain(
     teacher: Model | None = None,
     distill: float = 0.5,
     temperature: float = 2.0,
+    imitate: Imitation | None = None,
     loss: Loss | None = None,
     metric: Metric | None = None,
     epochs: int = 30,
     patience: int = 8,
+    until: float | None = None,
+    check_every: int | None = None,
     batch_statistics: bool | None = None,
+    keep_zeros: bool = False,
+    augment: Augment | None = None,
+    views: int = 1,
     learning_rate: float = 1e-3,
     batch_size: int = 64,
     seed: int = 0,
@@ -63,25 +91,39 @@ def retrain(
     data : anything that :func:`graphmod.data.as_splits` takes
         Its training part is learnt, its calibration part decides when to stop; its test part is not used.
     blocks : sequence of Block, str or (str, str), optional
-        What may learn: a block or its path; or a sequence of blocks, their paths, or pairs of tensors. All weights
-        that have a part in the first output if None.
+        What may learn: a block, its path, an operator's name, a pair of tensors, or a selector, of which all matches
+        learn (``"LayerNormalization"``, ``"Conv[scope=layer3]"``); or a sequence of these. All weights that have a part
+        in the first output if None.
     teacher : Model, optional
         The original; its predictions are learnt beside the targets.
     distill : float
         Share of the teacher in the loss, between 0 and 1; without a teacher there is none.
     temperature : float
         Of the distillation.
+    imitate : Imitation, optional
+        Activations that an inner tensor is to have, beside the loss or in its place.
     loss : callable, optional
         ``loss(outputs, targets) -> scalar tensor``; cross-entropy with integer labels if None, on the logits before
         a softmax at the end of the model. With a loss of one's own the teacher's outputs are learnt by squared error.
     metric : callable, optional
         ``metric(outputs, targets) -> float``, larger is better; accuracy if None, or ``loss`` if that was given.
     epochs, patience : int
-        At most so many; stop after so many without progress.
+        At most so many; stop after so many checks without progress.
+    until : float, optional
+        Stop as soon as the metric on calibration data reaches this, before the first step if it is there already.
+    check_every : int, optional
+        Look at calibration data every so many steps instead of after every epoch, and at the end.
     batch_statistics : bool, optional
         Whether batch normalisation that may learn goes by the batch while training, and its running statistics follow,
         as when a network is trained from scratch: a last batch that is not full is left out then. Else they stay as
         they are. If None, so where the whole network learns.
+    keep_zeros : bool
+        Weights that are exactly 0 stay so: what masks have set to zero is not trained.
+    augment : callable, optional
+        ``augment(data, rng) -> Data``: the training data changed at random, sample by sample, targets as they then are.
+    views : int
+        How many views of the training data there are: the data as it is, and so many less one that ``augment`` makes
+        of it, each computed once and gone through in turn, one an epoch.
     learning_rate : float
     batch_size : int
     seed : int
@@ -97,8 +139,9 @@ def retrain(
     Raises
     ------
     RefusedError
-        A block does not exist, there are no weights in the blocks that have a part in the first output, or a model
-        takes a fixed number of samples that cannot be freed.
+        A block does not exist, there are no weights in the blocks that have a part in the first output (or in the
+        tensor that imitates), a model takes a fixed number of samples that cannot be freed, or an argument is out of
+        range or has no effect beside another.
     UnsupportedOperatorError
         An operator behind the first block's entry cannot be imported into PyTorch.
     InvalidDataError
@@ -112,57 +155,128 @@ def retrain(
     >>> gm.verify(m, better, gm.demo.splits().test).outputs["logits"].rms < 1
     True
     """
+    return retrained(
+        model, data, blocks,
+        teacher=teacher, distill=distill, temperature=temperature, imitate=imitate, loss=loss, metric=metric,
+        epochs=epochs, patience=patience, until=until, check_every=check_every,
+        batch_statistics=batch_statistics, keep_zeros=keep_zeros, augment=augment, views=views,
+        learning_rate=learning_rate, batch_size=batch_size, seed=seed, progress=progress,
+    ).model  # fmt: skip
+
+
+def retrained(
+    model: Model,
+    data: object,
+    blocks: Place | Sequence[Place] | None = None,
+    *,
+    teacher: Model | None = None,
+    distill: float = 0.5,
+    temperature: float = 2.0,
+    imitate: Imitation | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    epochs: int = 30,
+    patience: int = 8,
+    until: float | None = None,
+    check_every: int | None = None,
+    batch_statistics: bool | None = None,
+    keep_zeros: bool = False,
+    augment: Augment | None = None,
+    views: int = 1,
+    learning_rate: float = 1e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Retrained:
+    """Train a model as :func:`retrain` does, and tell how it went.
+
+    Parameters and errors are those of :func:`retrain`.
+
+    Returns
+    -------
+    Retrained
+        The model, every look at calibration data, and where the CPU seconds went.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> run = retrained(m, gm.demo.splits(), "layer3.6", epochs=1)
+    >>> [check.epoch for check in run.history]
+    [0.0, 1.0]
+    """
+    clock = Clock()
+    settings = Settings(epochs, patience, until, check_every, learning_rate, batch_size, keep_zeros, seed, progress)
     if not 0 <= distill <= 1:
         raise RefusedError(f"distill={distill} is out of range; it is a share between 0 and 1")
-    if epochs < 0 or patience < 1 or batch_size < 1 or learning_rate <= 0 or seed < 0:
+    if views < 1 or (views > 1) != (augment is not None):
+        raise RefusedError("views must be 2 or more with augment, and 1 without it")
+    local = imitate is not None and imitate.is_local
+    if local and not (teacher is None and loss is None and metric is None):
         raise RefusedError(
-            "epochs and seed must be at least 0, patience and batch_size at least 1, learning_rate above 0"
+            "with an imitation of weight 1 the outputs are not computed, so that teacher, loss and metric have no "
+            "effect; give a smaller weight or leave them out"
         )
     places = [blocks] if isinstance(blocks, str | Block) else blocks
     told = "the model" if places is None else ", ".join(map(str, places)) or "no blocks"
     whole, model = model, _by_any_number(model)
-    teacher = None if teacher is None else _by_any_number(teacher)
-    splits = as_splits(model, data, seed, labels=loss is None)
-    regions = None if places is None else [find_region(model, place) for place in places]
+    classify = loss is None and not local
+    splits = as_splits(model, data, seed, labels=classify, targets=not local)
+    regions = None if places is None else [region for place in places for region in find_regions(model, place)]
     weights = None if regions is None else trained_weights(model, regions)
     if weights is not None and not weights:
         raise RefusedError(f"there are no weights to train in {told}")
-    classify = loss is None
-    prefix = Prefix(model, regions, logits(model) if classify else model.main_output)
+    if imitate is not None:
+        check_float(model, imitate.tensor, "the model")
+        imitate = replace(imitate, model=_by_any_number(imitate.model))
+    teacher = _by_any_number(teacher) if teacher is not None and distill > 0 else None
+    inner = [] if imitate is None else [imitate.tensor]
+    outputs = inner if local else list(dict.fromkeys([logits(model) if classify else model.main_output, *inner]))
+    prefix = Prefix(model, regions, *outputs)
     net = to_torch(prefix.suffix, dtype=torch.float32)  # in half precision Adam divides by zero
-    trained = _freeze_all_but(net, weights)
+    trained = freeze_all_but(net, weights)
     if not trained:
-        raise RefusedError(f"no weight of {told} has a part in output '{model.main_output}'")
-    norms = _normalizations(net) if (places is None if batch_statistics is None else batch_statistics) else []
+        what = f"tensor '{outputs[0]}'" if local else f"output '{model.main_output}'"
+        raise RefusedError(f"no weight of {told} has a part in {what}")
+    norms = normalizations(net) if (places is None if batch_statistics is None else batch_statistics) else []
     if norms and min(batch_size, len(splits.train)) < 2:
         raise RefusedError(
             "a batch of one sample has no statistics; give batch_size=2 or more, or batch_statistics=False"
         )
+    clock.book("import")
     with tempfile.TemporaryDirectory(prefix="graphmod-") as folder, torch.random.fork_rng():
         torch.manual_seed(seed)
-        train = prefix.cached(splits.train, Path(folder), "train")
-        calibration = prefix.cached(splits.calibration, Path(folder), "calibration")
-        soft = None
-        if teacher is not None and distill > 0:
-            taught = logits(teacher) if classify else teacher.main_output
-            soft = _tensor(predict(teacher, splits.train, output=taught))
-        _fit(
-            net,
-            trained,
-            norms,
-            list(prefix.suffix.inputs),
-            train,
-            calibration,
-            objective=_objective(loss, soft, distill, temperature),
-            score=_score(loss, metric),
-            epochs=epochs,
-            patience=patience,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-        )
-    return write_back(whole, net)
+        shown = splits if imitate is None else _shown(imitate, splits, seed)
+        taught = None if teacher is None else (teacher, logits(teacher) if classify else teacher.main_output)
+        material = Material(prefix, Cache(Path(folder)), taught, imitate)
+        calibration = material.for_checks(splits.calibration, shown.calibration)
+        rank = _by_error if local else _by_metric(loss, metric)
+
+        def calibrate() -> Rank:
+            net.eval()
+            with torch.no_grad():
+                pairs = calibration.batches(max(batch_size, 256))
+                return rank((as_tuple(net(*inputs))[0], goals) for inputs, goals in pairs)
+
+        clock.book("caching")
+        first = calibrate()
+        history: tuple[Check, ...] = (Check(0.0, clock.passed(), first[0]),)
+        clock.book("training")
+        if epochs and not settings.reached(first):
+            seen = []
+            for number in range(views):
+                view = _view(model, splits.train, augment, (seed, number), labels=classify)
+                other = view
+                if imitate is not None and imitate.data is not None:
+                    other = _view(imitate.model, shown.train, augment, (seed, number))
+                seen.append(material.for_training(view, other))
+            clock.book("caching")
+            history += fit(
+                net, trained, norms, seen, first, objective=_objective(loss, distill, temperature, imitate, told),
+                calibrate=calibrate, settings=settings, clock=clock,
+            )  # fmt: skip
+            clock.book("training")
+    return Retrained(write_back(whole, net), history, clock.seconds)
 
 
 def _by_any_number(model: Model) -> Model:
@@ -170,52 +284,31 @@ def _by_any_number(model: Model) -> Model:
     return model if fixed_batch(model) is None else rebatch(model)
 
 
-def trained_weights(model: Model, regions: Sequence[Region]) -> frozenset[str]:
-    """Return the names of the float constants that the operators of some regions read."""
-    inside = {
-        name for region in regions for _, _, name in data_flow(model, region.entry, region.exit).edges(data="operator")
-    }
-    roots = _constant_roots(model)
-    read = {
-        root
-        for position, name in enumerate(model.operator_names)
-        if name in inside
-        for tensor in model.reads[position]
-        for root in roots.get(tensor, ())
-    }
-    return frozenset(name for name in read if model.tensors[name].is_float)
+def _shown(imitate: Imitation, splits: Splits, seed: int) -> Splits:
+    """Return what the model to imitate gets to see, row by row beside the training's own data."""
+    if imitate.data is None:
+        return splits
+    shown = as_splits(imitate.model, imitate.data, seed, targets=False)
+    for name in ("train", "calibration"):
+        given, own = len(getattr(shown, name)), len(getattr(splits, name))
+        if given != own:
+            raise InvalidDataError(
+                f"the {name} part of the data to imitate has {given} samples and that of the data {own}; row i of one "
+                "belongs to row i of the other"
+            )
+    return shown
 
 
-def _constant_roots(model: Model) -> dict[str, tuple[str, ...]]:
-    """Return, for every tensor computed from constants alone, itself and the constants that it comes from."""
-    roots: dict[str, tuple[str, ...]] = {name: (name,) for name in model.constants}
-    for position, operator in enumerate(model.operators):
-        reads = model.reads[position]
-        if reads and all(name in roots for name in reads):
-            known = tuple(dict.fromkeys(root for name in reads for root in roots[name]))
-            roots.update((name, (name, *known)) for name in operator.output if name and name not in roots)
-    return roots
-
-
-def _freeze_all_but(net: torch.fx.GraphModule, weights: frozenset[str] | None) -> list[nn.Parameter]:
-    """Let only these constants of the graph learn, all if None; return their parameters."""
-    parameters = dict(net.named_parameters())
-    if weights is None:
-        return list(parameters.values())
-    for parameter in parameters.values():
-        parameter.requires_grad_(False)
-    trained: dict[str, nn.Parameter] = {}
-    for binding in net.meta[META]:
-        if binding.tensor in weights and binding.path in parameters:
-            parameters[binding.path].requires_grad_(True)
-            trained[binding.path] = parameters[binding.path]
-    return list(trained.values())
-
-
-def _normalizations(net: torch.fx.GraphModule) -> list[_BatchNorm]:
-    """Return the batch normalisations that learn."""
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    return [norm for norm in norms if any(parameter.requires_grad for parameter in norm.parameters())]
+def _view(model: Model, data: Data, augment: Augment | None, seed: tuple[int, int], *, labels: bool = False) -> Data:
+    """Return a view of training data: the first one is the data as it is. What belongs together is changed alike."""
+    if augment is None or not seed[1]:
+        return data
+    view = as_data(model, augment(data, np.random.default_rng(seed)), targets=data.targets is not None)
+    if len(view) != len(data):
+        raise InvalidDataError(f"augment made {len(view)} samples of {len(data)}; a view has as many as the data")
+    if labels:
+        check_labels(model, view)
+    return view
 
 
 def logits(model: Model) -> str:
@@ -226,108 +319,52 @@ def logits(model: Model) -> str:
 
 
 def _objective(
-    loss: Loss | None, soft: Tensor | None, distill: float, temperature: float
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Mix the loss with what the teacher says: its softened predictions, or under a loss of one's own its outputs."""
+    loss: Loss | None, distill: float, temperature: float, imitate: Imitation | None, told: str
+) -> Objective:
+    """Mix the loss with what the teacher says (softened predictions, or under a loss of one's own its outputs), then
+    with the distance from activations to imitate.
+    """
 
-    def objective(outputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        hard = (loss or cross_entropy)(outputs, targets)
-        if soft is None:
+    def task(outputs: Tensor, goals: Goals) -> Tensor:
+        hard = (loss or cross_entropy)(outputs, goals["targets"])
+        if "taught" not in goals:
             return hard
-        taught = distillation(outputs, soft[rows], temperature) if loss is None else mse_loss(outputs, soft[rows])
+        soft = goals["taught"]
+        taught = distillation(outputs, soft, temperature) if loss is None else mse_loss(outputs, soft)
         return (1 - distill) * hard + distill * taught
+
+    def objective(outputs: tuple[Tensor, ...], goals: Goals) -> Tensor:
+        if imitate is None:
+            return task(outputs[0], goals)
+        if not outputs[-1].requires_grad:
+            raise RefusedError(f"no weight of {told} has a part in tensor '{imitate.tensor}'")
+        near = half_squared_error(outputs[-1], goals["wanted"])
+        return near if imitate.is_local else imitate.weight * near + (1 - imitate.weight) * task(outputs[0], goals)
 
     return objective
 
 
-def _score(loss: Loss | None, metric: Metric | None) -> Callable[[Tensor, Tensor], tuple[float, float]]:
-    """Rank epochs by the metric, and by the loss where there is none or it cannot tell them apart."""
+Ranking = Callable[[Iterator[tuple[Tensor, Goals]]], Rank]
+
+
+def _by_metric(loss: Loss | None, metric: Metric | None) -> Ranking:
+    """Rank by the metric, and by the loss where there is none or it cannot tell two checks apart."""
     if metric is None and loss is None:
         metric = share_correct
 
-    def score(outputs: Tensor, targets: Tensor) -> tuple[float, float]:
+    def rank(pairs: Iterator[tuple[Tensor, Goals]]) -> Rank:
+        found, wanted = zip(*((outputs, goals["targets"]) for outputs, goals in pairs), strict=True)
+        outputs, targets = torch.cat(found), torch.cat(wanted)
         value = -float((loss or cross_entropy)(outputs, targets))
         return (value if metric is None else metric(outputs.numpy(), targets.numpy()), value)
 
-    return score
+    return rank
 
 
-def _fit(
-    net: torch.fx.GraphModule,
-    trained: list[nn.Parameter],
-    norms: list[_BatchNorm],
-    names: list[str],
-    train: Data,
-    calibration: Data,
-    *,
-    objective: Callable[[Tensor, Tensor, Tensor], Tensor],
-    score: Callable[[Tensor, Tensor], tuple[float, float]],
-    epochs: int,
-    patience: int,
-    learning_rate: float,
-    batch_size: int,
-    seed: int,
-    progress: bool,
-) -> None:
-    """Run the epochs and leave the network with the best one's weights; ``norms`` go by the statistics of batches."""
-    order = np.random.default_rng(seed)
-    optimizer = torch.optim.Adam(trained, lr=learning_rate)
-    whole = len(train) - len(train) % batch_size if norms and len(train) > batch_size else len(train)
-    starts = range(0, whole, batch_size)
-    steps = max(1, epochs * len(starts))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    best_score = score(*_outputs(net, names, calibration, batch_size))
-    state = [*trained, *(buffer for norm in norms for buffer in norm.buffers())]
-    best = copy.deepcopy([tensor.detach() for tensor in state])
-    waited = 0
-    columns = (TextColumn("retraining"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress, transient=True) as bar:
-        task = bar.add_task("", total=epochs, told=f"calibration {best_score[0]:.4f}")
-        for _ in range(epochs):
-            net.train()
-            for module in net.modules():
-                if isinstance(module, _BatchNorm):
-                    module.train(module in norms)
-            permuted = order.permutation(len(train))
-            for start in starts:
-                rows = permuted[start : start + batch_size]
-                batch = train[rows]
-                optimizer.zero_grad()
-                value = objective(net(*_tensors(batch, names)), _targets(batch), torch.from_numpy(rows))
-                value.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
-                optimizer.step()
-                schedule.step()
-            now = score(*_outputs(net, names, calibration, batch_size))
-            waited += 1
-            if now > best_score:
-                best_score, waited = now, 0
-                best = copy.deepcopy([tensor.detach() for tensor in state])
-            bar.update(task, advance=1, told=f"calibration {best_score[0]:.4f}")
-            if waited >= patience:
-                break
-    with torch.no_grad():
-        for tensor, value in zip(state, best, strict=True):
-            tensor.copy_(value)
-    net.eval()
-
-
-def _outputs(net: torch.fx.GraphModule, names: list[str], data: Data, batch_size: int) -> tuple[Tensor, Tensor]:
-    net.eval()
-    with torch.no_grad():
-        outputs = [net(*_tensors(batch, names)) for batch in data.batches(max(batch_size, 256))]
-    return torch.cat(outputs), _targets(data)
-
-
-def _tensors(data: Data, names: list[str]) -> list[Tensor]:
-    return [_tensor(data.inputs[name]) for name in names]
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    """Return an array as the network takes it: half precision as single."""
-    tensor = to_tensor(array)
-    return tensor.float() if array.dtype.name in HALF else tensor
-
-
-def _targets(data: Data) -> Tensor:
-    assert data.targets is not None, "retrain asks as_splits for targets"
-    return _tensor(data.targets)
+def _by_error(pairs: Iterator[tuple[Tensor, Goals]]) -> Rank:
+    """Rank by the mean squared error of activations, a batch at a time: together they may be large."""
+    total, n = 0.0, 0
+    for found, goals in pairs:
+        total += float(2 * half_squared_error(found, goals["wanted"])) * found.numel()
+        n += found.numel()
+    return (-total / n, 0.0)

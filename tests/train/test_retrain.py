@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import graphmod as gm
 from graphmod.graph import primary_input
 from graphmod.rewrite import find_region
-from graphmod.train import Prefix, retrain, trained_weights
+from graphmod.train import Cache, Prefix, retrain, trained_weights
 
 torch.set_num_threads(1)
 
@@ -152,7 +152,7 @@ def test_the_cache_holds_the_activations_at_the_cut(resnet, tmp_path, place, cut
     source = primary_input(resnet)
     block = gm.blocks(resnet)["layer3.1"]
     assert prefix.cut == {"entry": region.entry, "input": source, "residual block": block.entry}[cut]
-    cached = prefix.cached(data, tmp_path, "train")
+    cached = prefix.cached(data, Cache(tmp_path))
     assert list(cached.inputs) == list(prefix.suffix.inputs) == [prefix.cut]
     assert cached.targets is data.targets
     direct = data.inputs[source] if cut == "input" else resnet.run(data.inputs, [prefix.cut])[prefix.cut]
