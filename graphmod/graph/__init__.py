@@ -2,6 +2,7 @@
 
 from graphmod.graph.blocks import Block, blocks
 from graphmod.graph.boundaries import boundaries
+from graphmod.graph.channels import channel_axis
 from graphmod.graph.costs import Cost, cost
 from graphmod.graph.explain import NearMiss, explain
 from graphmod.graph.fingerprint import operator_hashes
@@ -19,6 +20,7 @@ __all__ = [
     "blocks",
     "boundaries",
     "carries_activations",
+    "channel_axis",
     "cost",
     "data_flow",
     "explain",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
 from graphmod.errors import RefusedError
+from graphmod.graph import channel_axis
 from graphmod.model import Model
 from graphmod.probe.stream import stream
 
@@ -25,8 +26,9 @@ _BUDGET = 1 << 28
 class Moments:
     """Sums over rows of two tensors, x and y, whose columns are channels.
 
-    A row is a sample's position: channels are axis 1 of images ``[n, c, h, w]`` and sequences stored so, the last axis
-    of everything else. Where y has fewer positions by whole factors, x is read at every ``stride``-th position.
+    A row is a sample's position. Channels are axis 1 of images ``[n, c, h, w]`` and of sequences stored so, the last
+    axis of tokens ``[n, t, c]``: see :func:`graphmod.graph.channel_axis`. Where they are axis 1 and y has fewer
+    positions by whole factors, x is read at every ``stride``-th position.
 
     Parameters
     ----------
@@ -36,7 +38,7 @@ class Moments:
     xx, xy, yy : float64 array
         ``X'X`` (cx, cx), ``X'Y`` (cx, cy), and the diagonal of ``Y'Y`` (cy,).
     strides : tuple of int
-        One a spatial axis, 1 where the sizes agree.
+        One an axis behind that of the channels, 1 where the sizes agree; none where channels are the last axis.
     same_shape : bool
         Whether x and y have the same shape.
     """
@@ -75,6 +77,7 @@ def moments(
     pairs: Iterable[Pair],
     *,
     reference: Model | None = None,
+    axis: int | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
 ) -> dict[Pair, Moments]:
@@ -85,10 +88,12 @@ def moments(
     model : Model
     data : Data
     pairs : iterable of (str, str)
-        Names of tensors x and y. Pairs whose shapes no fit can bridge (see :func:`strides_between`) are left out of
-        the result.
+        Names of tensors x and y. Pairs whose shapes no fit can bridge (see :func:`strides_between`), and those whose
+        channels lie on different axes, are left out of the result.
     reference : Model, optional
         Where y comes from, if not from the same model: the original of a model that was changed before x.
+    axis : int, optional
+        That of the channels, of all pairs; each tensor's own if None.
     batch_size : int, optional
         Samples a batch; as many as keep the rows within 256 MB, at most 256, if None.
 
@@ -96,7 +101,10 @@ def moments(
     -------
     dict of (str, str) to Moments
     """
-    wanted = list(dict.fromkeys(pairs))
+    axes = {pair: axis if axis is not None else _common_axis(model, reference or model, *pair) for pair in pairs}
+    wanted = {pair: common for pair, common in axes.items() if common is not None}
+    if not wanted:
+        return {}
     if batch_size is None:
         scalars = sum(
             model.tensors[name].size for name in {name for pair in wanted for name in pair} if name in model.tensors
@@ -121,16 +129,16 @@ def moments(
     for xs, ys in batches:
         x_rows: dict[tuple[str, tuple[int, ...]], tuple[Float, Float, Float]] = {}
         y_rows: dict[str, tuple[Float, Float, Float]] = {}
-        for x, y in wanted:
-            strides = strides_between(xs[x].shape, ys[y].shape)
+        for (x, y), place in wanted.items():
+            strides = strides_between(xs[x].shape, ys[y].shape, place)
             if strides is None:
                 continue
             if (x, strides) not in x_rows:
                 every = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
-                rows = _rows(xs[x][every] if strides else xs[x])
+                rows = _rows(xs[x][every] if strides else xs[x], place)
                 x_rows[x, strides] = rows, rows.sum(axis=0), rows.T @ rows
             if y not in y_rows:
-                rows = _rows(ys[y])
+                rows = _rows(ys[y], place)
                 y_rows[y] = rows, rows.sum(axis=0), np.einsum("ij,ij->j", rows, rows)
             (left, x_sum, xx), (right, y_sum, yy) = x_rows[x, strides], y_rows[y]
             same_shape = xs[x].shape == ys[y].shape
@@ -139,28 +147,38 @@ def moments(
     return sums
 
 
-def strides_between(x: tuple[int, ...], y: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the stride of every spatial axis at which x has y's positions, None if there is none.
+def strides_between(x: tuple[int, ...], y: tuple[int, ...], axis: int) -> tuple[int, ...] | None:
+    """Return the stride of every axis behind that of the channels at which x has y's positions, None if there is none.
+
+    Where channels are the last axis there are no such axes, and positions must agree.
 
     Examples
     --------
-    >>> strides_between((8, 16, 32, 32), (8, 24, 16, 16))
+    >>> strides_between((8, 16, 32, 32), (8, 24, 16, 16), 1)
     (2, 2)
-    >>> strides_between((8, 16, 32, 32), (8, 24)) is None
+    >>> strides_between((8, 32, 16), (8, 32, 24), -1)
+    ()
+    >>> strides_between((8, 32, 16), (8, 16, 24), -1) is None
     True
     """
     if len(x) != len(y) or len(x) < 2 or x[0] != y[0]:
         return None
-    if len(x) < 4:
+    if axis % len(x) == len(x) - 1:
         return () if x[:-1] == y[:-1] else None
     steps = tuple(-(-a // b) if b else 0 for a, b in zip(x[2:], y[2:], strict=True))
     fits = all(step and -(-a // step) == b for a, b, step in zip(x[2:], y[2:], steps, strict=True))
     return steps if fits else None
 
 
-def _rows(value: NDArray[np.generic]) -> Float:
+def _common_axis(model: Model, reference: Model, x: str, y: str) -> int | None:
+    """Return the axis of the channels of both of a pair, None if they differ in it."""
+    axis = channel_axis(model, x)
+    return axis if channel_axis(reference, y) == axis else None
+
+
+def _rows(value: NDArray[np.generic], axis: int) -> Float:
     """Return positions as rows and channels as columns."""
     if value.ndim < 2:
         raise RefusedError("a tensor without a channel axis cannot be fitted")
-    channels_last = np.moveaxis(value, 1, -1) if value.ndim >= 4 else value
+    channels_last = np.moveaxis(value, axis, -1)
     return channels_last.reshape(-1, channels_last.shape[-1]).astype(np.float64)

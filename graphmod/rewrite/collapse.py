@@ -333,7 +333,7 @@ def _calibrate(merged: Model, rest: Region, normed: str, data: Data) -> Model:
     rank = len(merged.tensors[read].shape or ()) if read in merged.tensors else 0
     if rank == 3 or rank < 2:  # statistics of three axes are those of the last one
         return merged
-    seen = moments(put_in_place(merged, rest, []), data, [(read, read)])[read, read]
+    seen = moments(put_in_place(merged, rest, []), data, [(read, read)], axis=1)[read, read]
     mean = seen.x_sum / seen.n
     variance = np.maximum(np.diag(seen.xx) / seen.n - mean**2, 0)
     if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
@@ -352,8 +352,8 @@ def _corrected(model: Model, merged: Model, shorter: Model, rest: Region, data: 
     sums = () if seen is None else (seen.xx, seen.xy, seen.yy)
     if seen is None or not all(np.isfinite(value).all() for value in sums):
         raise RefusedError(
-            f"no linear map fits between '{rest.entry}' and '{rest.exit}': shapes differ or values are not finite; "
-            "choose no correction"
+            f"no linear map fits between '{rest.entry}' and '{rest.exit}': shapes differ, channels lie on different "
+            "axes, or values are not finite; choose no correction"
         )
     found = fit(kind, seen, ridge)
     if found is None:

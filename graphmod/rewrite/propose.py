@@ -8,6 +8,7 @@ import numpy as np
 
 from graphmod.data import as_data
 from graphmod.errors import RefusedError
+from graphmod.graph import channel_axis
 from graphmod.model import Model
 from graphmod.probe import Moments, moments
 from graphmod.rewrite.region import Place, Region, find_region, put_in_place
@@ -65,7 +66,8 @@ def propose(
     Raises
     ------
     RefusedError
-        The shapes at entry and exit are such that no kind fits, or activations there are not finite.
+        The shapes at entry and exit, or the axes of their channels, are such that no kind fits, or activations there
+        are not finite.
 
     Examples
     --------
@@ -81,9 +83,11 @@ def propose(
     pair = (region.entry, region.exit)
     seen = moments(model, as_data(model, data), [pair], threads=threads).get(pair)
     if seen is None:
+        axes = [channel_axis(model, name) for name in pair]
+        why = "" if axes[0] == axes[1] else ": channels are axis {} of one and axis {} of the other".format(*axes)
         raise RefusedError(
             f"no layer fits between '{region.entry}', {model.tensors.get(region.entry)}, and '{region.exit}', "
-            f"{model.tensors.get(region.exit)}"
+            f"{model.tensors.get(region.exit)}{why}"
         )
     found = proposals(region, seen, ridge=ridge)
     if not found:

@@ -42,7 +42,7 @@ class Fit:
     weight : float64 array, shape (channels in, channels out)
     bias : float64 array, shape (channels out,)
     strides : tuple of int
-        One a spatial axis.
+        One an axis behind that of the channels, if this is axis 1; none where channels are the last axis.
     """
 
     kind: str
@@ -128,14 +128,20 @@ def _linear(seen: Moments, ridge: float) -> Fit | None:
 def as_operators(found: Fit, region: Region, kind: TensorType) -> tuple[list[NodeProto], list[TensorProto]]:
     """Return the operators and initializers that compute a fit from a region's entry to its exit.
 
-    Channels of images lie on axis 1: a linear map of them is a 1x1 convolution. Elsewhere they are the last axis.
+    A linear map of channels on axis 1 is a convolution of size 1, one of channels on the last axis a matrix product.
+
+    Parameters
+    ----------
+    found : Fit
+    region : Region
+    kind : TensorType
+        Of the exit.
 
     Raises
     ------
     RefusedError
-        The last axis is dynamic, so it cannot be that of the channels.
+        Channels are the last axis, which is dynamic: it cannot be that of the channels.
     """
-    rank = len(kind.shape or ())
     name = f"{region.exit}/{found.kind}"
 
     def constant(role: str, value: Float) -> TensorProto:
@@ -146,7 +152,7 @@ def as_operators(found: Fit, region: Region, kind: TensorType) -> tuple[list[Nod
 
     if found.is_identity:
         return [], []
-    spatial = max(0, rank - 2) if rank >= 4 else 0
+    spatial = len(found.strides)
     if not spatial and not isinstance((kind.shape or (None,))[-1], int):
         raise RefusedError(f"'{region.exit}' is {kind}: its last axis is dynamic, so no layer can be fitted along it")
     if found.kind == "affine":

@@ -85,26 +85,76 @@ def test_pairs_that_nothing_bridges_are_left_out(rng):
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "expected"),
+    ("x", "y", "axis", "expected"),
     [
-        ((2, 3, 8, 8), (2, 5, 8, 8), (1, 1)),
-        ((2, 3, 9, 8), (2, 5, 5, 4), (2, 2)),
-        ((2, 3, 8, 8), (2, 5, 1, 1), (8, 8)),
-        ((2, 3, 8, 8), (2, 5, 3, 8), (3, 1)),
-        ((2, 3, 8, 8), (2, 5, 5, 8), None),
-        ((2, 3, 8, 8), (2, 5, 16, 16), None),
-        ((2, 3, 8, 8), (2, 5, 0, 8), None),
-        ((2, 3, 8, 8), (4, 5, 8, 8), None),
-        ((2, 6, 3), (2, 6, 5), ()),
-        ((2, 6, 3), (2, 5, 3), None),
-        ((2, 6), (2, 9), ()),
-        ((2,), (2,), None),
-        ((2, 3, 4, 4, 4), (2, 3, 2, 2, 4), (2, 2, 1)),
+        ((2, 3, 8, 8), (2, 5, 8, 8), 1, (1, 1)),
+        ((2, 3, 9, 8), (2, 5, 5, 4), 1, (2, 2)),
+        ((2, 3, 8, 8), (2, 5, 1, 1), 1, (8, 8)),
+        ((2, 3, 8, 8), (2, 5, 3, 8), 1, (3, 1)),
+        ((2, 3, 8, 8), (2, 5, 5, 8), 1, None),
+        ((2, 3, 8, 8), (2, 5, 16, 16), 1, None),
+        ((2, 3, 8, 8), (2, 5, 0, 8), 1, None),
+        ((2, 3, 8, 8), (4, 5, 8, 8), 1, None),
+        ((2, 8, 8, 3), (2, 8, 8, 5), -1, ()),
+        ((2, 8, 8, 3), (2, 4, 4, 5), -1, None),
+        ((2, 6, 3), (2, 6, 5), -1, ()),
+        ((2, 6, 3), (2, 5, 3), -1, None),
+        ((2, 6, 3), (2, 5, 3), 1, (1,)),
+        ((2, 6, 9), (2, 5, 5), 1, (2,)),
+        ((2, 6), (2, 9), -1, ()),
+        ((2, 6), (2, 9), 1, ()),
+        ((2,), (2,), -1, None),
+        ((2, 3, 4, 4, 4), (2, 3, 2, 2, 4), 1, (2, 2, 1)),
     ],
 )
-def test_strides(x, y, expected):
-    found = strides_between(x, y)
+def test_strides(x, y, axis, expected):
+    found = strides_between(x, y, axis)
     assert found == expected
     if found:
         sampled = np.empty(x)[(slice(None), slice(None), *(slice(None, None, s) for s in found))]
         assert sampled.shape[2:] == y[2:]
+
+
+def sequences(rng):
+    """Return a network of 1-D convolutions, then a linear map of its transposed output: every axis has 6 entries."""
+    weights = {name: rng.normal(size=(6, 6, 3)).astype(np.float32) for name in "uv"}
+    weights["w"] = rng.normal(size=(6, 6)).astype(np.float32)
+    operators = [
+        helper.make_node("Conv", ["x", "u"], ["a"], pads=[1, 1]),
+        helper.make_node("Conv", ["a", "v"], ["b"], pads=[1, 1]),
+        helper.make_node("Transpose", ["b"], ["c"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["c", "w"], ["y"]),
+    ]
+    return model(operators, {"x": ["n", 6, 6]}, {"y": ["n", 6, 6]}, weights)
+
+
+def test_sequences_have_channels_where_their_operators_have(rng):
+    network, x = sequences(rng), rng.normal(size=(15, 6, 6)).astype(np.float32)
+    values = network.run({"x": x}, ["a", "b", "c", "y"])
+    data = gm.Data({"x": x})
+    found = moments(network, data, [("a", "b"), ("c", "y"), ("b", "y"), ("x", "x")], batch_size=4)
+    rows = {name: np.moveaxis(value, 1, -1).reshape(-1, 6) for name, value in {"x": x, **values}.items()}
+    assert_are_of(found["a", "b"], rows["a"], rows["b"])
+    assert_are_of(found["x", "x"], rows["x"], rows["x"])
+    assert_are_of(found["c", "y"], values["c"].reshape(-1, 6), values["y"].reshape(-1, 6))
+    assert (found["a", "b"].strides, found["c", "y"].strides) == ((1,), ())
+    assert ("b", "y") not in found  # of the same shape, but channels lie on different axes
+    assert moments(network, data, [("b", "y")]) == {}
+
+
+def test_the_axis_can_be_said(rng):
+    network, x = sequences(rng), rng.normal(size=(15, 6, 6)).astype(np.float32)
+    values = network.run({"x": x}, ["b", "y"])
+    found = moments(network, gm.Data({"x": x}), [("b", "y")], axis=1)["b", "y"]
+    rows = [np.moveaxis(values[name], 1, -1).reshape(-1, 6) for name in ("b", "y")]
+    assert_are_of(found, *rows)
+
+
+def test_images_with_channels_last(rng):
+    w = rng.normal(size=(5, 7)).astype(np.float32)
+    network = model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["n", 3, 4, 5]}, {"y": ["n", 3, 4, 7]}, {"w": w}
+    )
+    x = rng.normal(size=(9, 3, 4, 5)).astype(np.float32)
+    found = moments(network, gm.Data({"x": x}), [("x", "y")])["x", "y"]
+    assert_are_of(found, x.reshape(-1, 5), (x @ w).reshape(-1, 7))

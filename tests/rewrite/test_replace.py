@@ -268,14 +268,63 @@ def test_nothing_is_fitted_to_what_is_not_finite():
 
 
 def test_a_dynamic_last_axis_is_no_axis_of_channels():
-    weights = {"w": normal(3, 3, 3), "v": normal(3, 3, 3)}
-    operators = [
-        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1]),
-        helper.make_node("Conv", ["a", "v"], ["y"], pads=[1, 1]),
-    ]
-    network = model(operators, {"x": ["n", 3, "l"]}, {"y": ["n", 3, "l"]}, weights)
+    operators = [helper.make_node("Tanh", ["x"], ["a"]), helper.make_node("Tanh", ["a"], ["y"])]
+    network = model(operators, {"x": ["n", 3, "l"]}, {"y": ["n", 3, "l"]})
     with pytest.raises(gm.RefusedError, match="last axis is dynamic"):
         gm.replace(network, ("a", "y"), normal(20, 3, 8), "linear")
+
+
+def conv1d(widths, strides, length):
+    """Return a chain of Conv and Tanh over a sequence; tensors are t0, t1, ..."""
+    operators, weights, before, width = [], {}, "x", 3
+    for i, (wide, stride) in enumerate(zip(widths, strides, strict=True)):
+        weights[f"w{i}"], weights[f"b{i}"] = normal(wide, width, 3) / np.float32((3 * width) ** 0.5), normal(wide)
+        operators += [
+            helper.make_node("Conv", [before, f"w{i}", f"b{i}"], [f"c{i}"], pads=[1, 1], strides=[stride]),
+            helper.make_node("Tanh", [f"c{i}"], [f"t{i}"]),
+        ]
+        before, width = f"t{i}", wide
+    return model(operators, {"x": ["n", 3, length]}, {before: ["n", width, "m"]}, weights)
+
+
+@pytest.mark.parametrize(
+    ("widths", "strides"), [((8, 8, 8), (1, 1, 1)), ((8, 5, 8), (1, 1, 1)), ((5, 5, 9), (1, 2, 2))]
+)
+@pytest.mark.parametrize("length", [8, "l"])
+def test_1d_convolutions_are_fitted_along_their_channels(widths, strides, length):
+    network, x, other = conv1d(widths, strides, length), normal(60, 3, 8), normal(20, 3, 8)
+    values = network.run({"x": x}, ["t0", "t2"])
+    stride = strides[1] * strides[2]
+    left, right = (np.moveaxis(v, 1, -1).reshape(-1, v.shape[1]) for v in (values["t0"][..., ::stride], values["t2"]))
+    plain = np.linalg.lstsq(np.hstack([left, np.ones((len(left), 1))]).astype(np.float64), right, rcond=None)[0]
+    small = gm.replace(network, ("t0", "t2"), x, "linear", ridge=0.0)
+    assert [one.op_type for one in small.operators] == ["Conv", "Tanh", "Conv"]
+    np.testing.assert_allclose(small.initializer("t2/linear.weight")[..., 0].T, plain[:-1], atol=1e-4)
+    np.testing.assert_allclose(small.initializer("t2/linear.bias"), plain[-1], atol=1e-4)
+    before = network.run({"x": other}, ["t0"])["t0"][..., ::stride]
+    expected = np.einsum("ncl,co->nol", before, plain[:-1]) + plain[-1][:, None]
+    np.testing.assert_allclose(small.run({"x": other})["t2"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [8, "l"])
+def test_an_affine_map_of_1d_convolutions_is_a_number_a_channel(length):
+    network, x = conv1d((8, 8), (1, 1), length), normal(60, 3, 8)
+    small = gm.replace(network, ("t0", "t1"), x, "affine")
+    one = next(one for one in gm.propose(network, ("t0", "t1"), x) if one.kind == "affine")
+    t0 = network.run({"x": x}, ["t0"])["t0"]
+    expected = t0 * np.diag(one.fit.weight)[:, None] + one.fit.bias[:, None]
+    np.testing.assert_allclose(small.run({"x": x})["t1"], expected, atol=1e-5)
+
+
+def test_channels_on_different_axes_are_not_fitted_to_each_other():
+    operators = [
+        helper.make_node("Conv", ["x", "u"], ["a"], pads=[1, 1]),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["b", "w"], ["y"]),
+    ]
+    network = model(operators, {"x": ["n", 6, 6]}, {"y": ["n", 6, 6]}, {"u": normal(6, 6, 3), "w": normal(6, 6)})
+    with pytest.raises(gm.RefusedError, match="axis 1 of one and axis -1 of the other"):
+        gm.replace(network, ("a", "y"), normal(20, 6, 6), "linear")
 
 
 @pytest.mark.parametrize("ridge", [-1e-3, float("nan")])
