@@ -330,9 +330,6 @@ def _calibrate(merged: Model, rest: Region, normed: str, data: Data) -> Model:
     operator = bench.draft.producer(normed)
     assert operator is not None
     read = operator.input[0]
-    rank = len(merged.tensors[read].shape or ()) if read in merged.tensors else 0
-    if rank == 3 or rank < 2:  # statistics of three axes are those of the last one
-        return merged
     seen = moments(put_in_place(merged, rest, []), data, [(read, read)], axis=1)[read, read]
     mean = seen.x_sum / seen.n
     variance = np.maximum(np.diag(seen.xx) / seen.n - mean**2, 0)

@@ -128,21 +128,21 @@ def test_weights_that_blocks_share_are_summed_in_a_copy():
     assert np.abs(found.run(x)["y"] - twice.run(x)["y"]).max() < 1e-3
 
 
-def normed(n, width=4):
+def normed(n, width=4, sizes=(5, 5)):
     """Return n residual blocks of Conv and BatchNormalization, of variances that differ widely."""
-    operators, weights = [], {}
+    operators, weights, pads = [], {}, [1] * 2 * len(sizes)
     for i in range(n):
-        weights |= {f"w{i}": normal(width, width, 3, 3) / 3}
+        weights |= {f"w{i}": normal(width, width, *[3] * len(sizes)) / 3}
         weights |= {f"g{i}": 1 + normal(width) / 9, f"b{i}": normal(width), f"m{i}": normal(width)}
         weights |= {f"v{i}": RNG.uniform(0.1, 3, width).astype(np.float32)}
         operators += [
-            node("Conv", f"t{i} w{i}", f"c{i}", pads=[1] * 4),
+            node("Conv", f"t{i} w{i}", f"c{i}", pads=pads),
             node("BatchNormalization", f"c{i} g{i} b{i} m{i} v{i}", f"d{i}"),
             node("Relu", f"d{i}", f"e{i}"),
-            node("Conv", f"e{i} w{i}", f"f{i}", pads=[1] * 4),
+            node("Conv", f"e{i} w{i}", f"f{i}", pads=pads),
             node("Add", f"f{i} t{i}", f"t{i + 1}"),
         ]
-    shape = ["n", width, 5, 5]
+    shape = ["n", width, *sizes]
     return model([*operators, node("Relu", f"t{n}", "y")], {"t0": shape}, {"y": shape}, weights)
 
 
@@ -161,13 +161,27 @@ def test_norms_are_merged_as_what_they_compute(method):
     assert (variance > 0).all()
 
 
-def test_norms_are_calibrated_on_data():
-    network, x = normed(2), RNG.normal(size=(40, 4, 5, 5)).astype(np.float32)
+@pytest.mark.parametrize("sizes", [(5, 5), (4,)])
+def test_norms_are_calibrated_on_data(sizes):
+    network, x = normed(2, sizes=sizes), RNG.normal(size=(40, 4, *sizes)).astype(np.float32)
     found = gm.collapse(network, places(2), {"t0": x}, correction="none")
     (op,) = [op for op in found.operators if op.op_type == "BatchNormalization"]
     read = found.run({"t0": x}, [op.input[0]])[op.input[0]].astype(np.float64)
-    np.testing.assert_allclose(found.initializer(op.input[3]), read.mean((0, 2, 3)), atol=1e-5)
-    np.testing.assert_allclose(found.initializer(op.input[4]), read.var((0, 2, 3)), atol=1e-5)
+    of_samples = (0, *range(2, x.ndim))
+    np.testing.assert_allclose(found.initializer(op.input[3]), read.mean(of_samples), atol=1e-5)
+    np.testing.assert_allclose(found.initializer(op.input[4]), read.var(of_samples), atol=1e-5)
+
+
+def test_the_correction_of_1d_convolutions_is_along_their_channels():
+    network, x = normed(2, sizes=(4,)), RNG.normal(size=(60, 4, 4)).astype(np.float32)
+    plain = gm.collapse(network, places(2), {"t0": x}, correction="none")
+    found = gm.collapse(network, places(2), {"t0": x}, ridge=0.0)
+    entering, wanted = (
+        np.moveaxis(one.run({"t0": x}, [name])[name], 1, -1).reshape(-1, 4).astype(np.float64)
+        for one, name in ((plain, "t1"), (network, "t2"))
+    )
+    fitted = np.linalg.lstsq(np.hstack([entering, np.ones((len(entering), 1))]), wanted, rcond=None)[0]
+    np.testing.assert_allclose(found.initializer("t2/linear.weight")[..., 0].T, fitted[:-1], atol=1e-4)
 
 
 def test_a_norm_whose_mean_and_variance_are_one_constant_gets_two():
