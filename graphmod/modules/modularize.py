@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from graphmod.errors import RefusedError
 from graphmod.modules.module_map import Module, ModuleMap
-from graphmod.modules.segmentation import dissimilarity, fewest, greedy, optimal
+from graphmod.modules.rule import Rule
+from graphmod.modules.segmentation import dissimilarity
 from graphmod.probe import Similarity
 
 
@@ -18,6 +19,8 @@ def modularize(
     *,
     threshold: float | None = None,
     n_modules: int | None = None,
+    floor: float | None = None,
+    cuts: Sequence[str] = (),
 ) -> ModuleMap:
     """Cut the trunk into modules of consecutive, similar boundaries.
 
@@ -32,12 +35,17 @@ def modularize(
         Between 0 and 1.
     n_modules : int, optional
         For "greedy": the threshold that gives this many modules is found.
+    floor : float, optional
+        With ``n_modules`` and "optimal": no pair of boundaries within a module may be less similar.
+    cuts : sequence of str
+        Boundaries at which a module must begin, such as those of :func:`graphmod.modules.shape_cuts`.
 
     Raises
     ------
     RefusedError
-        Not exactly one of ``threshold`` and ``n_modules`` is given, or it is out of range; or the greedy rule gives
-        that many modules at no threshold.
+        Not exactly one of ``threshold`` and ``n_modules`` is given, or it is out of range; the greedy rule gives that
+        many modules at no threshold; the floor or the cuts need more modules (the message says how many); or a cut is
+        no boundary.
 
     Examples
     --------
@@ -46,41 +54,14 @@ def modularize(
     >>> len(gm.modularize(sim, n_modules=4))
     4
     """
-    if (threshold is None) == (n_modules is None):
-        raise RefusedError("give either a threshold or a number of modules, not both")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise RefusedError(f"the threshold {threshold} is out of range; similarities lie between 0 and 1")
-    if n_modules is not None and not 1 <= n_modules <= len(similarity.boundaries):
-        raise RefusedError(
-            f"{len(similarity.boundaries)} boundaries cannot form {n_modules} modules; "
-            f"ask for 1 to {len(similarity.boundaries)}"
-        )
-    matrix = similarity.matrix
-    if method == "greedy":
-        if n_modules is not None:
-            threshold = _greedy_threshold(similarity, n_modules)
-        starts = greedy(matrix, threshold or 0.0)
-        if n_modules is not None and len(starts) != n_modules:
-            raise RefusedError(
-                f"no threshold gives exactly {n_modules} modules by the greedy rule (neighbours are equally similar or "
-                "not similar at all); ask for another number or for method='optimal'"
-            )
-    elif method == "optimal":
-        starts = optimal(matrix, n_modules) if n_modules is not None else fewest(matrix, threshold or 0.0)
-    else:
-        raise RefusedError(f"there is no method '{method}'; choose 'optimal' or 'greedy'")
+    rule, matrix = Rule.of(similarity, method, threshold, n_modules, floor, cuts), similarity.matrix
+    starts = rule.starts(matrix)
     modules = []
     for start, end in pairwise([*starts, len(matrix)]):
         run = slice(start, end)
         inside = matrix[run, run]
         lowest = 1.0 if end - start == 1 else float(np.nan_to_num(inside, nan=0.0).min())
         modules.append(Module(similarity.boundaries[run], similarity.blocks[run], lowest))
-    return ModuleMap(similarity.digest, tuple(modules), method, threshold, dissimilarity(matrix, starts))
-
-
-def _greedy_threshold(similarity: Similarity, n_modules: int) -> float:
-    """Return the threshold at which the greedy rule gives a number of modules: it cuts the least similar neighbours."""
-    neighbours = np.sort(np.nan_to_num(np.diagonal(similarity.matrix, offset=1), nan=-np.inf))
-    if n_modules == 1:
-        return max(0.0, float(np.nextafter(neighbours[0], -np.inf))) if len(neighbours) else 0.0
-    return float(max(0.0, neighbours[n_modules - 2]))
+    cost = dissimilarity(matrix, starts)
+    found = rule.threshold_for(matrix)
+    return ModuleMap(similarity.digest, tuple(modules), method, found, cost, floor, tuple(cuts))

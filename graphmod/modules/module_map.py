@@ -51,6 +51,10 @@ class ModuleMap:
     threshold : float or None
     dissimilarity : float
         Sum of 1 - CKA over all pairs within modules.
+    floor : float or None
+        Similarity below which no pair within a module may lie.
+    cuts : tuple of str
+        Boundaries at which a module had to begin.
     """
 
     digest: str
@@ -58,6 +62,8 @@ class ModuleMap:
     method: str
     threshold: float | None
     dissimilarity: float
+    floor: float | None = None
+    cuts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of modules."""
@@ -108,6 +114,8 @@ class ModuleMap:
                 str(content["method"]),
                 content["threshold"],
                 float(content["dissimilarity"]),
+                content.get("floor"),
+                tuple(content.get("cuts", ())),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidDataError(f"'{path}' is no module map: {error}") from error

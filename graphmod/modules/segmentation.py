@@ -12,10 +12,10 @@ from graphmod.errors import RefusedError
 Matrix = NDArray[np.float64]
 
 
-def greedy(similarity: Matrix, threshold: float) -> list[int]:
+def greedy(similarity: Matrix, threshold: float, cuts: Sequence[int] = ()) -> list[int]:
     """Return the starts of runs by DeepArc's rule: stay in the run while CKA[i-1, i] > threshold.
 
-    Source: Ren et al., ICSE 2023, section 3.2.
+    Source: Ren et al., ICSE 2023, section 3.2. A run also starts at each of ``cuts``.
 
     Examples
     --------
@@ -23,18 +23,19 @@ def greedy(similarity: Matrix, threshold: float) -> list[int]:
     [0, 2]
     """
     neighbours = np.diagonal(_known(similarity), offset=1)
-    return [0, *(int(i) + 1 for i in np.flatnonzero(~(neighbours > threshold)))]
+    return sorted({0, *cuts, *(int(i) + 1 for i in np.flatnonzero(~(neighbours > threshold)))})
 
 
-def optimal(similarity: Matrix, n_modules: int) -> list[int]:
+def optimal(similarity: Matrix, n_modules: int, *, floor: float | None = None, cuts: Sequence[int] = ()) -> list[int]:
     """Return the starts of exactly ``n_modules`` runs with the least within-module dissimilarity.
 
-    Exact, by dynamic programming over ends of runs: O(n^2) states and transitions for each number of runs.
+    Exact, by dynamic programming over ends of runs: O(n^2) states and transitions for each number of runs. No run has a
+    pair less similar than ``floor``, and one starts at each of ``cuts``.
 
     Raises
     ------
     RefusedError
-        There are fewer boundaries than modules.
+        There are fewer boundaries than modules, or more modules are needed.
 
     Examples
     --------
@@ -44,7 +45,7 @@ def optimal(similarity: Matrix, n_modules: int) -> list[int]:
     n = len(similarity)
     if not 1 <= n_modules <= n:
         raise RefusedError(f"{n} boundaries cannot form {n_modules} modules; ask for 1 to {n}")
-    cost = _run_costs(similarity)
+    cost = np.where(_allowed(similarity, floor, cuts), _run_costs(similarity), np.inf)
     best = np.full(n + 1, np.inf)
     best[0] = 0
     starts = []
@@ -52,14 +53,25 @@ def optimal(similarity: Matrix, n_modules: int) -> list[int]:
         through = best[:-1, None] + cost
         starts.append(through.argmin(axis=0))
         best = np.concatenate([[np.inf], through.min(axis=0)])
-    return _trace(starts, n)
+    if not np.isfinite(best[-1]):
+        needed = len(fewest(similarity, floor if floor is not None else -np.inf, cuts))
+        why = [f"no pair less similar than {floor:g}"] * (floor is not None) + ["a module at every cut"] * bool(cuts)
+        raise RefusedError(
+            f"{n_modules} modules are too few for {' and '.join(why)}; the fewest that will do are {needed}"
+        )
+    found: list[int] = []
+    end = n
+    for row in reversed(starts):
+        end = int(row[end - 1])
+        found.append(end)
+    return found[::-1]
 
 
-def fewest(similarity: Matrix, threshold: float) -> list[int]:
+def fewest(similarity: Matrix, threshold: float, cuts: Sequence[int] = ()) -> list[int]:
     """Return the starts of as few runs as possible whose every pair is at least ``threshold`` similar.
 
-    Of the solutions with the fewest runs it is the one with the least within-module dissimilarity. Exact, by the same
-    dynamic programme with runs forbidden where a pair is below the threshold.
+    Of the solutions with the fewest runs it is the one with the least within-module dissimilarity. Exact, by dynamic
+    programming over ends of runs: O(n^2). A run starts at each of ``cuts``.
 
     Examples
     --------
@@ -67,22 +79,22 @@ def fewest(similarity: Matrix, threshold: float) -> list[int]:
     [0, 2]
     """
     n = len(similarity)
-    known = _known(similarity)
-    cost = _run_costs(similarity)
-    allowed = np.zeros((n, n), dtype=bool)
-    for start in range(n):
-        lowest = np.minimum.accumulate([known[start : end + 1, end].min() for end in range(start, n)])
-        allowed[start, start:] = lowest >= threshold
-    np.fill_diagonal(allowed, True)
-    cost = np.where(allowed, cost, np.inf)
-    best = np.full(n + 1, np.inf)
-    best[0] = 0
-    starts: list[NDArray[np.intp]] = []
-    while not np.isfinite(best[-1]):
-        through = best[:-1, None] + cost
-        starts.append(through.argmin(axis=0))
-        best = np.concatenate([[np.inf], through.min(axis=0)])
-    return _trace(starts, n)
+    allowed, cost = _allowed(similarity, threshold, cuts), _run_costs(similarity)
+    runs, spent = np.zeros(n + 1, dtype=int), np.zeros(n + 1)  # of the first so many boundaries
+    start_of = []
+    for end in range(n):
+        starts = np.flatnonzero(allowed[: end + 1, end])
+        starts = starts[runs[starts] == runs[starts].min()]
+        totals = spent[starts] + cost[starts, end]
+        start = int(starts[totals.argmin()])
+        start_of.append(start)
+        runs[end + 1], spent[end + 1] = runs[start] + 1, totals.min()
+    found: list[int] = []
+    end = n
+    while end:
+        end = start_of[end - 1]
+        found.append(end)
+    return found[::-1]
 
 
 def dissimilarity(similarity: Matrix, starts: Sequence[int]) -> float:
@@ -115,10 +127,14 @@ def _run_costs(similarity: Matrix) -> Matrix:
     return full
 
 
-def _trace(starts: Sequence[NDArray[np.intp]], n: int) -> list[int]:
-    found: list[int] = []
-    end = n
-    for row in reversed(starts):
-        end = int(row[end - 1])
-        found.append(end)
-    return found[::-1]
+def _allowed(similarity: Matrix, floor: float | None, cuts: Sequence[int]) -> NDArray[np.bool_]:
+    """Return which runs [start..end] have no pair less similar than a floor, and no cut behind their start."""
+    n = len(similarity)
+    allowed = np.triu(np.ones((n, n), dtype=bool))
+    if floor is not None:
+        pairs = np.where(np.triu(allowed, 1), _known(similarity), np.inf)
+        of_end = np.minimum.accumulate(pairs[::-1], axis=0)[::-1]
+        allowed &= np.minimum.accumulate(of_end, axis=1) >= floor
+    begun = np.cumsum(np.isin(np.arange(n), list(cuts)))
+    allowed &= begun[:, None] == begun[None, :]
+    return allowed

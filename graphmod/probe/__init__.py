@@ -4,7 +4,7 @@ from graphmod.probe.accuracy import accuracy, predict, share_correct
 from graphmod.probe.latency import Latency, block_latency, latency, least_latency
 from graphmod.probe.moments import Moments, moments
 from graphmod.probe.operator_latency import Clusters, LatencyTable, Signature, clusters, signature
-from graphmod.probe.similarity import Similarity, similarity
+from graphmod.probe.similarity import Similarity, cka, similarity
 from graphmod.probe.stream import stream
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Similarity",
     "accuracy",
     "block_latency",
+    "cka",
     "clusters",
     "latency",
     "least_latency",

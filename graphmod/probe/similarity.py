@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from threadpoolctl import threadpool_limits
 
-from graphmod.data import as_data
+from graphmod.data import Data, as_data, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import blocks
 from graphmod.graph import boundaries as trunk
@@ -42,6 +42,9 @@ MIN_SAMPLES = 4
 
 _FEATURES = 4096
 """Features a piece: 64 samples of them stay in a core's cache."""
+
+_KEPT = 1 << 28
+"""Bytes that the HSIC of single batches may take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,11 @@ class Similarity:
         The model's hash.
     n_samples, batch_size : int
         What it was measured with.
+    batches : float64 array, shape (batches, boundaries, boundaries), optional
+        HSIC of every batch, those of a pass after those of the one before; the sum of several in a row where all would
+        take more than 256 MB. None in files of older versions.
+    passes : int
+        Passes over the samples.
 
     Examples
     --------
@@ -75,27 +83,29 @@ class Similarity:
     digest: str
     n_samples: int
     batch_size: int
+    batches: NDArray[np.float64] | None = field(default=None, repr=False)
+    passes: int = 1
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write an ``.npz`` with matrix, boundaries and the model's hash.
+        """Write an ``.npz`` with matrix, boundaries, the model's hash, and the batches that stability is told by.
 
         Raises
         ------
         NotWritableError
             The path cannot be written.
         """
-        return replace_file(
-            path,
-            lambda stream: np.savez_compressed(
-                stream,
-                matrix=self.matrix,
-                boundaries=np.array(self.boundaries),
-                blocks=np.array(self.blocks),
-                digest=np.array(self.digest),
-                n_samples=self.n_samples,
-                batch_size=self.batch_size,
-            ),
-        )
+        content: dict[str, Any] = {
+            "matrix": self.matrix,
+            "boundaries": np.array(self.boundaries),
+            "blocks": np.array(self.blocks),
+            "digest": np.array(self.digest),
+            "n_samples": self.n_samples,
+            "batch_size": self.batch_size,
+            "passes": self.passes,
+        }
+        if self.batches is not None:
+            content["batches"] = self.batches
+        return replace_file(path, lambda stream: np.savez_compressed(stream, **content))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Similarity:
@@ -115,6 +125,8 @@ class Similarity:
                     str(content["digest"]),
                     int(content["n_samples"]),
                     int(content["batch_size"]),
+                    content["batches"] if "batches" in content.files else None,
+                    int(content["passes"]) if "passes" in content.files else 1,
                 )
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
             raise InvalidDataError(f"'{path}' holds no similarity: {error}") from error
@@ -132,6 +144,8 @@ def similarity(
     boundaries: Sequence[str] | None = None,
     *,
     batch_size: int = 64,
+    passes: int = 1,
+    seed: int = 0,
     threads: int | None = None,
     progress: bool = False,
 ) -> Similarity:
@@ -150,6 +164,11 @@ def similarity(
         Tensors whose first axis is the batch; all such boundaries of the trunk if None.
     batch_size : int
         Samples a batch, at least 4.
+    passes : int
+        Passes over the samples, over which HSIC is summed. One pass takes them in the order of the data, of several
+        each takes them shuffled anew, so that other samples meet in a batch.
+    seed : int
+        Of shuffling: same seed, same result.
     threads : int, optional
         Threads of ONNX Runtime; all cores if None.
     progress : bool
@@ -160,8 +179,10 @@ def similarity(
     InvalidDataError
         A batch would have fewer than 4 samples, or the data does not fit the model.
     RefusedError
-        There are no boundaries, or the first axis of one is not the batch.
+        There are no boundaries, the first axis of one is not the batch, or there is no pass.
     """
+    if passes < 1:
+        raise RefusedError(f"passes={passes} measures nothing; ask for 1 or more")
     samples = as_data(model, data)
     names = tuple(trunk(model) if boundaries is None else boundaries)
     if min(batch_size, len(samples)) < MIN_SAMPLES:
@@ -171,12 +192,17 @@ def similarity(
         )
     if not names:
         raise RefusedError("there are no boundaries to compare")
-    total: NDArray[np.float64] | None = None
-    n_batches = -(-len(samples) // batch_size)
+    if passes > 1:
+        rng = np.random.default_rng(seed)
+        samples = _Passes(samples.inputs, None, [rng.permutation(len(samples)) for _ in range(passes)])
+    unit = fixed_batch(model) or 1
+    n_batches = -(-(len(samples) // unit) // max(1, batch_size // unit))
+    sums = _Sums(n_batches, passes)
     with ThreadPoolExecutor(1) as worker, threadpool_limits(1, user_api="blas"):
         running: Future[NDArray[np.float64]] | None = None
         batches = stream(model, samples, names, batch_size, threads, reuse=2)
-        for batch, values in track(batches, "similarity", total=n_batches, disable=not progress, transient=True):
+        shown = track(batches, "similarity", total=n_batches * passes, disable=not progress, transient=True)
+        for batch, values in shown:
             if len(batch) < MIN_SAMPLES:
                 raise InvalidDataError(f"a batch has {len(batch)} samples; CKA needs at least {MIN_SAMPLES}")
             folded = [name for name in names if values[name].ndim == 0 or len(values[name]) != len(batch)]
@@ -187,21 +213,69 @@ def similarity(
                 )
             names = tuple(name for name in names if name not in folded)
             if running is not None:
-                total = running.result() if total is None else total + running.result()
+                sums.add(running.result())
             running = worker.submit(hsic_of_batch, [values[name] for name in names])
         if running is not None:
-            total = running.result() if total is None else total + running.result()
-    hsic = np.zeros((len(names), len(names))) if total is None else total
-    scale = np.sqrt(np.diag(hsic).clip(min=0))
-    scale[scale == 0] = np.nan
-    dead = [name for name, value in zip(names, scale, strict=True) if np.isnan(value)]
+            sums.add(running.result())
+    matrix = cka(sums.total)
+    dead = [name for name, value in zip(names, np.diag(matrix), strict=True) if np.isnan(value)]
     if dead:
         warnings.warn(
             f"activations never change, or are not finite, at {', '.join(dead)}: their similarity is NaN", stacklevel=2
         )
     ends = {block.exit: block.path for block in blocks(model).walk()}
     paths = tuple(ends.get(name, name) for name in names)
-    return Similarity(hsic / np.outer(scale, scale), names, paths, model.digest, len(samples), batch_size)
+    return Similarity(matrix, names, paths, model.digest, len(samples), batch_size, np.stack(sums.found), passes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Passes(Data):
+    """Samples in several orders, one after the other; those of a batch are put together when it is asked for."""
+
+    orders: Sequence[NDArray[np.intp]] = ()
+
+    def batches(self, size: int, unit: int = 1) -> Iterator[Data]:
+        """Yield the batches of every order."""
+        for order in self.orders:
+            for part in Data({"rows": order}).batches(size, unit):
+                yield self[np.asarray(part.inputs["rows"], np.intp)]
+
+
+class _Sums:
+    """HSIC of every batch, or of several in a row of one pass where all would take too much memory."""
+
+    def __init__(self, n_batches: int, passes: int):
+        self.n_batches, self.passes = n_batches, passes
+        self.n_seen = 0
+        self.found: list[NDArray[np.float64]] = []
+
+    def add(self, hsic: NDArray[np.float64]) -> None:
+        """Take the next batch."""
+        in_a_row = max(1, -(-self.n_batches * self.passes * hsic.nbytes // _KEPT))
+        if self.n_seen % self.n_batches % in_a_row:
+            self.found[-1] += hsic
+        else:
+            self.found.append(hsic)
+        self.n_seen += 1
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """The sum over all batches."""
+        return np.asarray(sum(self.found))
+
+
+def cka(hsic: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the similarity of all pairs from their HSIC, NaN where a representation never changes.
+
+    Examples
+    --------
+    >>> cka(np.array([[4.0, 3.0], [3.0, 9.0]]))
+    array([[1. , 0.5],
+           [0.5, 1. ]])
+    """
+    scale = np.sqrt(np.diag(hsic).clip(min=0))
+    scale[scale == 0] = np.nan
+    return np.asarray(hsic / np.outer(scale, scale))
 
 
 def hsic_of_batch(values: Sequence[NDArray[np.generic]]) -> NDArray[np.float64]:
