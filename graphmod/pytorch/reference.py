@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto, help
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+from graphmod.errors import UnsupportedOperatorError
 from graphmod.pytorch.values import Value, device_of, to_numpy, to_value
 
 Array = NDArray[np.generic]
@@ -86,7 +87,7 @@ class _NoGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(
+        raise UnsupportedOperatorError(
             f"operator {ctx.op_type} runs in onnx's reference implementation and has no gradient; train only what "
             "comes after it"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from graphmod.data import Data
 from graphmod.graph import activations, boundaries, primary_input, subgraph
@@ -25,7 +26,8 @@ class Prefix:
     Attributes
     ----------
     cut : str, optional
-        The last boundary that all the regions lie behind; the primary input if there is none, None without regions.
+        The last boundary of known type that all the regions lie behind; the primary input if there is none, None
+        without regions.
     suffix : Model
         The model from there to the outputs.
     """
@@ -36,7 +38,7 @@ class Prefix:
         if regions is None:
             self.suffix = subgraph(model, list(model.inputs), outputs)
             return
-        trunk = [primary_input(model), *boundaries(model)]
+        trunk = [primary_input(model), *filter(partial(_is_known, model), boundaries(model))]
         passed = _passed(model, trunk)
         self.cut = trunk[min(passed.get(region.entry, 0) for region in regions)]
         self.suffix = subgraph(model, [self.cut], outputs)
@@ -50,6 +52,12 @@ class Prefix:
         if self.cut is None or self.cut in self._model.inputs:
             return Data(shared, data.targets)
         return Data({self.cut: cache.activations(self._model, data, self.cut), **shared}, data.targets)
+
+
+def _is_known(model: Model, tensor: str) -> bool:
+    """Whether shape inference knows enough of a tensor for what lies behind it to be a model of its own."""
+    kind = model.tensors.get(tensor)
+    return kind is not None and kind.dtype is not None and kind.shape is not None
 
 
 def _passed(model: Model, trunk: Sequence[str]) -> dict[str, int]:

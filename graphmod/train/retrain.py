@@ -218,7 +218,7 @@ def retrained(
             "effect; give a smaller weight or leave them out"
         )
     places = [blocks] if isinstance(blocks, str | Block) else blocks
-    told = "the model" if places is None else ", ".join(map(str, places)) or "no blocks"
+    told = "the model" if places is None else ", ".join(map(_told, places)) or "no blocks"
     whole, model = model, _by_any_number(model)
     classify = loss is None and not local
     splits = as_splits(model, data, seed, labels=classify, targets=not local)
@@ -277,6 +277,10 @@ def retrained(
             )  # fmt: skip
             clock.book("training")
     return Retrained(write_back(whole, net), history, clock.seconds)
+
+
+def _told(place: Place) -> str:
+    return place.path if isinstance(place, Block) else str(place)
 
 
 def _by_any_number(model: Model) -> Model:
