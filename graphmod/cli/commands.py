@@ -28,6 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 BatchSize = Annotated[int, typer.Option(min=4, help="Samples a batch, at least 4.")]
 Threshold = Annotated[float, typer.Option(min=0, max=1, help="Similarity that every pair within a module must have.")]
+Passes = Annotated[int, typer.Option(min=1, help="Passes over the samples; of several each is shuffled anew.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000)
@@ -110,6 +111,8 @@ def similarity(
     data: DataFile,
     out: Out = None,
     batch_size: BatchSize = 64,
+    passes: Passes = 1,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Measure how similar the representations at all boundaries are, and draw them.
@@ -124,7 +127,8 @@ def similarity(
     if out is not None:
         _check_suffix(out)
         check_writable(out)
-    found = measure(loaded, _samples(loaded, data), batch_size=batch_size, progress=not as_json)
+    samples = _samples(loaded, data)
+    found = measure(loaded, samples, batch_size=batch_size, passes=passes, seed=seed, progress=not as_json)
     if out is not None:
         if out.suffix == ".npz":
             found.save(out)
@@ -164,30 +168,56 @@ def modules(
     ] = None,
     n_modules: Annotated[int | None, typer.Option(help="How many, instead of a threshold.", show_default=False)] = None,
     method: Annotated[str, typer.Option(help="'optimal', or 'greedy' (DeepArc's rule).")] = "optimal",
+    floor: Annotated[
+        float | None,
+        typer.Option(help="With a number of modules: similarity that pairs must have.", show_default=False),
+    ] = None,
+    cut_shapes: Annotated[
+        bool, typer.Option("--cut-shapes", help="Begin a module wherever the shape changes.")
+    ] = False,
+    resamples: Annotated[int, typer.Option(min=0, help="Cut anew on so many resamples of the batches.")] = 0,
     batch_size: BatchSize = 64,
+    passes: Passes = 1,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Cut a model into modules of consecutive, similar boundaries, and write the module map.
 
-    [dim]Example:[/] graphmod modules resnet.onnx digits.npz --threshold 0.9 --out modules.json
+    With --resamples the table tells how often a module begins there when the batches are resampled.
+
+    [dim]Example:[/] graphmod modules resnet.onnx digits.npz --threshold 0.9 --resamples 200 --out modules.json
     """
-    from graphmod.modules import modularize
+    from graphmod.modules import modularize, shape_cuts, stability
     from graphmod.probe import similarity as measure
     from graphmod.report.tables import modules_table
 
     loaded = load(model)
     if out is not None:
         check_writable(out)
-    found = measure(loaded, _samples(loaded, data), batch_size=batch_size, progress=not as_json)
+    samples = _samples(loaded, data)
+    found = measure(loaded, samples, batch_size=batch_size, passes=passes, seed=seed, progress=not as_json)
     if threshold is None and n_modules is None:
         threshold = 0.8
-    cut = modularize(found, method, threshold=threshold, n_modules=n_modules)
+    cuts = shape_cuts(loaded, found.boundaries) if cut_shapes else ()
+    cut = modularize(found, method, threshold=threshold, n_modules=n_modules, floor=floor, cuts=cuts)
+    stable = None
+    if resamples:
+        stable = stability(
+            found,
+            method,
+            threshold=threshold,
+            n_modules=n_modules,
+            floor=floor,
+            cuts=cuts,
+            resamples=resamples,
+            seed=seed,
+        )
     if out is not None:
         cut.save(out)
     if as_json:
-        _print_json(asdict(cut))
+        _print_json({**asdict(cut), **({} if stable is None else {"stability": stable.as_dict()})})
         return
-    console.print(modules_table(cut))
+    console.print(modules_table(cut, stable))
     if out is not None:
         console.print(f"written: {escape(str(out))}")
 

@@ -54,8 +54,9 @@ def optimal(similarity: Matrix, n_modules: int, *, floor: float | None = None, c
         starts.append(through.argmin(axis=0))
         best = np.concatenate([[np.inf], through.min(axis=0)])
     if not np.isfinite(best[-1]):
-        needed = len(fewest(similarity, floor if floor is not None else -np.inf, cuts))
-        why = [f"no pair less similar than {floor:g}"] * (floor is not None) + ["a module at every cut"] * bool(cuts)
+        why = [] if floor is None else [f"no pair less similar than {floor:g}"]
+        why += ["a module at every cut"] if cuts else []
+        needed = len(fewest(similarity, -np.inf if floor is None else floor, cuts))
         raise RefusedError(
             f"{n_modules} modules are too few for {' and '.join(why)}; the fewest that will do are {needed}"
         )

@@ -12,7 +12,8 @@ from graphmod.model import Model
 def shape_cuts(model: Model, boundaries: Sequence[str]) -> tuple[str, ...]:
     """Return the boundaries whose shape is not that of the one before, for ``modularize(..., cuts=)``.
 
-    The first axis is the batch and does not count; a dimension of which nothing is known is taken to stay as it is.
+    The first axis is the batch and does not count. Two open dimensions are taken to be the same: shape inference gives
+    every size that it cannot compute a name of its own.
 
     Parameters
     ----------
@@ -46,5 +47,7 @@ def _shape(model: Model, tensor: str) -> tuple[int | str | None, ...]:
 
 
 def _changes(before: tuple[int | str | None, ...], after: tuple[int | str | None, ...]) -> bool:
-    pairs = zip(before[1:], after[1:], strict=False)
-    return len(before) != len(after) or any(a != b and a is not None and b is not None for a, b in pairs)
+    if len(before) != len(after):
+        return True
+    pairs = zip(before[1:], after[1:], strict=True)
+    return any(a != b and (isinstance(a, int) or isinstance(b, int)) for a, b in pairs)

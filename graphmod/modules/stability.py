@@ -125,7 +125,7 @@ def stability(
     first = [similarity.boundaries.index(module.boundaries[0]) for module in modules]
     n = len(similarity.boundaries)
     begins, numbers, agreement, same = np.zeros(n), Counter[int](), 0.0, 0
-    for matrix in _resampled(similarity, resamples, seed):
+    for matrix in resampled(similarity, resamples, seed):
         starts = _starts(rule, matrix)
         begins[starts] += 1
         numbers[len(starts)] += 1
@@ -137,7 +137,7 @@ def stability(
     )
 
 
-def _resampled(similarity: Similarity, resamples: int, seed: int) -> Iterator[Matrix]:
+def resampled(similarity: Similarity, resamples: int, seed: int) -> Iterator[Matrix]:
     """Yield a similarity matrix a resample."""
     batches = similarity.batches
     assert batches is not None

@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from graphmod.graph import Block, cost
 from graphmod.model import Model
-from graphmod.modules import ModuleMap
+from graphmod.modules import ModuleMap, Stability
 from graphmod.report.figures import count, points, rows, share, size
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ CAPTION = (
     "score: on calibration data, with all changes so far; a later change can take in an earlier one"
 )
 """What the columns of the table of changes mean."""
+
+OFTEN = 0.2
+"""Share of resamples from which a boundary is told of at which a module begins in them alone."""
 
 
 def summary_table(report: CompressionReport) -> Table:
@@ -78,9 +81,10 @@ def blocks_tree(model: Model, root: Block, depth: int) -> Tree:
     return tree
 
 
-def modules_table(modules: ModuleMap) -> Table:
-    """Return the table of modules."""
-    table = Table("module", "boundaries", "from", "to", "lowest similarity", title="modules")
+def modules_table(modules: ModuleMap, stable: Stability | None = None) -> Table:
+    """Return the table of modules; with their stability, how often each begins there on resampled batches."""
+    columns = ["module", "boundaries", "from", "to", "lowest similarity", *([] if stable is None else ["begins there"])]
+    table = Table(*columns, title="modules", caption=None if stable is None else _told(stable))
     for number, module in enumerate(modules, 1):
         table.add_row(
             str(number),
@@ -88,5 +92,17 @@ def modules_table(modules: ModuleMap) -> Table:
             escape(module.blocks[0]),
             escape(module.blocks[-1]),
             f"{module.similarity:.3f}",
+            *([] if stable is None else [f"{stable.of(module.boundaries[0]):.0%}"]),
         )
     return table
+
+
+def _told(stable: Stability) -> str:
+    """Return what resampled batches say in a sentence, with the boundaries at which they begin other modules."""
+    numbers = ", ".join(f"{number} in {part:.0%}" for number, part in stable.n_modules.items())
+    first = {module.boundaries[0] for module in stable.modules}
+    paths = dict(zip(stable.boundaries, (path for module in stable.modules for path in module.blocks), strict=True))
+    others = [name for name in stable.boundaries if name not in first and stable.of(name) >= OFTEN]
+    also = "; one also begins at " + ", ".join(f"{paths[name]} in {stable.of(name):.0%}" for name in others)
+    told = f"{stable.resamples} resamples; modules: {numbers}; agreement with the table: {stable.agreement:.2f}"
+    return escape(told + (also if others else ""))

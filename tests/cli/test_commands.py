@@ -95,6 +95,29 @@ def test_similarity_and_modules_write_what_they_found(tmp_path):
     assert len(gm.ModuleMap.load(modules)) == 4
 
 
+def test_modules_tell_how_stable_they_are():
+    options = ["modules", MODEL, DATA, "--n-modules", "7", "--cut-shapes", "--floor", "0.3", "--passes", "2"]
+    told = json.loads(graphmod(*options, "--resamples", "20", "--seed", "3", "--json").stdout)
+    model, samples = gm.load(MODEL), gm.demo.splits().train
+    found = gm.similarity(model, gm.Data(samples.inputs), passes=2, seed=3)
+    cuts = gm.modules.shape_cuts(model, found.boundaries)
+    expected = gm.modules.stability(found, n_modules=7, floor=0.3, cuts=cuts, resamples=20, seed=3)
+    assert told["cuts"] == list(cuts)
+    assert told["floor"] == 0.3
+    assert set(told["stability"]) == {"begins", "n_modules", "agreement", "same", "resamples"}
+    assert told["stability"]["n_modules"] == {"7": 1.0}
+    np.testing.assert_allclose(list(told["stability"]["begins"].values()), expected.begins, atol=0.051)
+    plain = json.loads(graphmod(*options, "--seed", "3", "--json").stdout)
+    assert plain == {key: value for key, value in told.items() if key != "stability"}
+    shown = graphmod("modules", MODEL, DATA, "--resamples", "20").stdout
+    assert "begins there" in shown
+    assert "20 resamples" in shown
+    assert "begins there" not in graphmod("modules", MODEL, DATA).stdout
+    refused = graphmod("modules", MODEL, DATA, "--n-modules", "2", "--cut-shapes")
+    assert refused.returncode == 2
+    assert "a module at every cut; the fewest that will do are" in refused.stderr
+
+
 def test_compress_writes_everything(tmp_path):
     out = tmp_path / "out"
     told = graphmod("compress", MODEL, DATA, "--target", "0.85", "--epochs", "1", "-o", str(out), "--json")

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from handmade import model
+from onnx import helper
 
 import graphmod as gm
 from graphmod.modules import ModuleMap, modularize
@@ -44,6 +46,15 @@ def lengths(modules):
         ({"method": "greedy", "threshold": 0.59}, [5]),
         ({"method": "greedy", "threshold": 0.6}, [3, 2]),
         ({"method": "greedy", "threshold": 0.92}, [2, 1, 1, 1]),
+        ({"n_modules": 4, "floor": 0.92}, [2, 1, 1, 1]),
+        ({"n_modules": 3, "floor": 0.8}, [2, 1, 2]),
+        ({"n_modules": 3, "cuts": ["t1"]}, [1, 2, 2]),
+        ({"n_modules": 5, "cuts": ["t1", "t3"]}, [1] * 5),
+        ({"threshold": 0.8, "cuts": ["t0", "t4"]}, [3, 1, 1]),
+        ({"method": "greedy", "threshold": 0.8, "cuts": ["t1"]}, [1, 2, 2]),
+        ({"method": "greedy", "n_modules": 2, "cuts": ["t1"]}, [1, 4]),
+        ({"method": "greedy", "n_modules": 3, "cuts": ["t1"]}, [1, 2, 2]),
+        ({"method": "greedy", "n_modules": 4, "cuts": ["t0", "t1"]}, [1, 2, 1, 1]),
         *(({"method": "greedy", "n_modules": n}, e) for n, e in enumerate(([5], [3, 2], [3, 1, 1], [2, 1, 1, 1]), 1)),
     ],
 )
@@ -95,6 +106,14 @@ def test_a_dead_boundary_is_alone():
         {"n_modules": 6},
         {"n_modules": 2, "method": "best"},
         {"n_modules": 6, "method": "greedy"},
+        {"n_modules": 2, "floor": 1.5},
+        {"n_modules": 2, "floor": -0.5},
+        {"threshold": 0.5, "floor": 0.5},
+        {"n_modules": 2, "floor": 0.5, "method": "greedy"},
+        {"n_modules": 2, "cuts": ["nowhere"]},
+        {"n_modules": 1, "cuts": ["t2"], "method": "greedy"},
+        {"n_modules": 1, "cuts": ["t1", "t2", "t3", "t4"], "method": "greedy"},
+        {"threshold": 0.5, "method": "best"},
     ],
 )
 def test_refusals(options):
@@ -102,7 +121,48 @@ def test_refusals(options):
         modularize(similarity(STAIRS), **options)
 
 
-@pytest.mark.parametrize("options", [{"threshold": 0.8}, {"n_modules": 3}, {"n_modules": 3, "method": "greedy"}])
+def test_a_refusal_says_how_many_modules_would_do():
+    with pytest.raises(gm.RefusedError, match=r"less similar than 0\.92; the fewest that will do are 4$"):
+        modularize(similarity(STAIRS), n_modules=2, floor=0.92)
+    with pytest.raises(gm.RefusedError, match=r"a module at every cut; the fewest that will do are 3$"):
+        modularize(similarity(STAIRS), n_modules=2, cuts=["t1", "t4"])
+
+
+def test_shapes_that_change_are_cuts():
+    def operator(op_type, reads, made, **attributes):
+        return helper.make_node(op_type, reads.split(), [made], **attributes)
+
+    operators = [
+        operator("Conv", "x w", "a", pads=[1] * 4),
+        operator("Relu", "a", "b"),
+        operator("MaxPool", "b", "c", kernel_shape=[2, 2], strides=[2, 2]),
+        operator("Relu", "c", "d"),
+        operator("Conv", "d v", "e"),
+        operator("Flatten", "e", "f"),
+        operator("Relu", "f", "y"),
+    ]
+    weights = {"w": np.ones((3, 3, 3, 3), np.float32), "v": np.ones((5, 3, 1, 1), np.float32)}
+    for size in (8, "size"):  # how large half of an open size is nobody knows
+        network = model(operators, {"x": ["n", 3, size, size]}, {"y": ["n", "m"]}, weights)
+        found = gm.modules.shape_cuts(network, gm.boundaries(network))
+        assert found == {8: ("c", "e", "f"), "size": ("e", "f")}[size]
+    pooled = [*operators[:3], operator("GlobalMaxPool", "c", "y")]
+    network = model(pooled, {"x": ["n", 3, "h", "w"]}, {"y": ["n", 3, 1, 1]}, weights)
+    assert gm.modules.shape_cuts(network, gm.boundaries(network)) == ("y",)
+    assert gm.modules.shape_cuts(network, ["b", "a"]) == ()
+    with pytest.raises(gm.RefusedError, match="the shape of 'nothing' is not known"):
+        gm.modules.shape_cuts(network, ["a", "nothing"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 0.8},
+        {"n_modules": 3},
+        {"n_modules": 3, "method": "greedy"},
+        {"n_modules": 4, "floor": 0.8, "cuts": ["t2"]},
+    ],
+)
 def test_map_round_trip(options, tmp_path):
     found = modularize(similarity(STAIRS), **options)
     path = found.save(tmp_path / "map.json")
@@ -111,13 +171,21 @@ def test_map_round_trip(options, tmp_path):
     assert strict["digest"] == "d"
 
 
+def test_a_map_of_an_older_version(tmp_path):
+    found = modularize(similarity(STAIRS), threshold=0.8)
+    content = json.loads(found.save(tmp_path / "map.json").read_text())
+    del content["floor"], content["cuts"]
+    (tmp_path / "map.json").write_text(json.dumps(content))
+    assert ModuleMap.load(tmp_path / "map.json") == found
+
+
 def test_a_map_belongs_to_one_model():
-    model = gm.load(gm.demo.model_path())
-    modularize(similarity(STAIRS, model.digest), threshold=0.8).check(model)
+    network = gm.load(gm.demo.model_path())
+    modularize(similarity(STAIRS, network.digest), threshold=0.8).check(network)
     with pytest.raises(gm.RefusedError, match="another model"):
-        modularize(similarity(STAIRS, "0" * 64), threshold=0.8).check(model)
+        modularize(similarity(STAIRS, "0" * 64), threshold=0.8).check(network)
     with pytest.raises(gm.RefusedError, match="another model"):
-        modularize(similarity(STAIRS, model.digest), threshold=0.8).check(gm.remove(model, "layer1.3"))
+        modularize(similarity(STAIRS, network.digest), threshold=0.8).check(gm.remove(network, "layer1.3"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Similarity against the textbook formula, written out in float64."""
 
+import importlib
+import itertools
 import threading
 import tracemalloc
 import warnings
@@ -218,6 +220,77 @@ def test_same_result_twice(rng):
     assert first.tobytes() == second.tobytes()
 
 
+def orders_of(seed, passes, n):
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(n) for _ in range(passes)]
+
+
+@pytest.mark.parametrize("batch", ["n", 2])
+@pytest.mark.parametrize(("n", "batch_size"), [(24, 8), (26, 8), (20, 64)])
+def test_several_passes_each_shuffled_anew(rng, n, batch_size, batch):
+    network, x = identities({"x": (3, 4), "z": (5,)}, batch), rng.normal(size=(n, 3, 4)).astype(np.float32)
+    z = (x.reshape(n, 12)[:, :5] + rng.normal(size=(n, 5))).astype(np.float32)
+    found = similarity(network, {"x": x, "z": z}, ["x_out", "z_out"], batch_size=batch_size, passes=3, seed=4)
+    unit = 1 if batch == "n" else batch
+    n_batches = -(-n // batch_size)
+    edges = np.linspace(0, n // unit, n_batches + 1).round().astype(int) * unit
+    rows = [order[a:b] for order in orders_of(4, 3, n) for a, b in itertools.pairwise(edges)]
+    np.testing.assert_allclose(found.matrix, cka([[x[r], z[r]] for r in rows]), atol=1e-5)
+    assert (found.passes, len(found.batches), found.n_samples) == (3, 3 * n_batches, n)
+    for hsic, r in zip(found.batches, rows, strict=True):
+        assert hsic[0, 1] == pytest.approx(hsic1(x[r], z[r]), rel=1e-3, abs=1e-3)
+
+
+def test_the_batches_sum_up_to_the_similarity(rng):
+    network, x = fan([8, 6, 5], rng), rng.normal(size=(100, 7)).astype(np.float32)
+    for passes in (1, 2):
+        found = similarity(network, x, batch_size=16, passes=passes)
+        total = found.batches.sum(axis=0)
+        np.testing.assert_allclose(found.matrix, total / np.sqrt(np.outer(np.diag(total), np.diag(total))), rtol=1e-12)
+        assert found.batches.shape == (7 * passes, *found.matrix.shape)
+
+
+def test_batches_that_would_take_too_much_memory_are_added_up(rng, monkeypatch):
+    network, x = fan([8, 6, 5], rng), rng.normal(size=(100, 7)).astype(np.float32)
+    whole = similarity(network, x, batch_size=16, passes=2)
+    monkeypatch.setattr(importlib.import_module("graphmod.probe.similarity"), "_KEPT", 6 * whole.batches[0].nbytes)
+    found = similarity(network, x, batch_size=16, passes=2)
+    np.testing.assert_allclose(found.matrix, whole.matrix, rtol=1e-12)
+    rows = [[0, 1, 2], [3, 4, 5], [6], [7, 8, 9], [10, 11, 12], [13]]  # three in a row, but never of two passes
+    np.testing.assert_allclose(found.batches, [whole.batches[r].sum(axis=0) for r in rows])
+
+
+def test_more_passes_mean_less_noise(rng):
+    """Which samples meet in a batch is chance, and less of it the more often they are shuffled."""
+    base = rng.normal(size=(120, 5))
+    arrays = [(base @ rng.normal(size=(5, w)) + rng.normal(size=(120, w))).astype(np.float32) for w in (6, 9)]
+    network = identities({f"i{i}": a.shape[1:] for i, a in enumerate(arrays)})
+    data, names = {f"i{i}": a for i, a in enumerate(arrays)}, ["i0_out", "i1_out"]
+
+    def spread(passes):
+        seeds = range(100, 112)
+        found = (similarity(network, data, names, batch_size=12, passes=passes, seed=s, threads=1) for s in seeds)
+        return np.std([one.matrix[0, 1] for one in found])
+
+    assert spread(16) < 0.7 * spread(2)
+
+
+def test_shuffled_passes_do_not_hold_the_data_twice(rng):
+    network = identities({"x": (20_000,)})
+    data = gm.Data({"x": rng.normal(size=(400, 20_000)).astype(np.float32)})
+    similarity(network, data, ["x_out"], batch_size=8, passes=2)
+    tracemalloc.start()
+    similarity(network, data, ["x_out"], batch_size=8, passes=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < data.inputs["x"].nbytes / 3
+
+
+def test_no_pass_is_refused(rng):
+    with pytest.raises(gm.RefusedError, match="passes=0"):
+        similarity(fan([4], rng), rng.normal(size=(20, 7)).astype(np.float32), passes=0)
+
+
 def test_boundaries_whose_first_axis_is_not_the_batch(rng):
     operators = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Reshape", ["a", "s"], ["y"])]
     network = model(operators, {"x": ["n", 3, 4]}, {"y": ["m", 4]}, {"s": np.array([-1, 4])})
@@ -243,13 +316,25 @@ def test_save_load_plot(rng, tmp_path):
     back = Similarity.load(found.save(tmp_path / "s.npz"))
     assert back.matrix.tobytes() == found.matrix.tobytes()
     assert (back.boundaries, back.blocks, back.digest) == (found.boundaries, found.blocks, network.digest)
-    assert (back.n_samples, back.batch_size) == (20, 64)
+    assert (back.n_samples, back.batch_size, back.passes) == (20, 64, 1)
+    assert back.batches.tobytes() == found.batches.tobytes()
     for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
         figure = back.plot(tmp_path / f"s{suffix}")
         assert (tmp_path / f"s{suffix}").read_bytes().startswith(magic)
         np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), found.matrix)
     with pytest.raises(gm.NotWritableError):
         found.save(tmp_path / "missing" / "s.npz")
+
+
+def test_a_file_of_an_older_version(rng, tmp_path):
+    found = similarity(fan([8, 6], rng), rng.normal(size=(20, 7)).astype(np.float32))
+    with np.load(found.save(tmp_path / "s.npz")) as content:
+        np.savez(tmp_path / "old.npz", **{k: v for k, v in content.items() if k not in ("batches", "passes")})
+    back = Similarity.load(tmp_path / "old.npz")
+    assert back.matrix.tobytes() == found.matrix.tobytes()
+    assert (back.batches, back.passes) == (None, 1)
+    again = Similarity.load(back.save(tmp_path / "again.npz"))
+    assert again.batches is None
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "truncated", "array", "other"])
