@@ -1,0 +1,87 @@
+"""Activation patching: where the activations of a healthy network no longer survive in a broken one.
+
+Of every unit is asked what it makes of the healthy activations at its entry: where that differs from the healthy ones at
+its exit, its weights are at fault, whatever lies before it. How much it matters is told by the outputs, if the healthy
+activations are put in behind the unit instead of before it (Vig et al., Investigating gender bias in language models
+using causal mediation analysis, NeurIPS 2020, call this an indirect effect).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphmod.data import Data
+from graphmod.graph import subgraph
+from graphmod.methods.repair.fits import SAME
+from graphmod.methods.repair.units import Unit
+from graphmod.methods.tuning import Candidate
+from graphmod.model import Model
+from graphmod.probe import stream
+
+Array = NDArray[np.generic]
+Values = Mapping[str, Array]
+
+
+def values(model: Model, data: Data, tensors: Sequence[str], batch_size: int = 64) -> dict[str, Array]:
+    """Return tensors for all samples."""
+    names = list(dict.fromkeys(tensors))
+    batches = [batch for _, batch in stream(model, data, names, batch_size, threads=1)]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+
+def between(model: Model, entry: str, exits: Sequence[str], data: Data, at_entry: Array) -> dict[str, Array]:
+    """Return tensors for all samples, with other activations put in at a boundary before them."""
+    part = subgraph(model, [entry], list(exits))
+    context = {name: data.inputs[name] for name in part.inputs if name != entry}
+    return values(part, Data({entry: at_entry, **context}), exits)
+
+
+def gap(found: Array, wanted: Array) -> float:
+    """Return the root of the squared error over the variance of what is wanted.
+
+    >>> gap(np.array([1.0, 3.0]), np.array([1.0, 3.0]))
+    0.0
+    """
+    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+    spread = float(((wanted - wanted.mean(0)) ** 2).sum()) or 1.0
+    return float(np.sqrt(((found - wanted) ** 2).sum() / spread))
+
+
+def faults(model: Model, healthy: Model, data: Data, parts: Sequence[Unit]) -> tuple[Candidate, ...]:
+    """Rank units by what the outputs lose in them.
+
+    Parameters
+    ----------
+    model, healthy : Model
+        Both have the units' boundaries.
+    data : Data
+        Targets are not needed.
+    parts : sequence of Unit
+        Of the model.
+
+    Returns
+    -------
+    tuple of Candidate
+        The units that are at fault, best first: the score is by how much the outputs come closer to the healthy ones if
+        healthy activations are put in behind the unit instead of before it; the figures tell the unit's own error.
+    """
+    ends = [name for unit in parts for name in unit.place]
+    output = parts[-1].exit
+    known = values(healthy, data, ends)
+    found = []
+    for unit in parts:
+        made = between(model, unit.entry, [unit.exit], data, known[unit.entry])[unit.exit]
+        error = gap(made, known[unit.exit])
+        if not error <= SAME:
+            before, behind = (
+                gap(between(model, place, [output], data, known[place])[output], known[output])
+                if place != output
+                else 0.0
+                for place in unit.place
+            )
+            figures = {"error": error, "before": before, "behind": behind}
+            found.append(Candidate((unit.path,), *unit.place, unit.weights, before - behind, figures))
+    return tuple(sorted(found, key=lambda one: -one.score))
