@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphmod.data import Data, Splits
     from graphmod.graph import Block, Match, NearMiss, blocks, boundaries, explain, find
     from graphmod.methods import Result, compress
+    from graphmod.methods.criteria import Ranking, rank_blocks
     from graphmod.modules import Module, ModuleMap, modularize
     from graphmod.probe import Similarity, accuracy, latency, similarity
     from graphmod.pruning import Group, Groups, groups, prune
@@ -80,6 +81,7 @@ _HOME = {
     "Module": "modules",
     "ModuleMap": "modules",
     "NearMiss": "graph",
+    "Ranking": "methods.criteria",
     "Recipe": "rewrite",
     "Result": "methods",
     "Retrained": "train",
@@ -113,6 +115,7 @@ _HOME = {
     "propose": "rewrite",
     "prune": "pruning",
     "quantize": "rewrite",
+    "rank_blocks": "methods.criteria",
     "rebatch": "rewrite",
     "recalibrate": "rewrite",
     "remove": "rewrite",
@@ -178,6 +181,7 @@ __all__ = [
     "ModuleMap",
     "NearMiss",
     "NotWritableError",
+    "Ranking",
     "Recipe",
     "RefusedError",
     "Result",
@@ -223,6 +227,7 @@ __all__ = [
     "pruning",
     "pytorch",
     "quantize",
+    "rank_blocks",
     "rebatch",
     "recalibrate",
     "remove",

@@ -12,7 +12,7 @@ from graphmod.graph.flow import data_flow, primary_input, primary_output
 from graphmod.graph.scope import common_scope, scope_parts
 from graphmod.model import Model
 
-_LAYER_STARTS = frozenset(
+LAYER_STARTS = frozenset(
     {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "LSTM", "GRU", "RNN"}
 )
 """Operators that open a layer where no scope tells the layers apart."""
@@ -252,7 +252,7 @@ def _by_position(model: Model, chain: Sequence[_Segment]) -> tuple[_Draft, ...]:
     """Group layers with what follows them, and layers whose exits have one shape into stages."""
     layers: list[list[_Segment]] = []
     for segment in chain:
-        if not layers or segment.branches or segment.op_type in _LAYER_STARTS:
+        if not layers or segment.branches or segment.op_type in LAYER_STARTS:
             layers.append([])
         layers[-1].append(segment)
 
