@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import zoo
 from handmade import fan, model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import graphmod as gm
+from graphmod.graph import channel_axis
 from graphmod.probe import moments
+from graphmod.probe.moments import strides_between
 from graphmod.rewrite.propose import proposals
 from graphmod.rewrite.region import Region
 from graphmod.rewrite.replacements import fit
@@ -325,6 +329,50 @@ def test_channels_on_different_axes_are_not_fitted_to_each_other():
     network = model(operators, {"x": ["n", 6, 6]}, {"y": ["n", 6, 6]}, {"u": normal(6, 6, 3), "w": normal(6, 6)})
     with pytest.raises(gm.RefusedError, match="axis 1 of one and axis -1 of the other"):
         gm.replace(network, ("a", "y"), normal(20, 6, 6), "linear")
+
+
+def mixed_layouts(kinds):
+    """Return a chain of operators on sequences and tokens, 6 channels and 6 positions at first, and its tensors."""
+    operators, weights, sizes = [], {}, (6, 6)
+    for i, kind in enumerate(kinds):
+        needed = {"Conv": sizes[0], "BatchNormalization": sizes[0], "MatMul": sizes[1], "LayerNormalization": sizes[1]}
+        kind = kind if needed.get(kind, 6) == 6 else "Tanh"
+        weights |= {f"k{i}": normal(6, 6, 3) / 4, f"w{i}": normal(6, 6) / 2, f"v{i}": np.abs(normal(6)) + 0.5}
+        constants = {"Conv": [f"k{i}"], "MatMul": [f"w{i}"], "BatchNormalization": [f"v{i}"] * 4}
+        constants["LayerNormalization"] = [f"v{i}"]
+        stride = 1 + i % 2
+        more = {"Conv": {"pads": [1, 1], "strides": [stride]}, "Transpose": {"perm": [0, 2, 1]}}.get(kind, {})
+        operators.append(helper.make_node(kind, [f"t{i}", *constants.get(kind, [])], [f"t{i + 1}"], **more))
+        sizes = sizes[::-1] if kind == "Transpose" else (sizes[0], -(-sizes[1] // stride)) if kind == "Conv" else sizes
+    used = {name for operator in operators for name in operator.input}
+    weights = {name: value for name, value in weights.items() if name in used}
+    return model(operators, {"t0": ["n", 6, 6]}, {f"t{len(kinds)}": ["n", *sizes]}, weights)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_the_layout_errors_are_those_of_the_activations(data):
+    possible = ["Conv", "MatMul", "Tanh", "BatchNormalization", "LayerNormalization", "Transpose"]
+    network = mixed_layouts(data.draw(st.lists(st.sampled_from(possible), min_size=2, max_size=8)))
+    entry, exit_ = sorted(data.draw(st.sets(st.integers(0, len(network.operators)), min_size=2, max_size=2)))
+    place, x = (f"t{entry}", f"t{exit_}"), normal(30, 6, 6) * 2
+    y = {"t0": x, **network.run({"t0": x}, [place[1]])}[place[1]].astype(np.float64)
+    axis = channel_axis(network, place[1])
+    try:
+        found = gm.propose(network, place, gm.Data({"t0": x}))
+    except gm.RefusedError as refusal:
+        before, after = ((30, *network.tensors[name].shape[1:]) for name in place)
+        differ = channel_axis(network, place[0]) != axis
+        assert ("channels are axis" in str(refusal)) == differ
+        assert differ or strides_between(before, after, axis) is None
+        return
+    centred = y - y.mean((0, 2 if axis == 1 else 1), keepdims=True)
+    for one in found:
+        small, name = one.apply(network), place[1]
+        if one.kind == "identity":
+            name = name if name in small.producer else place[0]
+        made = {"t0": x, **small.run({"t0": x}, [name] if name != "t0" else None)}[name]
+        assert one.error == pytest.approx(np.sqrt(((made - y) ** 2).sum() / (centred**2).sum()), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("ridge", [-1e-3, float("nan")])
