@@ -16,7 +16,15 @@ from graphmod.rewrite.verb import VERBS
 ROOT = Path(__file__).parent.parent
 
 
-PAGES = ["README.md", "docs/similarity.md", "docs/importer.md", "docs/selectors.md", "docs/diff.md", "docs/prune.md"]
+PAGES = [
+    "README.md",
+    "docs/similarity.md",
+    "docs/importer.md",
+    "docs/selectors.md",
+    "docs/diff.md",
+    "docs/prune.md",
+    "docs/retrain.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -16,7 +16,7 @@ from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import subgraph
 from graphmod.model import Model
 from graphmod.probe import stream
-from graphmod.pytorch.dtypes import HALF, to_tensor
+from graphmod.pytorch.dtypes import to_tensor
 
 Array = NDArray[np.generic]
 
@@ -25,6 +25,8 @@ Kept = Tensor | Array
 
 ROOM = 2**30
 """Bytes of memory that the activations and data of one training may take; what is more stays in files."""
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class Cache:
@@ -101,12 +103,7 @@ class Cache:
 def taken(kept: Kept, rows: Tensor) -> Tensor:
     """Return some samples of what is kept as a network takes them, half precision as single."""
     found = kept.index_select(0, rows) if isinstance(kept, Tensor) else to_tensor(kept[rows.numpy()])
-    return as_single(found)
-
-
-def as_single(tensor: Tensor) -> Tensor:
-    """Return a tensor of half precision in single precision, any other as it is."""
-    return tensor.float() if str(tensor.dtype).removeprefix("torch.") in HALF else tensor
+    return found.float() if found.dtype in _HALF else found
 
 
 def _shared(array: Array) -> Tensor:
