@@ -15,11 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphmod.errors import RefusedError
 from graphmod.train.material import Goals, Samples
+from graphmod.train.objective import Objective, Rank
 from graphmod.train.weights import zeros
-
-Objective = Callable[[tuple[Tensor, ...], Goals], Tensor]
-Rank = tuple[float, float]
-"""By what checks are compared: the score, then what tells equal ones apart."""
 
 
 @dataclass(frozen=True)

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import mse_loss
+from torch import nn
+from torch.fx import GraphModule
 
-from graphmod.data import Data, Splits, as_data, as_splits, check_labels, fixed_batch
-from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.data import as_splits, fixed_batch
+from graphmod.errors import RefusedError
 from graphmod.graph import Block
 from graphmod.model import Model
-from graphmod.probe import share_correct
 from graphmod.pytorch import to_torch, write_back
 from graphmod.rewrite import rebatch
 from graphmod.rewrite.region import Place, find_regions
 from graphmod.train.cache import Cache
-from graphmod.train.imitation import Imitation, check_float, half_squared_error
-from graphmod.train.loop import Check, Clock, Objective, Rank, Settings, as_tuple, fit
-from graphmod.train.losses import cross_entropy, distillation
-from graphmod.train.material import Goals, Material
+from graphmod.train.imitation import Imitation, check_float
+from graphmod.train.loop import Check, Clock, Settings, as_tuple, fit
+from graphmod.train.material import Material, Samples
+from graphmod.train.objective import Loss, Metric, Rank, Ranking, by_error, by_metric, objective_of
 from graphmod.train.prefix import Prefix
+from graphmod.train.views import Augment, Views, shown_to
 from graphmod.train.weights import freeze_all_but, normalizations, trained_weights
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Metric = Callable[[NDArray[Any], NDArray[Any]], float]
-Augment = Callable[[Data, np.random.Generator], Data]
+__all__ = ["Loss", "Metric", "Retrained", "logits", "retrain", "retrained"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,10 +203,9 @@ def retrained(
     """
     clock = Clock()
     settings = Settings(epochs, patience, until, check_every, learning_rate, batch_size, keep_zeros, seed, progress)
+    seen = Views(augment, views, seed)
     if not 0 <= distill <= 1:
         raise RefusedError(f"distill={distill} is out of range; it is a share between 0 and 1")
-    if views < 1 or (views > 1) != (augment is not None):
-        raise RefusedError("views must be 2 or more with augment, and 1 without it")
     local = imitate is not None and imitate.is_local
     if local and not (teacher is None and loss is None and metric is None):
         raise RefusedError(
@@ -222,22 +217,15 @@ def retrained(
     whole, model = model, _by_any_number(model)
     classify = loss is None and not local
     splits = as_splits(model, data, seed, labels=classify, targets=not local)
+    if imitate is not None:
+        check_float(model, imitate.tensor, "the model")
+        imitate = replace(imitate, model=_by_any_number(imitate.model))
     regions = None if places is None else [region for place in places for region in find_regions(model, place)]
     weights = None if regions is None else trained_weights(model, regions)
     if weights is not None and not weights:
         raise RefusedError(f"there are no weights to train in {told}")
-    if imitate is not None:
-        check_float(model, imitate.tensor, "the model")
-        imitate = replace(imitate, model=_by_any_number(imitate.model))
-    teacher = _by_any_number(teacher) if teacher is not None and distill > 0 else None
-    inner = [] if imitate is None else [imitate.tensor]
-    outputs = inner if local else list(dict.fromkeys([logits(model) if classify else model.main_output, *inner]))
-    prefix = Prefix(model, regions, *outputs)
-    net = to_torch(prefix.suffix, dtype=torch.float32)  # in half precision Adam divides by zero
-    trained = freeze_all_but(net, weights)
-    if not trained:
-        what = f"tensor '{outputs[0]}'" if local else f"output '{model.main_output}'"
-        raise RefusedError(f"no weight of {told} has a part in {what}")
+    prefix = Prefix(model, regions, *_wanted(model, imitate, classify))
+    net, trained = _network(prefix, weights, told)
     norms = normalizations(net) if (places is None if batch_statistics is None else batch_statistics) else []
     if norms and min(batch_size, len(splits.train)) < 2:
         raise RefusedError(
@@ -246,33 +234,25 @@ def retrained(
     clock.book("import")
     with tempfile.TemporaryDirectory(prefix="graphmod-") as folder, torch.random.fork_rng():
         torch.manual_seed(seed)
-        shown = splits if imitate is None else _shown(imitate, splits, seed)
-        taught = None if teacher is None else (teacher, logits(teacher) if classify else teacher.main_output)
-        material = Material(prefix, Cache(Path(folder)), taught, imitate)
+        shown = splits if imitate is None else shown_to(imitate, splits, seed)
+        material = Material(prefix, Cache(Path(folder)), _taught(teacher, distill, classify), imitate)
         calibration = material.for_checks(splits.calibration, shown.calibration)
-        rank = _by_error if local else _by_metric(loss, metric)
-
-        def calibrate() -> Rank:
-            net.eval()
-            with torch.no_grad():
-                pairs = calibration.batches(max(batch_size, 256))
-                return rank((as_tuple(net(*inputs))[0], goals) for inputs, goals in pairs)
-
+        ranking = by_error if local else by_metric(loss, metric)
+        calibrate = partial(_rank, net, calibration, ranking, max(batch_size, 256))
         clock.book("caching")
         first = calibrate()
         history: tuple[Check, ...] = (Check(0.0, clock.passed(), first[0]),)
         clock.book("training")
         if epochs and not settings.reached(first):
-            seen = []
-            for number in range(views):
-                view = _view(model, splits.train, augment, (seed, number), labels=classify)
-                other = view
-                if imitate is not None and imitate.data is not None:
-                    other = _view(imitate.model, shown.train, augment, (seed, number))
-                seen.append(material.for_training(view, other))
+            ours = seen.of(model, splits.train, labels=classify)
+            if imitate is None or imitate.data is None:
+                samples = [material.for_training(view, view) for view in ours]
+            else:
+                pairs = zip(ours, seen.of(imitate.model, shown.train), strict=True)
+                samples = [material.for_training(view, other) for view, other in pairs]
             clock.book("caching")
             history += fit(
-                net, trained, norms, seen, first, objective=_objective(loss, distill, temperature, imitate, told),
+                net, trained, norms, samples, first, objective=objective_of(loss, distill, temperature, imitate, told),
                 calibrate=calibrate, settings=settings, clock=clock,
             )  # fmt: skip
             clock.book("training")
@@ -288,31 +268,37 @@ def _by_any_number(model: Model) -> Model:
     return model if fixed_batch(model) is None else rebatch(model)
 
 
-def _shown(imitate: Imitation, splits: Splits, seed: int) -> Splits:
-    """Return what the model to imitate gets to see, row by row beside the training's own data."""
-    if imitate.data is None:
-        return splits
-    shown = as_splits(imitate.model, imitate.data, seed, targets=False)
-    for name in ("train", "calibration"):
-        given, own = len(getattr(shown, name)), len(getattr(splits, name))
-        if given != own:
-            raise InvalidDataError(
-                f"the {name} part of the data to imitate has {given} samples and that of the data {own}; row i of one "
-                "belongs to row i of the other"
-            )
-    return shown
+def _wanted(model: Model, imitate: Imitation | None, classify: bool) -> list[str]:
+    """Return the tensors that losses look at: the first output or its logits, then the one that imitates."""
+    inner = [] if imitate is None else [imitate.tensor]
+    if imitate is not None and imitate.is_local:
+        return inner
+    return list(dict.fromkeys([logits(model) if classify else model.main_output, *inner]))
 
 
-def _view(model: Model, data: Data, augment: Augment | None, seed: tuple[int, int], *, labels: bool = False) -> Data:
-    """Return a view of training data: the first one is the data as it is. What belongs together is changed alike."""
-    if augment is None or not seed[1]:
-        return data
-    view = as_data(model, augment(data, np.random.default_rng(seed)), targets=data.targets is not None)
-    if len(view) != len(data):
-        raise InvalidDataError(f"augment made {len(view)} samples of {len(data)}; a view has as many as the data")
-    if labels:
-        check_labels(model, view)
-    return view
+def _network(prefix: Prefix, weights: frozenset[str] | None, told: str) -> tuple[GraphModule, list[nn.Parameter]]:
+    """Return what lies behind the cut in PyTorch, and those of its parameters that learn."""
+    net = to_torch(prefix.suffix, dtype=torch.float32)  # in half precision Adam divides by zero
+    trained = freeze_all_but(net, weights)
+    if not trained:
+        raise RefusedError(f"no weight of {told} has a part in tensor '{next(iter(prefix.suffix.outputs))}'")
+    return net, trained
+
+
+def _taught(teacher: Model | None, distill: float, classify: bool) -> tuple[Model, str] | None:
+    """Return a teacher and the tensor that is learnt from it; none where it has no share."""
+    if teacher is None or not distill:
+        return None
+    teacher = _by_any_number(teacher)
+    return teacher, logits(teacher) if classify else teacher.main_output
+
+
+def _rank(net: GraphModule, samples: Samples, ranking: Ranking, batch_size: int) -> Rank:
+    """Rank a network as it is on some samples."""
+    net.eval()
+    with torch.no_grad():
+        batches = samples.batches(batch_size)
+        return ranking((as_tuple(net(*inputs))[0], goals) for inputs, goals in batches)
 
 
 def logits(model: Model) -> str:
@@ -320,55 +306,3 @@ def logits(model: Model) -> str:
     output = model.main_output
     last = next((operator for operator in model.operators if output in operator.output), None)
     return last.input[0] if last is not None and last.op_type == "Softmax" else output
-
-
-def _objective(
-    loss: Loss | None, distill: float, temperature: float, imitate: Imitation | None, told: str
-) -> Objective:
-    """Mix the loss with what the teacher says (softened predictions, or under a loss of one's own its outputs), then
-    with the distance from activations to imitate.
-    """
-
-    def task(outputs: Tensor, goals: Goals) -> Tensor:
-        hard = (loss or cross_entropy)(outputs, goals["targets"])
-        if "taught" not in goals:
-            return hard
-        soft = goals["taught"]
-        taught = distillation(outputs, soft, temperature) if loss is None else mse_loss(outputs, soft)
-        return (1 - distill) * hard + distill * taught
-
-    def objective(outputs: tuple[Tensor, ...], goals: Goals) -> Tensor:
-        if imitate is None:
-            return task(outputs[0], goals)
-        if not outputs[-1].requires_grad:
-            raise RefusedError(f"no weight of {told} has a part in tensor '{imitate.tensor}'")
-        near = half_squared_error(outputs[-1], goals["wanted"])
-        return near if imitate.is_local else imitate.weight * near + (1 - imitate.weight) * task(outputs[0], goals)
-
-    return objective
-
-
-Ranking = Callable[[Iterator[tuple[Tensor, Goals]]], Rank]
-
-
-def _by_metric(loss: Loss | None, metric: Metric | None) -> Ranking:
-    """Rank by the metric, and by the loss where there is none or it cannot tell two checks apart."""
-    if metric is None and loss is None:
-        metric = share_correct
-
-    def rank(pairs: Iterator[tuple[Tensor, Goals]]) -> Rank:
-        found, wanted = zip(*((outputs, goals["targets"]) for outputs, goals in pairs), strict=True)
-        outputs, targets = torch.cat(found), torch.cat(wanted)
-        value = -float((loss or cross_entropy)(outputs, targets))
-        return (value if metric is None else metric(outputs.numpy(), targets.numpy()), value)
-
-    return rank
-
-
-def _by_error(pairs: Iterator[tuple[Tensor, Goals]]) -> Rank:
-    """Rank by the mean squared error of activations, a batch at a time: together they may be large."""
-    total, n = 0.0, 0
-    for found, goals in pairs:
-        total += float(2 * half_squared_error(found, goals["wanted"])) * found.numel()
-        n += found.numel()
-    return (-total / n, 0.0)

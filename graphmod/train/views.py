@@ -1,0 +1,78 @@
+"""Views of the training data: as it is, and augmented; with what a model to imitate gets to see beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphmod.data import Data, Splits, as_data, as_splits, check_labels
+from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.model import Model
+from graphmod.train.imitation import Imitation
+
+Augment = Callable[[Data, np.random.Generator], Data]
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """How views are made.
+
+    Parameters
+    ----------
+    augment : callable, optional
+    number : int
+        Of all views, the data as it is included.
+    seed : int
+    """
+
+    augment: Augment | None
+    number: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.number < 1 or (self.number > 1) != (self.augment is not None):
+            raise RefusedError("views must be 2 or more with augment, and 1 without it")
+
+    def of(self, model: Model, data: Data, *, labels: bool = False) -> Iterator[Data]:
+        """Yield the views of a model's data; the same random numbers come with every call.
+
+        Raises
+        ------
+        InvalidDataError
+            What ``augment`` returns does not fit the model, or not in its number of samples.
+        """
+        yield data
+        for number in range(1, self.number):
+            assert self.augment is not None, "there is one view without it"
+            changed = self.augment(data, np.random.default_rng((self.seed, number)))
+            view = as_data(model, changed, targets=data.targets is not None)
+            if len(view) != len(data):
+                raise InvalidDataError(
+                    f"augment made {len(view)} samples of {len(data)}; a view has as many as the data"
+                )
+            if labels:
+                check_labels(model, view)
+            yield view
+
+
+def shown_to(imitate: Imitation, splits: Splits, seed: int) -> Splits:
+    """Return what the model to imitate gets to see, row by row beside the training's own data.
+
+    Raises
+    ------
+    InvalidDataError
+        It has data of its own, and not as many samples.
+    """
+    if imitate.data is None:
+        return splits
+    shown = as_splits(imitate.model, imitate.data, seed, targets=False)
+    for name in ("train", "calibration"):
+        given, own = len(getattr(shown, name)), len(getattr(splits, name))
+        if given != own:
+            raise InvalidDataError(
+                f"the {name} part of the data to imitate has {given} samples and that of the data {own}; row i of one "
+                "belongs to row i of the other"
+            )
+    return shown
