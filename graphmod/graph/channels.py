@@ -5,13 +5,14 @@ leave every axis where it is hand on what their neighbours tell, so the nearest 
 
 1. operators that mix or normalise channels, or that work beside them (pools);
 2. where none is near, constants that differ along one axis alone, such as the bias of a normalisation written out;
-3. where there are none either, what is known beyond a Transpose, Squeeze or Unsqueeze.
+3. where there are none either, what is known beyond a Transpose, Squeeze, Unsqueeze, or a Reshape of other axes.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -73,11 +74,14 @@ _KEEPING = _SPREADING | frozenset(
 )  # fmt: skip
 """Operators that leave every axis of what has the rank of their output where it is."""
 
-_MOVING = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
-"""Operators that take axes elsewhere, and nothing else."""
+_MOVING = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that take axes elsewhere, join and split them, and nothing else."""
 
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 """Operator sets whose operators are known here by their types."""
+
+
+_Shape = tuple[int | str | None, ...]
 
 
 class _Way(NamedTuple):
@@ -191,8 +195,8 @@ class _Evidence:
             self._tell((), outputs, LAST)
         elif op_type in _KEEPING:
             self._add_kept(inputs, outputs)
-        elif op_type in _MOVING and inputs:
-            self._add_moved(operator, inputs[0], outputs[0])
+        elif op_type in _MOVING and operator.input[0] in varying:
+            self._add_moved(operator, operator.input[0], outputs[0])
         if op_type in _SPREADING:
             self._add_spread(operator, outputs[0], varying)
 
@@ -234,21 +238,23 @@ class _Evidence:
                     self.kept.setdefault(other, []).append(_Way(one))
 
     def _add_moved(self, operator: NodeProto, read: str, made: str) -> None:
-        ranks = _rank(self.model, read), _rank(self.model, made)
-        places = self._origins(operator, *ranks)
+        shapes = [_shape(self.model, name) for name in (read, made)]
+        if shapes[0] is None or shapes[1] is None:
+            return
+        places = self._origins(operator, shapes[0], shapes[1])
         if places is None:
             return
         back = {origin: place for place, origin in enumerate(places) if origin is not None}
         self.moved.setdefault(made, []).append(_Way(read, places))
-        self.moved.setdefault(read, []).append(_Way(made, tuple(back.get(place) for place in range(ranks[0] or 0))))
+        self.moved.setdefault(read, []).append(_Way(made, tuple(back.get(place) for place in range(len(shapes[0])))))
 
-    def _origins(self, operator: NodeProto, read: int | None, made: int | None) -> tuple[int | None, ...] | None:
+    def _origins(self, operator: NodeProto, read: _Shape, made: _Shape) -> tuple[int | None, ...] | None:
         """Return, for every axis of what an operator that moves axes makes, which axis of what it reads that is."""
-        if read is None or made is None:
-            return None
         if operator.op_type == "Transpose":
-            return tuple(_attribute(operator, "perm", range(read)[::-1]))
-        more, fewer = max(read, made), min(read, made)
+            return tuple(_attribute(operator, "perm", range(len(read))[::-1]))
+        if operator.op_type == "Reshape":
+            return _whole_axes(read, made)
+        more, fewer = max(len(read), len(made)), min(len(read), len(made))
         axes = self._integers(operator)
         if axes is None or len({axis % more for axis in axes}) != more - fewer:
             return None
@@ -289,9 +295,31 @@ class _Evidence:
                     yield FIRST if places[0] == 1 else LAST
 
 
-def _rank(model: Model, tensor: str) -> int | None:
+def _whole_axes(read: _Shape, made: _Shape) -> tuple[int | None, ...]:
+    """Return which axis of what a Reshape reads the second and the last of what it makes are, as far as they are one.
+
+    Values keep their order, so the last axis stays if its size does, and the second if the sizes up to it or those
+    behind it stay.
+    """
+    places: list[int | None] = [None] * len(made)
+    if read and made and isinstance(read[-1], int) and read[-1] == made[-1]:
+        places[-1] = len(read) - 1
+    if min(len(read), len(made)) > 1 and isinstance(read[1], int) and read[1] == made[1]:
+        behind = [prod(size for size in shape[2:] if isinstance(size, int)) for shape in (read, made)]
+        are_known = all(isinstance(size, int) for size in (*read[2:], *made[2:]))
+        if (read[0] is not None and read[0] == made[0]) or (are_known and behind[0] == behind[1]):
+            places[1] = 1
+    return tuple(places)
+
+
+def _shape(model: Model, tensor: str) -> _Shape | None:
     kind = model.tensors.get(tensor)
-    return None if kind is None or kind.shape is None else len(kind.shape)
+    return None if kind is None else kind.shape
+
+
+def _rank(model: Model, tensor: str) -> int | None:
+    shape = _shape(model, tensor)
+    return None if shape is None else len(shape)
 
 
 def _attribute(operator: NodeProto, name: str, default: Any) -> Any:

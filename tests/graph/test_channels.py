@@ -183,6 +183,47 @@ def test_axes_are_followed_through_moves_where_nothing_else_tells():
     assert lost["y"] == 1  # it is neither the second nor the last now, so the number of axes decides
 
 
+def reshaped(before, after, operator, weights):
+    shape = {"shape": np.array([size if isinstance(size, int) else -1 for size in after])}
+    operators = [operator, op("Reshape", "a shape", "b"), op("Neg", "b", "y")]
+    return model(operators, {"x": list(before)}, {"y": None}, {**weights, **shape})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (("n", 16, 6), ("n", 4, 4, 6), -1),  # tokens become an image
+        (("n", 4, 4, 6), ("n", 16, 6), -1),
+        (("n", 16, 6), ("n", 4, 24), -1),
+        (("n", 16, 6), ("n", 4, 4, 2, 3), 1),  # channels were split
+    ],
+)
+def test_the_last_axis_outlives_a_reshape_that_keeps_its_size(before, after, expected):
+    network = reshaped(before, after, op("MatMul", "x w", "a"), {"w": normal(6, 6)})
+    assert [channel_axis(network, name) for name in ("a", "b", "y")] == [-1, expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((2, 6, 4, 5), (2, 6, 20), 1),
+        ((2, 6, 20), (2, 6, 4, 5), 1),
+        (("n", 6, 4, 5), ("n", 6, 20), 1),
+        ((2, 6, 4, 5), (2, 24, 5), -1),  # channels were joined with something else
+        ((4, 6, 4, 5), (2, 6, 40), -1),  # the second axis is 6 by chance
+    ],
+)
+def test_the_second_axis_outlives_a_reshape_that_keeps_it_whole(before, after, expected):
+    kernel = {"k": normal(6, 6, *[1] * (len(before) - 2))}
+    network = reshaped(before, after, op("Conv", "x k", "a"), kernel)
+    assert [channel_axis(network, name) for name in ("a", "b", "y")] == [1, expected, expected]
+    marks = np.arange(int(np.prod(before)) if "n" not in before else 0)
+    if marks.size:  # what NumPy says of it
+        second = np.moveaxis(marks.reshape(before), 1, 0).reshape(6, -1)
+        same = after[1] == 6 and np.array_equal(np.moveaxis(marks.reshape(after), 1, 0).reshape(6, -1), second)
+        assert same == (expected == 1)
+
+
 @pytest.mark.parametrize("opset", [11, 13])
 @pytest.mark.parametrize("written", ["initializer", "Constant"])
 def test_axes_of_a_squeeze_wherever_they_are_written(opset, written):
@@ -203,6 +244,21 @@ def test_a_vision_transformer_as_torch_exports_it(zoo_network, exporter):
     vit = zoo_network("vit12", exporter).model
     found = {len(vit.tensors[b].shape): channel_axis(vit, b) for b in gm.boundaries(vit)[1:]}
     assert found == {3: -1, 2: -1}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit12", "bert", "gpt2"])
+def test_on_the_trunk_it_is_the_axis_that_pruning_removes_units_of(zoo_network, name):
+    """Coupling rules find by other means, from the weights, along which axis of each tensor channels go."""
+    network = zoo_network(name).model
+    found = gm.groups(network)
+    n_compared = 0
+    for tensor in gm.boundaries(network):
+        rank = len(network.tensors[tensor].shape)
+        axes = [i for i, a in enumerate(found.analysis.axes[tensor]) if (np.asarray(found.unit_of[a]) >= 0).any()]
+        if rank > 2 and len(axes) == 1:
+            n_compared += 1
+            assert axes[0] == channel_axis(network, tensor) % rank, tensor
+    assert n_compared > 5
 
 
 @pytest.mark.parametrize("layout", [1, -1])
