@@ -13,7 +13,7 @@ in float64. :math:`W_0` are the weights that are there, or 0, where they are wor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -53,13 +53,16 @@ class Layer:
         Of the operator.
     entry, exit : str
         The tensor that it reads, and the one that it makes, with the bias behind it.
+    channels : int
+        That it makes.
     unknowns : int
-        Weights of an output channel.
+        Weights of each of them.
     """
 
     name: str
     entry: str
     exit: str
+    channels: int
     unknowns: int
 
 
@@ -73,7 +76,7 @@ def layers(model: Model, operators: Sequence[str]) -> list[Layer]:
     for name in operators:
         layer = _read(bench, name)
         if layer is not None:
-            found.append(Layer(name, layer.entry, layer.exit, _unknowns(layer)))
+            found.append(Layer(name, layer.entry, layer.exit, layer.n_out, _unknowns(layer)))
     return found
 
 
@@ -116,6 +119,18 @@ def refit(model: Model, layer: Layer, x: Array, y: Array) -> tuple[Model, int] |
     offsets = np.concatenate([one.bias for one in fitted])
     own.store(fresh, None if bias is None else offsets)
     return draft.finish(), changed * _unknowns(own)
+
+
+def without_weights(model: Model, names: Iterable[str]) -> Model:
+    """Return the model with the weights and biases of some layers at zero."""
+    draft = Draft(model)
+    bench = Bench(draft)
+    for name in names:
+        own = _read(bench, name)
+        if own is not None:
+            bias = own.bias()
+            own.store(0 * own.weight(), None if bias is None else 0 * bias)
+    return draft.finish()
 
 
 def _read(bench: Bench, name: str) -> Map | None:

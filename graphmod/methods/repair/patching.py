@@ -1,9 +1,9 @@
 """Activation patching: where the activations of a healthy network no longer survive in a broken one.
 
-Of every unit is asked what it makes of the healthy activations at its entry: where that differs from the healthy ones at
-its exit, its weights are at fault, whatever lies before it. How much it matters is told by the outputs, if the healthy
-activations are put in behind the unit instead of before it (Vig et al., Investigating gender bias in language models
-using causal mediation analysis, NeurIPS 2020, call this an indirect effect).
+Of every unit is asked what it makes of the healthy activations at its entry: where that differs from the healthy ones
+at its exit, its weights are at fault, whatever lies before it. How much it matters is told by the outputs, if the
+healthy activations are put in behind the unit instead of before it (Vig et al., Investigating gender bias in language
+models using causal mediation analysis, NeurIPS 2020, call this an indirect effect).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from graphmod.data import Data
+from graphmod.data import Data, fixed_batch
 from graphmod.graph import subgraph
 from graphmod.methods.repair.fits import SAME
 from graphmod.methods.repair.units import Unit
@@ -39,15 +39,21 @@ def between(model: Model, entry: str, exits: Sequence[str], data: Data, at_entry
     return values(part, Data({entry: at_entry, **context}), exits)
 
 
+def first(model: Model, data: Data, n: int) -> Data:
+    """Return the first samples, or as many more as a model takes at a time."""
+    unit = fixed_batch(model) or 1
+    return data[: min(-(-n // unit), len(data) // unit) * unit]
+
+
 def gap(found: Array, wanted: Array) -> float:
     """Return the root of the squared error over the variance of what is wanted.
 
     >>> gap(np.array([1.0, 3.0]), np.array([1.0, 3.0]))
     0.0
     """
-    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
-    spread = float(((wanted - wanted.mean(0)) ** 2).sum()) or 1.0
-    return float(np.sqrt(((found - wanted) ** 2).sum() / spread))
+    goal = wanted.astype(np.float64)
+    spread = float(((goal - goal.mean(0)) ** 2).sum()) or 1.0
+    return float(np.sqrt(((found.astype(np.float64) - goal) ** 2).sum() / spread))
 
 
 def faults(model: Model, healthy: Model, data: Data, parts: Sequence[Unit]) -> tuple[Candidate, ...]:

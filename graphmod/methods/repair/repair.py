@@ -1,0 +1,385 @@
+"""Repair: find where a fault is, and make that part work again, at the price of that part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from time import process_time
+from typing import Any
+
+import numpy as np
+
+from graphmod.data import Data, Splits, as_splits, fixed_batch
+from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.graph import boundaries
+from graphmod.methods.repair.emptying import emptied
+from graphmod.methods.repair.mending import mend
+from graphmod.methods.repair.patching import faults, first
+from graphmod.methods.repair.suspicion import suspects
+from graphmod.methods.repair.units import Unit, units
+from graphmod.methods.tuning import Candidate, Tuned, TuningReport
+from graphmod.model import Model
+from graphmod.probe import predict, share_correct
+from graphmod.rewrite import rebatch
+from graphmod.train import Imitation, Metric, retrained
+from graphmod.train.losses import cross_entropy
+from graphmod.train.retrain import Loss, Retrained, logits
+
+Score = Callable[[Model, str], float]
+"""From a model and the name of a part of the data, the metric."""
+
+_SHORT = 512, 40
+"""Samples, and steps, of a training that is to tell whether a region will do."""
+
+_WIDEST = 3
+"""Units that are trained together, at most."""
+
+_EVERY = 5
+"""Steps between two looks at calibration data."""
+
+
+def repair(
+    model: Model,
+    data: object,
+    *,
+    healthy: Model | None = None,
+    share: float = 1.0,
+    target: float | None = None,
+    samples: int = 128,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    epochs: int = 30,
+    patience: int = 8,
+    learning_rate: float = 3e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Tuned:
+    """Find the part of a network that is at fault, and make it work again.
+
+    With a healthy model at hand, its activations are put into the broken one: a unit of the trunk that makes something
+    else of them is at fault. Its layers are fitted in closed form to what the healthy model makes; where that does not
+    do, the unit is trained to imitate it. No labels are needed. Of the healthy model only activations are used, so that
+    its weights may be of another type, fused or quantized.
+
+    Without one, units are ranked by how steep the loss is in their weights, relative to these, and by what skipping
+    them saves. The first one is trained with the rest frozen; a second and a third one join it where it does not do.
+    What does best on calibration data is kept, the model as it was if nothing is better.
+
+    Parameters
+    ----------
+    model : Model
+    data : anything that :func:`graphmod.data.as_splits` takes
+        Fitted and trained is on its training part, chosen on its calibration part; figures are of its test part.
+    healthy : Model, optional
+        One that works, with the same inputs and boundaries of the same names.
+    share : float
+        The largest share of the weights that may change, above 0 and at most 1.
+    target : float, optional
+        What the metric is to be on calibration data: enough is done once it is reached. With a healthy model its own if
+        None, else whatever can be had.
+    samples : int
+        Samples that the analysis looks at.
+    loss : callable, optional
+        ``loss(outputs, targets) -> scalar tensor``; cross-entropy with integer labels if None.
+    metric : callable, optional
+        ``metric(outputs, targets) -> float``, larger is better; accuracy if None. Without labels it is how often the
+        model and the healthy one agree.
+    epochs, patience : int
+        Of the training at the end, at most: where short ones have not reached the target.
+    learning_rate : float
+    batch_size : int
+    seed : int
+        Same seed, same result.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Tuned
+        The model, and the report: what was at fault, best first, and what was changed. Where nothing was found or
+        nothing helped, the model is the one that was given, and the report names no blocks.
+
+    Raises
+    ------
+    RefusedError
+        The healthy model is one of another graph, the share is out of range or leaves no unit.
+    InvalidDataError
+        The data does not fit, or has no labels and there is no healthy model.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> from graphmod.methods.deeparc.weaken import weaken
+    >>> m, data = gm.load(gm.demo.model_path()), gm.demo.splits()
+    >>> weak = weaken(m, data, 50, ["layer2.3"])
+    >>> done = repair(weak, data, healthy=m)
+    >>> done.report.blocks, gm.accuracy(done.model, data.test) > 0.98
+    (('layer2.3',), True)
+    """
+    if not 0 < share <= 1:
+        raise RefusedError(f"share={share} is out of range; it is a share of the weights above 0 and at most 1")
+    if samples < 1:
+        raise RefusedError("samples must be at least 1")
+    start = process_time()
+    splits = as_splits(model, data, seed, targets=False)
+    has_labels = all(part.targets is not None for part in _parts(splits).values())
+    if healthy is None and not has_labels:
+        raise InvalidDataError("the data has no labels, and there is no healthy model to go by; give one of them")
+    if has_labels:
+        splits = as_splits(model, splits, seed, labels=loss is None)
+    if healthy is not None:
+        _check_inputs(model, healthy)
+    score = _score(splits, healthy, loss, metric, has_labels)
+    task = _Task(model, splits, share, target, samples, score, progress)
+    training = _Training(loss, metric, epochs, patience, learning_rate, batch_size, seed)
+    found = _by_labels(task, training) if healthy is None else _by_activations(task, healthy, training)
+    if found.chosen and not score(found.model, "calibration") > score(model, "calibration"):
+        found = replace(found, model=model, chosen=(), touched=0)
+    seconds = dict(found.seconds)
+    seconds["analysis"] += process_time() - start - sum(seconds.values())
+    settings = {
+        "healthy": healthy is not None,
+        "metric": "agreement" if not has_labels else "accuracy" if metric is None else "metric",
+        "share": share,
+        "target": target,
+        "samples": samples,
+        "epochs": epochs,
+        "patience": patience,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    report = TuningReport(
+        tuple(unit.path for unit in found.chosen),
+        found.chosen[0].entry if found.chosen else "",
+        found.chosen[-1].exit if found.chosen else "",
+        found.touched,
+        found.touched / max(1, model.n_weights),
+        seconds,
+        {"test": score(model, "test")},
+        {"test": score(found.model, "test")},
+        found.ranking,
+        settings,
+    )
+    return Tuned(found.model, report, model)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is to be repaired, and how that is measured."""
+
+    model: Model
+    splits: Splits
+    share: float
+    target: float | None
+    samples: int
+    score: Score
+    progress: bool
+
+    def within_share(self, ranking: Sequence[Candidate], most: int | None = None) -> list[Candidate]:
+        """Return the first candidates whose weights are together within the share."""
+        left = self.share * self.model.n_weights
+        chosen: list[Candidate] = []
+        for one in ranking:
+            if one.weights <= left and (most is None or len(chosen) < most):
+                chosen.append(one)
+                left -= one.weights
+        if ranking and not chosen:
+            needed = min(one.weights for one in ranking) / self.model.n_weights
+            raise RefusedError(
+                f"share={self.share:g} leaves nothing to repair: the smallest unit has {needed:.1%} of the weights"
+            )
+        return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """How units are trained."""
+
+    loss: Loss | None
+    metric: Metric | None
+    epochs: int
+    patience: int
+    learning_rate: float
+    batch_size: int
+    seed: int
+
+    def run(
+        self, task: _Task, model: Model, chosen: Sequence[Unit], *, short: bool, imitate: Imitation | None = None
+    ) -> Retrained:
+        """Train units on all samples until that brings nothing more, or in short on some of them."""
+        splits, epochs, patience = task.splits, self.epochs, self.patience
+        if short:
+            n, steps = _SHORT
+            splits = replace(splits, train=_some(model, splits.train, n, self.seed))
+            epochs, patience = ceil(steps * self.batch_size / len(splits.train)), steps
+        goal: dict[str, Any] = {} if imitate is not None else {"until": task.target, "loss": self.loss}
+        if imitate is None and self.metric is not None:
+            goal["metric"] = self.metric
+        return retrained(
+            model, splits, [unit.place for unit in chosen],
+            imitate=imitate, epochs=epochs, patience=patience, check_every=_EVERY if short else None,
+            learning_rate=self.learning_rate, batch_size=self.batch_size, seed=self.seed,
+            progress=task.progress, **goal,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What became of a task."""
+
+    model: Model
+    chosen: tuple[Unit, ...]
+    touched: int
+    ranking: tuple[Candidate, ...]
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("analysis", "caching", "training"), 0.0))
+
+
+# -- with a healthy model
+
+
+def _by_activations(task: _Task, healthy: Model, training: _Training) -> _Found:
+    parts = units(task.model, _shared(task.model, healthy))
+    some = _some(task.model, task.splits.train, task.samples, training.seed)
+    ranking = faults(task.model, healthy, some, parts)
+    if not ranking:
+        return _Found(task.model, (), 0, ranking)
+    entries = {one.entry for one in task.within_share(ranking)}
+    broken = tuple(unit for unit in parts if unit.entry in entries)
+    start = process_time()
+    mended = mend(task.model, healthy, task.splits.train, broken)
+    found = _Found(mended.model, broken, mended.touched, ranking)
+    found.seconds["training"] = process_time() - start
+    touched = mended.touched
+    for unit in mended.left(broken):
+        goal = task.score(healthy, "calibration") if task.target is None else task.target
+        if task.score(found.model, "calibration") >= goal:
+            break
+        run = training.run(task, found.model, [unit], short=False, imitate=Imitation(unit.exit, healthy, weight=1))
+        found = replace(found, model=run.model, seconds=_with(found.seconds, run))
+        touched += unit.weights
+    return replace(found, touched=min(touched, sum(unit.weights for unit in broken)))
+
+
+def _shared(model: Model, healthy: Model) -> list[str]:
+    """Return the boundaries that both models have.
+
+    Raises
+    ------
+    RefusedError
+        There are too few.
+    """
+    trunk = boundaries(model)
+    shared = [name for name in trunk if name in healthy.producer and _kind(model, name) == _kind(healthy, name)]
+    if trunk[-1] not in shared or len(shared) < min(2, len(trunk)):
+        odd = next(name for name in reversed(trunk) if name not in shared)
+        raise RefusedError(
+            f"the healthy model is one of another graph: it has no tensor '{odd}' of type {model.tensors.get(odd)}; "
+            "give a model with the boundaries of this one, or none"
+        )
+    return shared
+
+
+def _kind(model: Model, name: str) -> tuple[object, ...]:
+    """Return the sizes of a tensor, without symbols."""
+    kind = model.tensors.get(name)
+    return () if kind is None else tuple(size if isinstance(size, int) else None for size in kind.shape or ())
+
+
+def _check_inputs(model: Model, healthy: Model) -> None:
+    for name, kind in model.inputs.items():
+        if name not in healthy.inputs or _kind(model, name)[1:] != _kind(healthy, name)[1:]:
+            told = ", ".join(f"'{other}': {one}" for other, one in healthy.inputs.items())
+            raise RefusedError(
+                f"the healthy model is one of another graph: '{name}' is {kind} here and there is {told}"
+            )
+
+
+# -- without one
+
+
+def _by_labels(task: _Task, training: _Training) -> _Found:
+    model = task.model
+    output, loss = logits(model) if training.loss is None else model.main_output, training.loss or cross_entropy
+    parts = {unit.entry: unit for unit in units(model) if unit.weights}
+    some = _some(model, task.splits.train, task.samples, training.seed)
+    free = model if fixed_batch(model) is None else rebatch(model)
+    ranking = suspects(free, some, list(parts.values()), output, loss)
+    widest = [parts[one.entry] for one in task.within_share(ranking, _WIDEST)]
+    skipping = {one.entry: one.figures["skipping"] for one in ranking}
+    if skipping[widest[0].entry] > 0:
+        model = emptied(model, some, widest[0], output, loss)
+    found = _Found(model, (), 0, ranking)
+    reached = task.score(model, "calibration")
+    for width in range(1, len(widest) + 1):
+        if width > 1 and _enough(reached, task.target):
+            break
+        chosen = [unit for unit in parts.values() if unit in widest[:width]]
+        run = training.run(task, found.model, chosen, short=True)
+        now = max(check.score for check in run.history)
+        if width > 1 and now <= reached:
+            break
+        reached = now
+        found = replace(found, model=run.model, chosen=tuple(chosen), seconds=_with(found.seconds, run))
+    if not _enough(reached, task.target) and training.epochs:
+        run = training.run(task, found.model, found.chosen, short=False)
+        found = replace(found, model=run.model, seconds=_with(found.seconds, run))
+    return replace(found, touched=sum(unit.weights for unit in found.chosen))
+
+
+def _enough(reached: float, target: float | None) -> bool:
+    return target is not None and reached >= target
+
+
+# -- what both need
+
+
+def _some(model: Model, data: Data, n: int, seed: int) -> Data:
+    """Return so many samples, drawn: data may be sorted by label."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data))[:n]) if n < len(data) else np.arange(len(data))
+    return first(model, data[rows], n)
+
+
+def _parts(splits: Splits) -> dict[str, Data]:
+    return {"train": splits.train, "calibration": splits.calibration, "test": splits.test}
+
+
+def _score(splits: Splits, healthy: Model | None, loss: Loss | None, metric: Metric | None, has_labels: bool) -> Score:
+    """Return what measures a model on a part of the data."""
+    import torch
+
+    parts = _parts(splits)
+    wanted = {name: part.targets for name, part in parts.items()}
+    known: dict[tuple[Model, str], float] = {}
+
+    def score(model: Model, name: str) -> float:
+        if (model, name) not in known:
+            known[model, name] = measured(model, name)
+        return known[model, name]
+
+    def measured(model: Model, name: str) -> float:
+        outputs = predict(model, parts[name])
+        targets = wanted[name]
+        if not has_labels:
+            assert healthy is not None, "one of them is there"
+            if targets is None:
+                targets = wanted[name] = predict(healthy, parts[name]).reshape(len(parts[name]), -1).argmax(1)
+            return share_correct(outputs, targets)
+        assert targets is not None, "there are labels"
+        if metric is not None:
+            return metric(outputs, targets)
+        if loss is not None:
+            return -float(loss(torch.from_numpy(outputs), torch.from_numpy(targets)))
+        return share_correct(outputs, targets)
+
+    return score
+
+
+def _with(seconds: dict[str, float], run: Retrained) -> dict[str, float]:
+    """Return seconds with those of a training."""
+    caching, training = run.seconds["caching"], run.seconds["import"] + run.seconds["training"]
+    return {
+        **seconds, "caching": seconds["caching"] + caching, "training": seconds["training"] + training
+    }  # fmt: skip
