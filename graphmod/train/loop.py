@@ -117,6 +117,11 @@ def fit(
     -------
     tuple of Check
         Without the one before training.
+
+    Raises
+    ------
+    RefusedError
+        The objective does not depend on what is to learn.
     """
     size, n = settings.batch_size, len(views[0])
     starts = range(0, n - n % size if norms and n > size else n, size)
@@ -134,6 +139,11 @@ def fit(
         for step, (inputs, goals) in enumerate(_batches(views, starts, settings), 1):
             optimizer.zero_grad()
             value = objective(as_tuple(net(*inputs)), goals)
+            if not value.requires_grad:
+                raise RefusedError(
+                    "no gradient reaches what is to learn: an operator behind it, such as Hardmax or ArgMax, has none; "
+                    "train what comes after it"
+                )
             value.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
             for parameter, factor in pinned:
                 if parameter.grad is not None:

@@ -11,6 +11,7 @@ from handmade import fan
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
+from planted import net
 from random_networks import networks
 
 import graphmod as gm
@@ -278,6 +279,26 @@ def test_refusals(options, match):
 def test_views_that_do_not_fit(view, match):
     with pytest.raises(gm.InvalidDataError, match=match):
         retrain(chain(), parts(), [("t1", "t2")], augment=lambda part, rng: view(part), views=2)  # noqa: ARG005
+
+
+UNKNOWN = """
+(float[n,7] x) => (float[n,3] y) {
+    m = MatMul (x, w0)
+    q = com.microsoft.QuickGelu (m)
+    f = Hardmax (q)
+    y = MatMul (f, w1)
+}
+"""
+"""Shape inference knows nothing of q and f, and Hardmax has no gradient."""
+
+
+def test_behind_tensors_of_unknown_type_and_not_through_what_has_no_gradient():
+    network, data = net(UNKNOWN, {"w0": (7, 4), "w1": (4, 3)}), parts()
+    assert network.tensors.get("f") is None
+    after = retrain(network, data, [("f", "y")], epochs=1, metric=Scores())
+    assert changed(network, after) == {"w1"}
+    with pytest.raises(gm.RefusedError, match="no gradient reaches"):
+        retrain(network, data, [("x", "m")], epochs=1)
 
 
 @pytest.mark.filterwarnings("ignore:PyTorch cannot compute")
