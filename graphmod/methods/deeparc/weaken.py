@@ -10,6 +10,7 @@ as in a block that a shortcut leads around, the deviation grows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,9 +130,9 @@ class _Damage:
     def __init__(self, model: Model, names: Iterable[str], seed: int) -> None:
         rng = np.random.default_rng(seed)
         self._model = model
-        self._weights: dict[str, tuple[NDArray[np.generic], NDArray[np.float64], NDArray[np.float64]]] = {}
+        self._weights: dict[str, tuple[NDArray[np.floating[Any]], NDArray[np.float64], NDArray[np.float64]]] = {}
         for name in names:
-            value = model.initializer(name)
+            value = cast("NDArray[np.floating[Any]]", model.initializer(name))
             self._weights[name] = value, rng.random(value.shape), rng.standard_normal(value.shape)
 
     def at(self, strength: float) -> Model:

@@ -135,7 +135,10 @@ def repair(
     task = _Task(model, splits, share, target, samples, score, progress)
     training = _Training(loss, metric, epochs, patience, learning_rate, batch_size, seed)
     found = _by_labels(task, training) if healthy is None else _by_activations(task, healthy, training)
-    if found.chosen and not score(found.model, "calibration") > score(model, "calibration"):
+    reached = found.reached
+    if reached is None and found.chosen:
+        reached = score(found.model, "calibration")
+    if reached is not None and not reached > score(model, "calibration"):
         found = replace(found, model=model, chosen=(), touched=0)
     seconds = dict(found.seconds)
     seconds["analysis"] += process_time() - start - sum(seconds.values())
@@ -228,12 +231,13 @@ class _Training:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What became of a task."""
+    """What became of a task; ``reached`` is the metric on calibration data where training has told it."""
 
     model: Model
     chosen: tuple[Unit, ...]
     touched: int
     ranking: tuple[Candidate, ...]
+    reached: float | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("analysis", "caching", "training"), 0.0))
 
 
@@ -312,7 +316,7 @@ def _by_labels(task: _Task, training: _Training) -> _Found:
     if skipping[widest[0].entry] > 0:
         model = emptied(model, some, widest[0], output, loss)
     found = _Found(model, (), 0, ranking)
-    reached = task.score(model, "calibration")
+    reached = -np.inf
     for width in range(1, len(widest) + 1):
         if width > 1 and _enough(reached, task.target):
             break
@@ -326,7 +330,8 @@ def _by_labels(task: _Task, training: _Training) -> _Found:
     if not _enough(reached, task.target) and training.epochs:
         run = training.run(task, found.model, found.chosen, short=False)
         found = replace(found, model=run.model, seconds=_with(found.seconds, run))
-    return replace(found, touched=sum(unit.weights for unit in found.chosen))
+        reached = max(check.score for check in run.history)
+    return replace(found, touched=sum(unit.weights for unit in found.chosen), reached=reached)
 
 
 def _enough(reached: float, target: float | None) -> bool:

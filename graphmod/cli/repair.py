@@ -1,0 +1,76 @@
+"""The command ``repair``: find the part of a network that is at fault, and make it work again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
+from graphmod.cli.outcome import files_of
+from graphmod.model import check_writable, load
+
+_SHOWN = 5
+"""Candidates that the table shows."""
+
+
+def repair(
+    model: ModelFile,
+    data: DataFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    healthy: Annotated[
+        Path | None,
+        typer.Option(help="A model of the same graph that works; no labels are needed then.", show_default=False),
+    ] = None,
+    share: Annotated[float, typer.Option(help="The largest share of the weights that may change.")] = 1.0,
+    target: Annotated[
+        float | None, typer.Option(help="Accuracy on calibration data that is enough.", show_default=False)
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Of training, at most.")] = 30,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find the part of a model that is at fault, and make it work again.
+
+    Where nothing is found or helps, it says so and writes nothing.
+
+    [dim]Example:[/] graphmod repair broken.onnx digits.npz --healthy old.onnx --out repaired.onnx
+    """
+    from graphmod.methods.repair import repair as run
+
+    check_writable(out)
+    broken = load(model)
+    sound = None if healthy is None else load(healthy)
+    done = run(broken, data, healthy=sound, share=share, target=target, epochs=epochs, seed=seed, progress=not as_json)
+    report = done.report
+    written = []
+    if report.blocks:
+        done.model.save(out)
+        written = [str(file) for file in files_of(out)]
+    if as_json:
+        _print_json({**report.as_dict(), "files": written})
+        return
+    if report.ranking:
+        table = Table("at fault, most likely first", "weights", "score", *report.ranking[0].figures)
+        for one in report.ranking[:_SHOWN]:
+            figures = (f"{value:.3f}" for value in one.figures.values())
+            table.add_row(escape(", ".join(one.blocks)), f"{one.weights:,}", f"{one.score:.3f}", *figures)
+        console.print(table)
+    if not report.blocks:
+        found = "nothing brought it back" if report.ranking else "nothing is broken"
+        console.print(f"{found}, so nothing was written")
+        return
+    name = report.settings["metric"]
+    took = sum(report.seconds.values())
+    console.print(f"{name} on test data: {report.before['test']:.2%} before, {report.after['test']:.2%} after")
+    console.print(
+        f"repaired: {escape(', '.join(report.blocks))}; {report.weights_trained:,} weights, "
+        f"{report.trained_share:.1%} of all; {took:.1f} s of CPU time"
+    )
+    console.print(f"written: {', '.join(map(escape, written))}")
+
+
+COMMANDS = (repair,)
