@@ -54,6 +54,9 @@ class Change:
         Root of the squared error at the exit over the variance there, on the data that it was fitted on.
     drop : float
         Metric lost on calibration data with this and all earlier changes, before retraining.
+    damage : float
+        What the change alone does to the output: the Kullback-Leibler divergence of predictions, in nats a sample; with
+        a metric of one's own the squared error of the output over its mean square.
     """
 
     blocks: tuple[str, str]
@@ -63,6 +66,42 @@ class Change:
     saving: float
     error: float
     drop: float
+    damage: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trade-off of latency and damage, built and run.
+
+    Parameters
+    ----------
+    latency : float
+        Measured end to end, over the original's, averaged over batch sizes.
+    damage : float
+        To the output, all changes together, before retraining; see :class:`Change`.
+    estimated_latency, estimated_damage : float
+        The sums over its changes, by which it was chosen.
+    weights : int
+        Scalars in float constants.
+    before : float
+        The metric on calibration data before retraining.
+    after : float, optional
+        The same after retraining; None where that was not tried.
+    trained_weights : int, optional
+        Scalars that were trained.
+    is_chosen : bool
+        Whether it became the result.
+    """
+
+    latency: float
+    damage: float
+    estimated_latency: float
+    estimated_damage: float
+    weights: int
+    before: float
+    after: float | None
+    trained_weights: int | None
+    is_chosen: bool
 
 
 @dataclass(frozen=True)
@@ -73,7 +112,7 @@ class CompressionReport:
     ----------
     before, after : Measured
     changes : tuple of Change
-        In the order in which they were taken.
+        From the input to the output.
     trained_weights : int
         Scalars that were ever trained.
     max_drop : float
@@ -82,6 +121,8 @@ class CompressionReport:
         Samples of each part of the data.
     settings : dict
         Everything else that decides the result.
+    front : tuple of Point
+        Every point of the front that was built and run, the fastest first.
     """
 
     before: Measured
@@ -91,6 +132,7 @@ class CompressionReport:
     max_drop: float
     samples: dict[str, int]
     settings: dict[str, Any]
+    front: tuple[Point, ...] = ()
 
     @property
     def speedup(self) -> dict[int, float]:
@@ -128,3 +170,8 @@ class Result:
     original: Model = field(repr=False)
     similarity: Similarity = field(repr=False)
     module_map: ModuleMap = field(repr=False)
+
+    @property
+    def front(self) -> tuple[Point, ...]:
+        """Every point of the front of latency and damage that was built and run, the fastest first."""
+        return self.report.front

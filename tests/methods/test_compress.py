@@ -1,7 +1,7 @@
 """Compression of a small residual network, half of whose blocks hardly do anything."""
 
+import importlib
 import itertools
-import sys
 
 import numpy as np
 import pytest
@@ -65,8 +65,15 @@ def clock(monkeypatch):
         parts = {block.path: gm.graph.subgraph(model, [block.entry], [block.exit]) for block in blocks}
         return {path: batch_size * (gm.graph.cost(part).macs + 20.0) for path, part in parts.items()}
 
-    module = sys.modules["graphmod.methods.compress"]
+    def ratios(clock, models):
+        whole = gm.graph.cost(clock.line.original).macs + 20.0 * BLOCKS
+        blocks = [sum(operator.op_type == "Tanh" for operator in one.operators) for one in models]
+        return [(gm.graph.cost(one).macs + 20.0 * n) / whole for one, n in zip(models, blocks, strict=True)]
+
+    module = importlib.import_module("graphmod.methods.compress.clock")
     monkeypatch.setattr(module, "block_latency", timed)
+    monkeypatch.setattr(module.Clock, "ratios", ratios)
+    monkeypatch.setattr(importlib.import_module("graphmod.methods.compress.verb"), "ROUNDS", 3)
 
 
 def compress(original, data, **options):
@@ -114,7 +121,7 @@ def test_the_idle_blocks_go_and_the_report_says_so(original, data, tmp_path):
     for change in report.changes:
         assert {change.entry, change.exit} <= set(original.tensors)
         assert set(change.blocks) <= paths
-        assert change.kind in ("identity", "affine", "linear")
+        assert change.damage >= 0
         assert change.saving > 0
     assert result.original is original
     result.module_map.check(original)
@@ -156,8 +163,8 @@ def test_a_module_map_made_before(original, data):
     sim = gm.similarity(original, data.train)
     one = gm.modularize(sim, n_modules=len(sim.boundaries))
     alone = compress(original, data, module_map=one)
-    assert alone.report.changes == ()  # every boundary is a module of its own: there is no run to replace
-    assert alone.model.n_weights == original.n_weights
+    kinds = {change.kind.split()[0] for change in alone.report.changes}
+    assert kinds <= {"pruned", "factored"}  # every boundary is a module of its own: steps stay, if with fewer channels
     assert alone.module_map is one
     whole = compress(original, data, module_map=gm.modularize(sim, threshold=0.8))
     assert whole.model.digest == compress(original, data).model.digest
