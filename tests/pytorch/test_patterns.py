@@ -109,6 +109,9 @@ SIMILAR = {
         [line.replace("axes=[-1]", "axes=[1,2]") for line in NORM], AFFINE, nn.LayerNorm),
     "layer norm with a scalar weight": (NORM, AFFINE | {"weight": F([2.0])}, nn.LayerNorm),
     "groups with other scales": (GROUPS, GROUPED | {"ones": np.array([1, 2], F)}, nn.GroupNorm),
+    "groups whose number follows the batch, behind another operator": (
+        ["u = Tanh(x)", "k = Shape(u) end=1", "t = Concat(k, two, rest) axis=0", "r = Reshape(u, t)", *GROUPS[1:]],
+        GROUPED | {"two": np.array([2]), "rest": np.array([-1])}, nn.GroupNorm),
     "groups of another axis": (
         GROUPS, GROUPED | {"weight": rng.normal(size=(4, 6)).astype(F)}, nn.GroupNorm),
 }  # fmt: skip

@@ -143,11 +143,11 @@ def _groups(op: Operator, found: Found) -> bool:
     kind = importer.scope.types.get(found["x"])
     if kind is None or kind.shape is None or not isinstance(kind.shape[1], int):
         return False
-    ones, zeros, sizes = inner.constant(1), inner.constant(2), found.operators["apart"].plain_ints(1)
-    if ones is None or zeros is None or isinstance(sizes, fx.Node) or (ones != 1).any() or (zeros != 0).any():
+    ones, zeros, sizes = inner.constant(1), inner.constant(2), found.operators["apart"].constant(1)
+    if ones is None or zeros is None or sizes is None or (ones != 1).any() or (zeros != 0).any():
         return False
     channels, rank = kind.shape[1], len(kind.shape)
-    if sizes != [0, ones.size, -1] or _shape(op, found.operators["together"]) != kind.shape:
+    if sizes.tolist() != [0, ones.size, -1] or _shape(op, found.operators["together"]) != kind.shape:
         return False
     broadcast = (channels, *[1] * (rank - 2))
     names = ("weight", "bias")
