@@ -38,7 +38,7 @@ _ON_FIRST = frozenset(
 _ON_LAST = frozenset(
     {
         "Attention", "BiasGelu", "EmbedLayerNormalization", "FastGelu", "GRU", "GroupQueryAttention", "LSTM",
-        "MultiHeadAttention", "NhwcConv", "QAttention", "RNN", "SimplifiedLayerNormalization", "SkipLayerNormalization",
+        "MultiHeadAttention", "NhwcConv", "QAttention", "RNN", "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
@@ -59,17 +59,18 @@ _SPREADING = frozenset({"Add", "Div", "Mul", "PRelu", "Sub"})
 _KEEPING = _SPREADING | frozenset(
     {
         "Abs", "Acos", "Acosh", "And", "Asin", "Asinh", "Atan", "Atanh", "Bernoulli", "BitCast", "BitShift",
-        "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Concat",
-        "Cos", "Cosh", "CumSum", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "Elu", "Equal", "Erf", "Exp",
-        "Expand", "Floor", "GatherElements", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Hardmax",
-        "Identity", "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax",
-        "LpNormalization", "Max", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Neg", "Not", "Or", "Pad",
-        "Pow", "QLinearAdd", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QuantizeLinear", "QuickGelu",
-        "RMSNormalization", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
-        "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Resize", "ReverseSequence",
-        "Round", "ScatterElements", "ScatterND", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Slice", "Softmax",
-        "Softplus", "Softsign", "Split", "Sqrt", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Tile", "TopK",
-        "Trilu", "Upsample", "Where", "Xor",
+        "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip",
+        "Concat", "Cos", "Cosh", "CumSum", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "Elu",
+        "Equal", "Erf", "Exp", "Expand", "Floor", "GatherElements", "Gelu", "Greater", "GreaterOrEqual",
+        "HardSigmoid", "HardSwish", "Hardmax", "Identity", "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu",
+        "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "Max", "Mean",
+        "MeanVarianceNormalization", "Min", "Mish", "Mod", "Neg", "Not", "Or", "Pad", "Pow", "QLinearAdd",
+        "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QuantizeLinear", "QuickGelu", "RMSNormalization",
+        "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+        "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Resize", "ReverseSequence", "Round",
+        "ScatterElements", "ScatterND", "Selu", "Shrink", "Sigmoid", "Sign", "SimplifiedLayerNormalization",
+        "Sin", "Sinh", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Sum", "Swish", "Tan",
+        "Tanh", "ThresholdedRelu", "Tile", "TopK", "Trilu", "Upsample", "Where", "Xor",
     }
 )  # fmt: skip
 """Operators that leave every axis of what has the rank of their output where it is."""
@@ -142,7 +143,7 @@ class _Evidence:
         varying = set(model.inputs)
         for operator, names in zip(model.operators, model.reads, strict=True):
             if not varying.isdisjoint(names):
-                varying.update(operator.output)
+                varying.update(filter(None, operator.output))
                 if operator.domain in _DOMAINS:
                     self._add(operator, varying)
 
@@ -238,15 +239,15 @@ class _Evidence:
                     self.kept.setdefault(other, []).append(_Way(one))
 
     def _add_moved(self, operator: NodeProto, read: str, made: str) -> None:
-        shapes = [_shape(self.model, name) for name in (read, made)]
-        if shapes[0] is None or shapes[1] is None:
+        before, after = (_shape(self.model, name) for name in (read, made))
+        if before is None or after is None or min(len(before), len(after)) < 2:
             return
-        places = self._origins(operator, shapes[0], shapes[1])
+        places = self._origins(operator, before, after)
         if places is None:
             return
         back = {origin: place for place, origin in enumerate(places) if origin is not None}
         self.moved.setdefault(made, []).append(_Way(read, places))
-        self.moved.setdefault(read, []).append(_Way(made, tuple(back.get(place) for place in range(len(shapes[0])))))
+        self.moved.setdefault(read, []).append(_Way(made, tuple(back.get(place) for place in range(len(before)))))
 
     def _origins(self, operator: NodeProto, read: _Shape, made: _Shape) -> tuple[int | None, ...] | None:
         """Return, for every axis of what an operator that moves axes makes, which axis of what it reads that is."""

@@ -286,6 +286,49 @@ def test_random_networks_of_one_layout(layout, data):
     assert {channel_axis(network, name) for name in ("x", *network.producer)} == {layout}
 
 
+def test_inputs_and_outputs_that_are_left_out():
+    weights = {"w": normal(1, 4 * N, N), "r": normal(1, 4 * N, N), "high": np.float32(1)}
+    operators = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["", "h", ""], hidden_size=N),
+        helper.make_node("Clip", ["h", "", "high"], ["y"]),
+        helper.make_node("Conv", ["z", "k", ""], ["v"]),
+    ]
+    network = model(
+        operators, {"x": [5, "n", N], "z": ["n", N, 4]}, {"y": None, "v": None}, {**weights, "k": WEIGHTS["conv"]}
+    )
+    assert {name: channel_axis(network, name) for name in "xhyzv"} == {"x": -1, "h": -1, "y": -1, "z": 1, "v": 1}
+
+
+def test_tensors_without_axes():
+    operators = [
+        op("Conv", "x conv", "a"),
+        op("ReduceSum", "a", "s", keepdims=0),
+        op("Transpose", "s", "t"),
+        op("Unsqueeze", "t zero", "u"),
+        op("Squeeze", "u zero", "v"),
+        op("Add", "a v", "y"),
+    ]
+    network = model(operators, {"x": ["n", N, N]}, {"y": None}, {**WEIGHTS, "zero": np.array([0])})
+    assert [channel_axis(network, name) for name in "xastuvy"] == [1, 1, -1, -1, -1, -1, 1]
+
+
+def test_bodies_tell_nothing_of_what_is_outside():
+    """What an If makes is judged by what reads it; inside, a tensor of the same name can be another one."""
+    inner = [
+        helper.make_graph([op("MatMul", "a square", "b")], name, [], [helper.make_tensor_value_info("b", 1, None)])
+        for name in ("then", "else")
+    ]
+    operators = [
+        op("Relu", "x", "a"),
+        op("ReduceMax", "x", "m", keepdims=0),
+        op("Cast", "m", "c", to=9),
+        helper.make_node("If", ["c"], ["d"], then_branch=inner[0], else_branch=inner[1]),
+        op("Conv", "d conv", "y"),
+    ]
+    network = model(operators, {"x": ["n", N, N]}, {"y": None}, WEIGHTS)
+    assert (channel_axis(network, "d"), channel_axis(network, "y"), channel_axis(network, "a")) == (1, 1, -1)
+
+
 def test_a_tensor_that_is_not_there():
     with pytest.raises(gm.InvalidModelError, match="no tensor named 'nothing'"):
         channel_axis(gm.load(gm.demo.model_path()), "nothing")
