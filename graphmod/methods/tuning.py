@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from graphmod.model import Model
+from graphmod.train import Check
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class TuningReport:
         Best first.
     settings : dict
         Everything else that decides the result.
+    history : tuple of Check
+        Looks at calibration data while it was trained, by CPU seconds since the work began.
     """
 
     blocks: tuple[str, ...]
@@ -68,6 +71,7 @@ class TuningReport:
     after: dict[str, float]
     ranking: tuple[Candidate, ...]
     settings: dict[str, Any]
+    history: tuple[Check, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""

@@ -19,7 +19,7 @@ def trained_weights(model: Model, regions: Sequence[Region]) -> frozenset[str]:
     inside = {
         name for region in regions for _, _, name in data_flow(model, region.entry, region.exit).edges(data="operator")
     }
-    roots = _constant_roots(model)
+    roots = constant_roots(model)
     read = {
         root
         for position, name in enumerate(model.operator_names)
@@ -30,7 +30,7 @@ def trained_weights(model: Model, regions: Sequence[Region]) -> frozenset[str]:
     return frozenset(name for name in read if model.tensors[name].is_float)
 
 
-def _constant_roots(model: Model) -> dict[str, tuple[str, ...]]:
+def constant_roots(model: Model) -> dict[str, tuple[str, ...]]:
     """Return, for every tensor computed from constants alone, itself and the constants that it comes from."""
     roots: dict[str, tuple[str, ...]] = {name: (name,) for name in model.constants}
     for position, operator in enumerate(model.operators):

@@ -1,0 +1,330 @@
+"""Adapting a network to samples that look different, by training a small part of it at the price of that part.
+
+What a network gets wrong after a shift of its inputs (adversarial noise, blur, another sensor) is mostly lost early and
+can be won back there: the region is chosen by the gain that a second of training it promises. Only samples from which
+there is something to learn are trained on, with some of all others so that nothing is forgotten, and every one of them
+shall have, beside its label, the logits that the network gives to the clean sample it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import process_time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from graphmod.data import Data, Splits, as_splits, fixed_batch
+from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.graph import Block
+from graphmod.methods.gain import rank_regions
+from graphmod.methods.tuning import Candidate, Tuned, TuningReport
+from graphmod.model import Model
+from graphmod.probe import accuracy, predict, share_correct
+from graphmod.pytorch import to_torch, write_back
+from graphmod.rewrite import Region, find_regions, rebatch
+from graphmod.rewrite.region import Place
+from graphmod.train import Imitation, retrained, trained_weights
+from graphmod.train.retrain import logits
+
+LEARNT = 0.1
+"""Cross-entropy below which there is nothing to learn from a sample."""
+
+REPLAYED = 0.2
+"""Share of all other samples that are trained on, so that nothing is forgotten."""
+
+LOGITS = 0.1
+"""Share of the squared error of logits in the loss."""
+
+_CHECK_EVERY = 10
+"""Steps between two looks at calibration data."""
+
+_PATIENCE = 12
+"""Looks without progress after which training stops, at least."""
+
+_MOST_SEEN, _MOST_CHECKED = 8192, 500
+"""Clean and shifted samples each that training chooses from, and that decide what is kept, at most."""
+
+_MIXTURES = 10
+"""Mixtures of old and new weights that are tried where the new ones lose too much."""
+
+
+def adapt(
+    model: Model,
+    data: object,
+    shifted: object,
+    *,
+    share: float = 0.2,
+    max_drop: float = 0.005,
+    target: float | None = None,
+    blocks: Place | Sequence[Place] | None = None,
+    epochs: int = 8,
+    learning_rate: float = 3e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Tuned:
+    """Fit a classifier to shifted samples of its classes, and keep what it can do with clean ones.
+
+    Parameters
+    ----------
+    model : Model
+    data : anything that :func:`graphmod.data.as_splits` takes
+        Clean samples, as the model was trained on.
+    shifted : anything that :func:`graphmod.data.as_splits` takes
+        Shifted samples with labels: adversarial, corrupted, from another sensor. Best if each is made of the clean
+        sample in the same row of the same part; where labels of rows differ, another sample of the class stands in.
+    share : float
+        Of the model's weights that may change, above 0 and at most 1.
+    max_drop : float
+        What accuracy on clean calibration data may lose. Where training takes more, its weights are mixed with the
+        original's until it does not.
+    target : float, optional
+        Accuracy on shifted calibration data at which training stops.
+    blocks : block, path, selector, pair of tensors, or a sequence of these, optional
+        What is trained; if None, the region that promises most a second (:func:`graphmod.methods.gain.rank_regions`).
+    epochs : int
+        At most; each goes through the chosen samples once.
+    learning_rate : float
+    batch_size : int
+    seed : int
+        Same seed, same result, but for regions that promise almost the same.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Tuned
+        ``.model`` and ``.report``, with accuracy on "clean" and "shifted" test data before and after.
+
+    Raises
+    ------
+    InvalidDataError
+        The data does not fit the model, or the shifted samples are of other classes.
+    RefusedError
+        An argument is out of range, or no region has so few weights.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m, data = gm.load(gm.demo.model_path()), gm.demo.splits()
+    >>> dark = gm.Splits(*(gm.Data({"image": 0.4 * part.inputs["image"]}, part.targets)
+    ...                    for part in (data.train, data.calibration, data.test)))
+    >>> tuned = gm.adapt(m, data, dark, epochs=1)
+    >>> tuned.report.after["shifted"] > tuned.report.before["shifted"], tuned.report.trained_share < 0.2
+    (True, True)
+    """
+    _check_arguments(share, max_drop, target)
+    start = process_time()
+    clean = as_splits(model, data, seed, labels=True)
+    moved = as_splits(model, shifted, seed, labels=True)
+    _check_classes(clean, moved)
+    free = model if fixed_batch(model) is None else rebatch(model)
+    lesson = _lesson(free, clean.train, moved.train, seed)
+    ranking: tuple[Candidate, ...] = ()
+    if blocks is None:
+        ranking = rank_regions(free, lesson.hardest, share)
+        blocks = [(ranking[0].entry, ranking[0].exit)]
+    regions = _regions(free, blocks, share)
+    judge = _Judge.of(free, clean.calibration, moved.calibration, max_drop)
+    analysis = process_time() - start
+    run = retrained(
+        free,
+        Splits(lesson.data, judge.data, judge.data),
+        [(region.entry, region.exit) for region in regions],
+        imitate=Imitation(logits(free), free, Splits(lesson.shown, judge.data, judge.data), LOGITS),
+        metric=judge,
+        epochs=epochs,
+        patience=max(_PATIENCE, len(lesson.data) // (batch_size * _CHECK_EVERY)),
+        until=target,
+        check_every=_CHECK_EVERY,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    tuned = _mixed(free, run.model, judge)
+    found = tuned if free is model else write_back(model, to_torch(tuned))
+    names = trained_weights(model, regions)
+    n_trained = sum(model.constants[name].size for name in names if name in model.constants)
+    settings = {
+        "share": share, "max_drop": max_drop, "target": target, "epochs": epochs, "learning_rate": learning_rate,
+        "batch_size": batch_size, "seed": seed, "samples": len(lesson.data),
+    }  # fmt: skip
+    report = TuningReport(
+        blocks=ranking[0].blocks if ranking else tuple(f"{one.entry}..{one.exit}" for one in regions),
+        entry=regions[0].entry,
+        exit=regions[-1].exit,
+        weights_trained=n_trained,
+        trained_share=n_trained / model.n_weights,
+        seconds={
+            "analysis": analysis + run.seconds["import"],
+            "caching": run.seconds["caching"],
+            "training": run.seconds["training"],
+        },
+        before=_accuracies(model, clean, moved),
+        after=_accuracies(found, clean, moved),
+        ranking=ranking,
+        settings=settings,
+        history=tuple(replace(check, seconds=check.seconds + analysis) for check in run.history),
+    )
+    return Tuned(found, report, model)
+
+
+def _check_arguments(share: float, max_drop: float, target: float | None) -> None:
+    if not 0 < share <= 1:
+        raise RefusedError(f"share={share} is out of range; it is a share of the weights above 0 and at most 1")
+    if not 0 <= max_drop < 1:
+        raise RefusedError(f"max_drop={max_drop} is out of range; it is a share of the accuracy between 0 and 1")
+    if target is not None and not 0 < target <= 1:
+        raise RefusedError(f"target={target} is out of range; it is an accuracy above 0 and at most 1")
+
+
+def _check_classes(clean: Splits, moved: Splits) -> None:
+    unknown = np.setdiff1d(_labels(moved.train), _labels(clean.train))
+    if len(unknown):
+        raise InvalidDataError(
+            f"the shifted samples have label {unknown[0]}, which no clean training sample has; adapt fits a model to "
+            "the classes that it knows"
+        )
+
+
+def _labels(data: Data) -> NDArray[np.int64]:
+    return np.asarray(data.targets, np.int64)
+
+
+def _regions(model: Model, blocks: Place | Sequence[Place], share: float) -> list[Region]:
+    """Return what is trained.
+
+    Raises
+    ------
+    RefusedError
+        It has more weights than the share allows.
+    """
+    places = [blocks] if isinstance(blocks, str | Block) else blocks
+    found = [region for place in places for region in find_regions(model, place)]
+    names = trained_weights(model, found)
+    size = sum(model.constants[name].size for name in names if name in model.constants)
+    if size > share * model.n_weights:
+        raise RefusedError(
+            f"the blocks have {size:,} of the {model.n_weights:,} weights, more than share={share}; name fewer or give "
+            "a larger share"
+        )
+    return found
+
+
+# -- what is learnt
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """Chosen training samples, what the original gets to see for each, and the shifted ones it does worst on."""
+
+    data: Data
+    shown: Data
+    hardest: Data
+
+
+def _lesson(model: Model, clean: Data, moved: Data, seed: int) -> _Lesson:
+    """Choose the training samples from which there is something to learn, and some of all others."""
+    rng = np.random.default_rng(seed)
+    partner = _partners(_labels(clean), _labels(moved), rng)
+    clean_rows, moved_rows = (np.sort(rng.permutation(len(one))[:_MOST_SEEN]) for one in (clean, moved))
+    joined = _joined(clean[clean_rows], moved[moved_rows])
+    partners = np.concatenate([clean_rows, partner[moved_rows]])
+    losses = _cross_entropies(predict(model, joined, output=logits(model)), _labels(joined))
+    chosen = np.flatnonzero((losses > LEARNT) | (rng.random(len(losses)) < REPLAYED))
+    if len(chosen) < 2:
+        chosen = np.arange(len(losses))
+    wrong = chosen[(chosen >= len(clean_rows)) & (losses[chosen] > LEARNT)]
+    hardest = joined[wrong[rng.permutation(len(wrong))]] if len(wrong) > 1 else moved[moved_rows]
+    return _Lesson(joined[chosen], clean[partners[chosen]], hardest)
+
+
+def _partners(clean: NDArray[np.int64], moved: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return for every shifted sample the row of a clean one of its class: its own where that has the label."""
+    found = np.full(len(moved), -1)
+    common = np.arange(min(len(clean), len(moved)))
+    same = common[clean[common] == moved[common]]
+    found[same] = same
+    for label in np.unique(moved[found < 0]):
+        rows = np.flatnonzero((found < 0) & (moved == label))
+        found[rows] = rng.choice(np.flatnonzero(clean == label), len(rows))
+    return found
+
+
+def _cross_entropies(outputs: NDArray[np.generic], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    rows = outputs.reshape(len(labels), -1).astype(np.float64)
+    return np.asarray(logsumexp(rows, axis=1) - rows[np.arange(len(labels)), labels])
+
+
+def _joined(first: Data, second: Data) -> Data:
+    inputs = {name: np.concatenate([array, second.inputs[name]]) for name, array in first.inputs.items()}
+    return Data(inputs, np.concatenate([_labels(first), _labels(second)]))
+
+
+# -- what is kept
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """The metric: accuracy on shifted samples, less what accuracy on clean ones misses of the least it must be.
+
+    Parameters
+    ----------
+    data : Data
+        Shifted calibration samples, then clean ones.
+    n_shifted : int
+    floor : float
+        The least accuracy on clean ones.
+    """
+
+    data: Data
+    n_shifted: int
+    floor: float
+
+    @classmethod
+    def of(cls, model: Model, clean: Data, moved: Data, max_drop: float) -> _Judge:
+        """Return the metric for a model as it is before training."""
+        clean, moved = clean[:_MOST_CHECKED], moved[:_MOST_CHECKED]
+        return cls(_joined(moved, clean), len(moved), accuracy(model, clean) - max_drop)
+
+    def __call__(self, outputs: NDArray[np.generic], targets: NDArray[np.generic]) -> float:
+        """Return the score of outputs for all samples."""
+        n = self.n_shifted
+        return share_correct(outputs[:n], targets[:n]) - self._missing(outputs, targets)
+
+    def allows(self, model: Model) -> bool:
+        """Whether a model is good enough on clean samples."""
+        return self._missing(predict(model, self.data), _labels(self.data)) <= 1e-9
+
+    def _missing(self, outputs: NDArray[np.generic], targets: NDArray[np.generic]) -> float:
+        return max(0.0, self.floor - share_correct(outputs[self.n_shifted :], targets[self.n_shifted :]))
+
+
+def _mixed(model: Model, tuned: Model, judge: _Judge) -> Model:
+    """Return the tuned model, or as much of it, mixed with the original, as clean samples bear.
+
+    Weights of a network and of its fine-tuned self can be mixed (Wortsman et al., CVPR 2022).
+    """
+    if judge.allows(tuned):
+        return tuned
+    old, new = to_torch(model), to_torch(tuned)
+    state = {name: value.clone() for name, value in new.state_dict().items()}
+    for part in range(_MIXTURES - 1, 0, -1):
+        mixture = {
+            name: torch.lerp(value, state[name], part / _MIXTURES) if value.is_floating_point() else value
+            for name, value in old.state_dict().items()
+        }
+        new.load_state_dict(mixture)
+        found = write_back(model, new)
+        if judge.allows(found):
+            return found
+    return model
+
+
+def _accuracies(model: Model, clean: Splits, moved: Splits) -> dict[str, float]:
+    return {"clean": accuracy(model, clean.test), "shifted": accuracy(model, moved.test)}

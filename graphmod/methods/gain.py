@@ -1,0 +1,190 @@
+r"""Where a network learns most in a second: regions ranked by the gain that a step of training promises.
+
+A step of Adam of length :math:`\eta` moves every weight by :math:`\eta` against the sign of its gradient, so that the
+loss falls by :math:`\eta \sum_i \mathrm{sign}(g_i)\, g'_i` to first order. The signs :math:`g` are taken from one half
+of the samples and the gradient :math:`g'` from the other, so that a region which would learn samples by heart promises
+nothing. Were the loss as curved everywhere, a step of the best length would bring the square of that sum: regions are
+ranked by it over the seconds that a step takes, from their entry to the output and back, of which
+multiply-accumulates tell one half and the number of operators the other.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from time import process_time
+
+import networkx as nx
+import torch
+
+from graphmod.data import Data
+from graphmod.errors import RefusedError
+from graphmod.graph import blocks, boundaries, cost, data_flow, primary_input
+from graphmod.methods.tuning import Candidate
+from graphmod.model import Model
+from graphmod.pytorch import META, to_torch
+from graphmod.pytorch.dtypes import to_tensor
+from graphmod.train.losses import cross_entropy
+from graphmod.train.objective import Loss
+from graphmod.train.retrain import logits
+from graphmod.train.weights import constant_roots
+
+_MOST = 256
+"""Samples that gradients are taken of, at most."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What lies between two neighbouring boundaries: its weights, and its share of the time that all takes."""
+
+    weights: frozenset[str]
+    time: float
+
+
+def rank_regions(model: Model, data: Data, share: float = 0.2, *, loss: Loss | None = None) -> tuple[Candidate, ...]:
+    """Rank the runs of the trunk by what a second of training them promises.
+
+    From every boundary on, the longest run is a candidate that has no more than a given share of the weights.
+
+    Parameters
+    ----------
+    model : Model
+        Takes any number of samples.
+    data : Data
+        What is to be learnt, with targets; at least two samples, of which the first 256 are used.
+    share : float
+        Of the model's weights, above 0 and at most 1.
+    loss : callable, optional
+        ``loss(outputs, targets) -> scalar tensor``; cross-entropy if None.
+
+    Returns
+    -------
+    tuple of Candidate
+        Best first. Figures: "gain", the first-order fall of the loss a unit of Adam's learning rate; "seconds" a step
+        of 64 samples.
+
+    Raises
+    ------
+    RefusedError
+        The share is out of range, or no run of the trunk has so few weights; there is but one sample.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> from graphmod.methods.gain import rank_regions
+    >>> m = gm.load(gm.demo.model_path())
+    >>> best = rank_regions(m, gm.demo.splits().train)[0]
+    >>> best.weights <= 0.2 * m.n_weights
+    True
+    """
+    if not 0 < share <= 1:
+        raise RefusedError(f"share={share} is out of range; it is a share of the weights above 0 and at most 1")
+    if len(data) < 2:
+        raise RefusedError("one sample does not tell where a network learns; at least two are needed")
+    trunk, steps = _trunk(model)
+    gains, seconds = _gains(model, data[: min(_MOST, len(data))], loss)
+    sizes = {name: model.tensors[name].size for step in steps for name in step.weights if name in model.constants}
+    found = []
+    behind = [*accumulate((step.time for step in reversed(steps)), initial=0.0)][::-1]
+    for start, stop in _runs(steps, sizes, share * model.n_weights):
+        names = frozenset[str]().union(*(step.weights for step in steps[start:stop]))
+        gain = sum(gains.get(name, 0.0) for name in names)
+        if gain <= 0:
+            continue
+        inside = sum(step.time for step in steps[start:stop])
+        time = seconds * (2 * behind[start] + inside) / 3  # forward, to inputs and to weights take as long
+        figures = {"gain": gain, "seconds": time}
+        weights = sum(sizes.get(name, 0) for name in names)
+        paths = _paths(model, trunk[start : stop + 1])
+        score = gain**2 / max(time, 1e-9)
+        found.append(Candidate(paths, trunk[start], trunk[stop], weights, score, figures))
+    if not found:
+        raise RefusedError(
+            f"no part of the trunk with at most {share:.0%} of the weights promises to learn anything; allow a larger "
+            "share"
+        )
+    return tuple(sorted(found, key=lambda one: -one.score))
+
+
+def _trunk(model: Model) -> tuple[list[str], list[_Step]]:
+    """Return the input and the boundaries, and what lies between every two neighbours."""
+    source = primary_input(model)
+    trunk = [source, *boundaries(model)]
+    flow = data_flow(model, source, trunk[-1])
+    place = {tensor: i for i, tensor in enumerate(nx.topological_sort(flow))}
+    ends = [place[tensor] for tensor in trunk[1:]]
+    names: dict[int, dict[str, None]] = defaultdict(dict)
+    for _, tensor, operator in flow.edges(data="operator"):
+        names[bisect_left(ends, place[tensor])][operator] = None
+    roots = constant_roots(model)
+    macs = [cost(model, names[i]).macs for i in range(len(ends))]
+    n_macs, n_operators = sum(macs) or 1, sum(map(len, names.values()))
+    return trunk, [
+        _Step(_weights(model, names[i], roots), (macs[i] / n_macs + len(names[i]) / n_operators) / 2)
+        for i in range(len(ends))
+    ]
+
+
+def _weights(model: Model, operators: Iterable[str], roots: dict[str, tuple[str, ...]]) -> frozenset[str]:
+    tensors = {tensor for name in operators for tensor in model.reads[model.position[name]]}
+    read = {root for tensor in tensors for root in roots.get(tensor, ())}
+    return frozenset(name for name in read if model.tensors[name].is_float)
+
+
+def _runs(steps: Sequence[_Step], sizes: dict[str, int], most: float) -> list[tuple[int, int]]:
+    """Return the longest run from every step with weights on, as positions of boundaries, none within another."""
+    found: list[tuple[int, int]] = []
+    stop, held = 0, dict[str, int]()
+    for start, step in enumerate(steps):
+        stop = max(stop, start)
+        while stop < len(steps) and sum(sizes.get(name, 0) for name in {*held, *steps[stop].weights}) <= most:
+            for name in steps[stop].weights:
+                held[name] = held.get(name, 0) + 1
+            stop += 1
+        if step.weights and stop > start and (not found or stop > found[-1][1]):
+            last = max(i for i in range(start, stop) if steps[i].weights)
+            found.append((start, last + 1))
+        for name in step.weights if stop > start else ():
+            held[name] -= 1
+            if not held[name]:
+                del held[name]
+    return found
+
+
+def _gains(model: Model, data: Data, loss: Loss | None) -> tuple[dict[str, float], float]:
+    """Return the first-order gain of every weight, and the seconds of a step of 64 samples through all."""
+    net = to_torch(model, dtype=torch.float32)
+    parameters = dict(net.named_parameters())
+    output = list(model.outputs).index(model.main_output)
+    softened = logits(model) != model.main_output
+    halves = []
+    for half in (data[: len(data) // 2], data[len(data) // 2 :]):
+        start = process_time()
+        outputs = net(*(to_tensor(half.inputs[name]) for name in model.inputs))
+        found = outputs[output] if isinstance(outputs, tuple) else outputs
+        value = (loss or cross_entropy)(found.clamp_min(1e-12).log() if softened else found, to_tensor(half.targets))
+        net.zero_grad()
+        value.backward()
+        seconds = (process_time() - start) * 64 / len(half)
+        halves.append({path: one.grad.clone() for path, one in parameters.items() if one.grad is not None})
+    first, second = halves
+    gains: dict[str, float] = defaultdict(float)
+    for tensor, path in {(one.tensor, one.path) for one in net.meta[META] if one.path in first}:
+        gains[tensor] += float((first[path].sign() * second[path]).sum())
+    return gains, seconds
+
+
+def _paths(model: Model, tensors: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths of the largest blocks that make up a run of boundaries."""
+    known = {tensor: i for i, tensor in enumerate(tensors)}
+    found: list[str] = []
+    covered = 0
+    for block in blocks(model).walk():
+        start, stop = known.get(block.entry, -1), known.get(block.exit, -1)
+        if block.path and start >= covered and stop > start:
+            found.append(block.path)
+            covered = stop
+    return tuple(found)
