@@ -25,8 +25,8 @@ from graphmod.methods.tuning import Candidate, Tuned, TuningReport
 from graphmod.model import Model
 from graphmod.probe import accuracy, predict, share_correct
 from graphmod.pytorch import to_torch, write_back
-from graphmod.rewrite import Region, find_regions, rebatch
-from graphmod.rewrite.region import Place
+from graphmod.rewrite import Region, rebatch
+from graphmod.rewrite.region import Place, find_regions
 from graphmod.train import Imitation, retrained, trained_weights
 from graphmod.train.retrain import logits
 

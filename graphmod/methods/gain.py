@@ -18,6 +18,7 @@ from itertools import accumulate
 from time import process_time
 
 import networkx as nx
+import numpy as np
 import torch
 
 from graphmod.data import Data
@@ -165,9 +166,11 @@ def _gains(model: Model, data: Data, loss: Loss | None) -> tuple[dict[str, float
         start = process_time()
         outputs = net(*(to_tensor(half.inputs[name]) for name in model.inputs))
         found = outputs[output] if isinstance(outputs, tuple) else outputs
-        value = (loss or cross_entropy)(found.clamp_min(1e-12).log() if softened else found, to_tensor(half.targets))
+        value = (loss or cross_entropy)(
+            found.clamp_min(1e-12).log() if softened else found, to_tensor(np.asarray(half.targets))
+        )
         net.zero_grad()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
         seconds = (process_time() - start) * 64 / len(half)
         halves.append({path: one.grad.clone() for path, one in parameters.items() if one.grad is not None})
     first, second = halves
