@@ -9,14 +9,17 @@ from graphmod.methods.deeparc.decompose import THRESHOLDS, decompose
 from graphmod.methods.deeparc.inside import module_of
 from graphmod.methods.deeparc.linear_probe import Probe, fit_probe
 from graphmod.methods.deeparc.modularity import modularity
-from graphmod.methods.deeparc.properties import Properties, properties
+from graphmod.methods.deeparc.properties import PROPERTIES, Properties, properties
 from graphmod.methods.deeparc.removal import Effect, removal
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks, residual_sums
 from graphmod.methods.deeparc.restructure import restructure
-from graphmod.methods.deeparc.similarity import similarity
+from graphmod.methods.deeparc.similarity import BATCH_SIZE, PASSES, similarity
 from graphmod.methods.deeparc.trend import Trend, trend
 
 __all__ = [
+    "BATCH_SIZE",
+    "PASSES",
+    "PROPERTIES",
     "THRESHOLDS",
     "Effect",
     "Probe",

@@ -21,7 +21,7 @@ from graphmod.model import Model
 from graphmod.modules import ModuleMap
 from graphmod.probe import stream
 
-NAMES = ("fitting", "separability", "robustness")
+PROPERTIES = ("fitting", "separability", "robustness")
 
 MOST = 2000
 """Samples of each part that probes look at, at most."""
@@ -58,8 +58,8 @@ class Properties:
         RefusedError
             There is no such property.
         """
-        if name not in NAMES:
-            raise RefusedError(f"there is no property '{name}'; choose {', '.join(NAMES)}")
+        if name not in PROPERTIES:
+            raise RefusedError(f"there is no property '{name}'; choose {', '.join(PROPERTIES)}")
         change = np.abs(np.diff(getattr(self, name)))
         within = np.diff(self.module) == 0
         return _mean(change[within]), _mean(change[~within])

@@ -1,0 +1,203 @@
+"""Criteria: planted identities, plain formulas on removed blocks, and scipy's rank correlation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import combinations, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import graphmod
+from scipy.stats import spearmanr
+
+import graphmod as gm
+from graphmod.methods import deeparc
+from graphmod.methods.criteria import CRITERIA, criterion, skip_greedily
+from graphmod.methods.skipping import skip
+
+sys.path.append(str(Path(__file__).parent.parent / "deeparc"))
+from networks import residual, samples
+
+IDENTITIES = {1, 4}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["vectors", "sequences"])
+def planted(request):
+    scales = [0.0 if place in IDENTITIES else 0.6 for place in range(6)]
+    model = residual(scales, channels_first=request.param)
+    return model, samples(model)
+
+
+@pytest.fixture(scope="module")
+def ranking(planted):
+    return gm.rank_blocks(*planted)
+
+
+@pytest.mark.parametrize("name", ["kl", "norm_ratio", "gradient", "cka"])
+def test_identities_are_missed_least(ranking, name):
+    assert set(ranking.scores[name].argsort()[:2]) == IDENTITIES
+    assert ranking.scores[name][list(IDENTITIES)] == pytest.approx([0, 0], abs=1e-5)
+    assert set(ranking.order(name)[:2]) == {ranking.blocks[place] for place in IDENTITIES}
+
+
+def test_identities_lose_nothing(ranking):
+    assert ranking.loss[list(IDENTITIES)] == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("by", ["kl", "margin", "loss"])
+def test_removal_finds_the_identities_first(planted, by):
+    model, data = planted
+    steps = skip_greedily(model, data.calibration, by)
+    blocks = deeparc.residual_blocks(model)
+    assert {blocks.index(next(steps).blocks[0])} <= IDENTITIES
+    both = next(steps)
+    assert {blocks.index(block) for block in both.blocks} == IDENTITIES
+    assert gm.verify(model, both.model, data.test).exact
+    assert [len(step.blocks) for step in steps] == [3, 4, 5, 6]
+
+
+def test_a_beam_of_all_choices_finds_the_best():
+    model = residual([0.6, 0.9, 0.7, 0.8], seed=3)
+    data = samples(model, n=60).calibration
+    blocks = deeparc.residual_blocks(model)
+    whole = torch.from_numpy(model.run(data.inputs)["y"]).log_softmax(1)
+    damage = {}
+    for pair in combinations(blocks, 2):
+        without = torch.from_numpy(skip(model, pair).run(data.inputs)["y"]).log_softmax(1)
+        damage[pair] = float(torch.nn.functional.kl_div(without, whole, log_target=True, reduction="batchmean"))
+    _, found, *_ = islice(skip_greedily(model, data, "kl", width=4), 2)
+    assert found.blocks == min(damage, key=damage.get)
+    assert found.score == pytest.approx(min(damage.values()), rel=1e-4)
+
+
+def test_scores_are_the_formulas_on_removed_blocks(planted, ranking):
+    model, data = planted
+    part = data.calibration
+    labels = torch.from_numpy(part.targets)
+    whole = torch.from_numpy(model.run(part.inputs)["y"]).double().log_softmax(1)
+    for place, region in enumerate(ranking.regions):
+        smaller = gm.remove(model, (region.entry, region.exit))
+        other = torch.from_numpy(smaller.run(part.inputs)["y"]).double().log_softmax(1)
+        wanted = {
+            "kl": torch.nn.functional.kl_div(other, whole, log_target=True, reduction="batchmean"),
+            "loss": torch.nn.functional.nll_loss(other, labels) - torch.nn.functional.nll_loss(whole, labels),
+            "margin": _hinge(other, labels) - _hinge(whole, labels),
+        }
+        for name, value in wanted.items():
+            assert ranking.scores[name][place] == pytest.approx(float(value), abs=1e-6), name
+        seen = model.run(part.inputs, [region.exit, region.entry])
+        added = seen[region.exit] - seen[region.entry]
+        ratio = np.linalg.norm(added) / np.linalg.norm(seen[region.entry])
+        assert ranking.scores["norm_ratio"][place] == pytest.approx(ratio, rel=1e-5, abs=1e-7)
+
+
+def _hinge(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean hinge loss, a sample after the other."""
+    losses = []
+    for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
+        others = [value for place, value in enumerate(row) if place != label]
+        losses.append(max(0.0, 1 - row[label] + max(others)))
+    return sum(losses) / len(losses)
+
+
+def test_the_gradient_is_the_loss_curve_at_its_start():
+    """Along the way from a block's exit to its entry the loss starts with the slope that the criterion sums up."""
+    model = residual([0.5, 0.5])
+    data = samples(model)
+    one = data.calibration[:1]
+    ranking = gm.rank_blocks(model, gm.Splits(data.train, one, data.test), ["gradient"])
+    for place, region in enumerate(ranking.regions):
+        seen = model.run(one.inputs, [region.entry, region.exit])
+        behind = gm.extract(model, region.exit, "y")
+
+        def loss(share, seen=seen, region=region, behind=behind):
+            moved = (1 - share) * seen[region.exit] + share * seen[region.entry]
+            scores = torch.from_numpy(behind.run({region.exit: moved.astype(np.float32)})["y"]).double()
+            return float(torch.nn.functional.cross_entropy(scores, torch.from_numpy(one.targets)))
+
+        slope = (loss(0.01) - loss(-0.01)) / 0.02
+        assert ranking.scores["gradient"][place] == pytest.approx(abs(slope), rel=0.02, abs=1e-5)
+
+
+def test_correlation_is_spearmans(ranking):
+    for name, scores in ranking.scores.items():
+        assert ranking.correlation[name] == pytest.approx(spearmanr(scores, ranking.loss).statistic)
+
+
+def test_loss_is_of_other_samples_than_the_scores(planted):
+    model, data = planted
+    one = gm.rank_blocks(model, data, ["kl", "loss"])
+    other = gm.rank_blocks(model, gm.Splits(data.train, data.calibration, data.train), ["kl", "loss"])
+    np.testing.assert_array_equal(one.scores["kl"], other.scores["kl"])
+    np.testing.assert_array_equal(one.scores["loss"], other.scores["loss"])
+    assert (one.loss != other.loss).any()
+
+
+def test_a_softmax_at_the_end_changes_nothing():
+    model = residual([0.5, 0.0, 0.5])
+    data = samples(model)
+    soft = gm.insert(model, "y", "Softmax(axis=1)")
+    one, other = gm.rank_blocks(model, data), gm.rank_blocks(soft, data)
+    for name in CRITERIA:
+        np.testing.assert_allclose(one.scores[name], other.scores[name], atol=1e-6)
+
+
+def test_named_blocks(planted):
+    model, data = planted
+    found = gm.rank_blocks(model, data, ["kl"], ["h0..h2", ("h4", "h5")])
+    assert found.blocks == ("h0..h2", "h4..h5")
+    assert found.order()[0] == "h4..h5"
+
+
+def test_refusals(planted):
+    model, data = planted
+    with pytest.raises(gm.RefusedError, match="there is no criterion 'size'"):
+        gm.rank_blocks(model, data, ["size"])
+    with pytest.raises(gm.RefusedError, match="no criterion is given"):
+        gm.rank_blocks(model, data, [])
+    with pytest.raises(gm.RefusedError, match="no blocks are given"):
+        gm.rank_blocks(model, data, blocks=[])
+    demo = gm.load(gm.demo.model_path())
+    with pytest.raises(gm.RefusedError, match="changes the type, so it cannot be skipped"):
+        gm.rank_blocks(demo, gm.demo.splits(), ["kl"], ["layer2.0"])
+    with pytest.raises(gm.RefusedError, match="follows nothing up"):
+        next(skip_greedily(model, data.calibration, width=0))
+
+
+def test_a_network_in_which_nothing_can_be_skipped_is_refused():
+    from planted import net
+
+    model = net("(float[n,4] x) => (float[n,3] y) { a = MatMul(x, w)  r = Relu(a)  y = MatMul(r, u) }",
+                {"w": (4, 5), "u": (5, 3)})  # fmt: skip
+    data = samples(model)
+    with pytest.raises(gm.RefusedError, match="none can be skipped"):
+        gm.rank_blocks(model, data)
+    with pytest.raises(gm.RefusedError, match="none can be skipped"):
+        next(skip_greedily(model, data.calibration))
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(gm.RefusedError, match="there is a criterion 'kl'"):
+        criterion("kl")(lambda evidence: np.zeros(len(evidence.regions)))
+    assert CRITERIA["kl"].__module__ == "graphmod.methods.criteria.kl"
+
+
+def test_the_command(tmp_path):
+    model = residual([0.6, 0.0, 0.6])
+    data = samples(model)
+    model.save(tmp_path / "net.onnx")
+    parts = {name: getattr(data, name) for name in ("train", "calibration", "test")}
+    arrays = {f"x_{name}": part.inputs["x"] for name, part in parts.items()}
+    np.savez(tmp_path / "data.npz", **arrays, **{f"y_{name}": part.targets for name, part in parts.items()})
+    given = (tmp_path / "net.onnx", tmp_path / "data.npz")
+    done = graphmod("rank", *given)
+    assert done.returncode == 0, done.stderr
+    assert "rank correlation with loss" in done.stdout
+    assert all(name in done.stdout for name in CRITERIA)
+    told = json.loads(graphmod("rank", *given, "--by", "margin", "--criterion", "cka", "--json").stdout)
+    assert set(told["correlation"]) == {"margin", "cka"}
+    assert told["order"] == list(gm.rank_blocks(model, data, ["margin"]).order("margin"))
+    assert graphmod("rank", *given, "--by", "size").returncode == 2
