@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 from graphmod.model import Model
 from graphmod.modules import ModuleMap
 from graphmod.probe import Similarity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -175,3 +179,17 @@ class Result:
     def front(self) -> tuple[Point, ...]:
         """Every point of the front of latency and damage that was built and run, the fastest first."""
         return self.report.front
+
+    def plot_front(self, path: str | PathLike[str] | None = None) -> Figure:
+        """Draw the front; write it to ``path`` (``.png``, ``.svg``, ``.pdf``) if given.
+
+        Raises
+        ------
+        RefusedError
+            Nothing could be replaced, so that there are no points.
+        NotWritableError
+            The path cannot be written.
+        """
+        from graphmod.methods.front import draw
+
+        return draw(self.report, path)

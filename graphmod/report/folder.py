@@ -33,7 +33,7 @@ def open_folder(folder: str | PathLike[str]) -> Path:
 
 
 def write_report(result: Result, folder: str | PathLike[str], title: str = "model") -> dict[str, Path]:
-    """Write the model, the module map, the similarity and its heatmap, and the report as JSON and as a page.
+    """Write the model, the module map, the similarity and its heatmap, the front, and the report as JSON and as a page.
 
     Parameters
     ----------
@@ -64,5 +64,8 @@ def write_report(result: Result, folder: str | PathLike[str], title: str = "mode
         "page": replace_file(path / "report.html", lambda stream: stream.write(page(result, title).encode())),
     }
     result.similarity.plot(written["heatmap"])
+    if result.front:
+        written["front"] = path / "front.png"
+        result.plot_front(written["front"])
     weights = external_files(written["model"])
     return {**written, **{f"weights {number}": file for number, file in enumerate(weights, 1)}}

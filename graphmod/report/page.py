@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from graphmod.methods.front import as_svg
 from graphmod.report.figures import count, points, rows, share
 from graphmod.report.tables import CAPTION
 
@@ -38,6 +39,7 @@ def page(result: Result, title: str = "graphmod") -> str:
         trained_share=share(result.report.trained_share),
         share=share,
         points=points,
+        front=as_svg(result.report) if result.front else "",
         heatmap=_heatmap(result),
         caption=CAPTION,
     )

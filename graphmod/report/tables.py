@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CAPTION = (
     "latency saved: added by this change, a share of the original's; error: of the fit, 0 is perfect and 1 a constant; "
-    "score: on calibration data, with all changes so far; a later change can take in an earlier one"
+    "score: on calibration data, with all changes up to it, from the input on"
 )
 """What the columns of the table of changes mean."""
 
