@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
     "docs/similarity.md",
+    "docs/deeparc.md",
     "docs/importer.md",
     "docs/selectors.md",
     "docs/diff.md",
