@@ -45,7 +45,7 @@ _CHECK_EVERY = 10
 _PATIENCE = 12
 """Looks without progress after which training stops, at least."""
 
-_MOST_SEEN, _MOST_CHECKED = 8192, 500
+_MOST_SEEN, _MOST_CHECKED = 4096, 500
 """Clean and shifted samples each that training chooses from, and that decide what is kept, at most."""
 
 _MIXTURES = 10
@@ -126,7 +126,7 @@ def adapt(
     lesson = _lesson(free, clean.train, moved.train, seed)
     ranking: tuple[Candidate, ...] = ()
     if blocks is None:
-        ranking = rank_regions(free, lesson.hardest, share)
+        ranking = rank_regions(free, lesson.data, share)
         blocks = [(ranking[0].entry, ranking[0].exit)]
     regions = _regions(free, blocks, share)
     judge = _Judge.of(free, clean.calibration, moved.calibration, max_drop)
@@ -221,11 +221,10 @@ def _regions(model: Model, blocks: Place | Sequence[Place], share: float) -> lis
 
 @dataclass(frozen=True, eq=False)
 class _Lesson:
-    """Chosen training samples, what the original gets to see for each, and the shifted ones it does worst on."""
+    """Training samples, shuffled, and what the original gets to see for each."""
 
     data: Data
     shown: Data
-    hardest: Data
 
 
 def _lesson(model: Model, clean: Data, moved: Data, seed: int) -> _Lesson:
@@ -239,9 +238,8 @@ def _lesson(model: Model, clean: Data, moved: Data, seed: int) -> _Lesson:
     chosen = np.flatnonzero((losses > LEARNT) | (rng.random(len(losses)) < REPLAYED))
     if len(chosen) < 2:
         chosen = np.arange(len(losses))
-    wrong = chosen[(chosen >= len(clean_rows)) & (losses[chosen] > LEARNT)]
-    hardest = joined[wrong[rng.permutation(len(wrong))]] if len(wrong) > 1 else moved[moved_rows]
-    return _Lesson(joined[chosen], clean[partners[chosen]], hardest)
+    chosen = rng.permutation(chosen)
+    return _Lesson(joined[chosen], clean[partners[chosen]])
 
 
 def _partners(clean: NDArray[np.int64], moved: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -1,11 +1,12 @@
 r"""Where a network learns most in a second: regions ranked by the gain that a step of training promises.
 
-A step of Adam of length :math:`\eta` moves every weight by :math:`\eta` against the sign of its gradient, so that the
-loss falls by :math:`\eta \sum_i \mathrm{sign}(g_i)\, g'_i` to first order. The signs :math:`g` are taken from one half
-of the samples and the gradient :math:`g'` from the other, so that a region which would learn samples by heart promises
-nothing. Were the loss as curved everywhere, a step of the best length would bring the square of that sum: regions are
-ranked by it over the seconds that a step takes, from their entry to the output and back, of which
-multiply-accumulates tell one half and the number of operators the other.
+A step of gradient descent at the rate :math:`\eta` lessens the loss by :math:`\eta \langle g, g' \rangle` to first
+order, where :math:`g` is the gradient on the samples of the step and :math:`g'` that on those on which the loss is
+taken. They are two halves of the samples here, so that a region which would learn samples by heart promises nothing.
+Regions that promise far less than the best of their size are out, as they would soon have no more to give (that inputs
+which look different are best met by early layers, and new labels by late ones, is what Lee et al., ICLR 2023, found);
+the others are ranked by their gain over the seconds that a step takes, from their entry to the output and back, of
+which multiply-accumulates tell one half and the number of operators the other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from time import process_time
 
@@ -23,7 +24,7 @@ import torch
 
 from graphmod.data import Data
 from graphmod.errors import RefusedError
-from graphmod.graph import blocks, boundaries, cost, data_flow, primary_input
+from graphmod.graph import blocks, boundaries, cost, data_flow, primary_input, subgraph
 from graphmod.methods.tuning import Candidate
 from graphmod.model import Model
 from graphmod.pytorch import META, to_torch
@@ -33,8 +34,11 @@ from graphmod.train.objective import Loss
 from graphmod.train.retrain import logits
 from graphmod.train.weights import constant_roots
 
-_MOST = 256
+_MOST = 512
 """Samples that gradients are taken of, at most."""
+
+_ENOUGH = 0.75
+"""Share of the largest gain that a region must promise."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def rank_regions(model: Model, data: Data, share: float = 0.2, *, loss: Loss | N
     model : Model
         Takes any number of samples.
     data : Data
-        What is to be learnt, with targets; at least two samples, of which the first 256 are used.
+        What is to be learnt, with targets; at least two samples, of which the first 512 are used.
     share : float
         Of the model's weights, above 0 and at most 1.
     loss : callable, optional
@@ -64,8 +68,8 @@ def rank_regions(model: Model, data: Data, share: float = 0.2, *, loss: Loss | N
     Returns
     -------
     tuple of Candidate
-        Best first. Figures: "gain", the first-order fall of the loss a unit of Adam's learning rate; "seconds" a step
-        of 64 samples.
+        Best first; those that promise too little have score 0. Figures: "gain", the fall of the loss a unit of
+        learning rate; "seconds" of a step of 64 samples.
 
     Raises
     ------
@@ -93,21 +97,20 @@ def rank_regions(model: Model, data: Data, share: float = 0.2, *, loss: Loss | N
     for start, stop in _runs(steps, sizes, share * model.n_weights):
         names = frozenset[str]().union(*(step.weights for step in steps[start:stop]))
         gain = sum(gains.get(name, 0.0) for name in names)
-        if gain <= 0:
-            continue
-        inside = sum(step.time for step in steps[start:stop])
+        inside = behind[start] - behind[stop]
         time = seconds * (2 * behind[start] + inside) / 3  # forward, to inputs and to weights take as long
-        figures = {"gain": gain, "seconds": time}
         weights = sum(sizes.get(name, 0) for name in names)
         paths = _paths(model, trunk[start : stop + 1])
-        score = gain**2 / max(time, 1e-9)
-        found.append(Candidate(paths, trunk[start], trunk[stop], weights, score, figures))
-    if not found:
+        figures = {"gain": gain, "seconds": time}
+        found.append(Candidate(paths, trunk[start], trunk[stop], weights, gain / max(time, 1e-9), figures))
+    enough = _ENOUGH * max((one.figures["gain"] for one in found), default=0.0)
+    found = [one if one.figures["gain"] >= enough else replace(one, score=0.0) for one in found]
+    if not enough > 0:
         raise RefusedError(
             f"no part of the trunk with at most {share:.0%} of the weights promises to learn anything; allow a larger "
             "share"
         )
-    return tuple(sorted(found, key=lambda one: -one.score))
+    return tuple(sorted(found, key=lambda one: (-one.score, -one.figures["gain"])))
 
 
 def _trunk(model: Model) -> tuple[list[str], list[_Step]]:
@@ -157,18 +160,14 @@ def _runs(steps: Sequence[_Step], sizes: dict[str, int], most: float) -> list[tu
 
 def _gains(model: Model, data: Data, loss: Loss | None) -> tuple[dict[str, float], float]:
     """Return the first-order gain of every weight, and the seconds of a step of 64 samples through all."""
-    net = to_torch(model, dtype=torch.float32)
+    part = subgraph(model, list(model.inputs), [model.main_output if loss else logits(model)])
+    net = to_torch(part, dtype=torch.float32)
     parameters = dict(net.named_parameters())
-    output = list(model.outputs).index(model.main_output)
-    softened = logits(model) != model.main_output
     halves = []
     for half in (data[: len(data) // 2], data[len(data) // 2 :]):
         start = process_time()
-        outputs = net(*(to_tensor(half.inputs[name]) for name in model.inputs))
-        found = outputs[output] if isinstance(outputs, tuple) else outputs
-        value = (loss or cross_entropy)(
-            found.clamp_min(1e-12).log() if softened else found, to_tensor(np.asarray(half.targets))
-        )
+        outputs = net(*(to_tensor(half.inputs[name]) for name in part.inputs))
+        value = (loss or cross_entropy)(outputs, to_tensor(np.asarray(half.targets)))
         net.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
         seconds = (process_time() - start) * 64 / len(half)
@@ -176,7 +175,7 @@ def _gains(model: Model, data: Data, loss: Loss | None) -> tuple[dict[str, float
     first, second = halves
     gains: dict[str, float] = defaultdict(float)
     for tensor, path in {(one.tensor, one.path) for one in net.meta[META] if one.path in first}:
-        gains[tensor] += float((first[path].sign() * second[path]).sum())
+        gains[tensor] += float((first[path] * second[path]).sum())
     return gains, seconds
 
 
