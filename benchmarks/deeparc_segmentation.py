@@ -93,7 +93,7 @@ def _removal(model: gm.Model, parts: gm.Splits, modules: gm.ModuleMap) -> dict[s
 
 
 def _trends(seed: int, quick: bool) -> dict[str, Any]:
-    parts = DATASETS["digits"](None)
+    parts = DATASETS["digits"]()
     made = {
         "depth": [(6 * blocks + 2, parts, blocks) for blocks in DEPTHS],
         "data": [(share, _share(parts, share, seed), 7) for share in SHARES],
