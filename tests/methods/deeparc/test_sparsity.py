@@ -13,7 +13,7 @@ from random_graphs import random_graphs
 
 import graphmod as gm
 from graphmod.methods.deeparc import sparsity
-from graphmod.methods.deeparc.sparsity import SCHEDULES, Layer, layers, n_parameters, prune_retrain, sparsify
+from graphmod.methods.deeparc.sparsity import SCHEDULES, Layer, layers, n_parameters, prune_retrain, shorten, sparsify
 from graphmod.methods.deeparc.sparsity.quotas import quotas
 
 NAMES = ("erk", "global", "lamp", "uniform_plus")
@@ -379,3 +379,44 @@ def test_a_shortened_network_counts_by_its_original():
 def test_prune_retrain_refuses(arguments, told):
     with pytest.raises(gm.RefusedError, match=told):
         prune_retrain(demo(), gm.demo.splits(), **{"remaining": 0.5, "accuracy": 0.9} | arguments)
+
+
+# -- shortening
+
+
+def residual(scales, width=6):
+    """Return a network of residual blocks, each with a branch of the given scale, and a linear layer at its end."""
+    rng = np.random.default_rng(5)
+    weights = {"fc": rng.normal(size=(width, 3))}
+    nodes, now = [], "x"
+    for i, scale in enumerate(scales):
+        weights |= {f"a{i}": rng.normal(size=(width, width)), f"b{i}": scale * rng.normal(size=(width, width))}
+        nodes += [
+            helper.make_node("MatMul", [now, f"a{i}"], [f"h{i}"]), helper.make_node("Relu", [f"h{i}"], [f"r{i}"]),
+            helper.make_node("MatMul", [f"r{i}", f"b{i}"], [f"f{i}"]),
+            helper.make_node("Add", [now, f"f{i}"], [f"s{i}"]),
+        ]  # fmt: skip
+        now = f"s{i}"
+    nodes.append(helper.make_node("MatMul", [now, "fc"], ["y"]))
+    values = {name: value.astype(np.float32) for name, value in weights.items()}
+    return model(nodes, {"x": ["n", width]}, {"y": ["n", 3]}, values)
+
+
+def test_blocks_that_do_little_go_first():
+    network = residual([0.3, 1e-4, 0.3, 1e-3, 0.3, 1e-2])
+    samples = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    block = 2 * 36
+    for n, gone in enumerate(([], [1], [1, 3], [1, 3, 5])):
+        floor = (network.n_weights - n * block) / network.n_weights
+        shorter = shorten(network, samples, floor - 1e-9)
+        assert shorter.n_weights == network.n_weights - n * block
+        assert {f"a{i}" for i in range(6)} - set(shorter.initializers) == {f"a{i}" for i in gone}
+    assert shorten(network, samples, 0.999) is network
+
+
+def test_what_cannot_be_shortened_is_refused():
+    with pytest.raises(gm.RefusedError, match="between 0 and 1"):
+        shorten(demo(), gm.demo.splits(), -0.1)
+    weight = np.ones((4, 2), np.float32)
+    with pytest.raises(gm.RefusedError, match="nothing to skip"):
+        shorten(linear(weight), np.ones((8, 4), np.float32), 0.5)

@@ -9,6 +9,7 @@ from pkgutil import iter_modules
 from graphmod.methods.deeparc.sparsity.layers import Layer, Mask, layers, n_parameters
 from graphmod.methods.deeparc.sparsity.prune_retrain import Iteration, SparseRun, prune_retrain
 from graphmod.methods.deeparc.sparsity.registry import SCHEDULES, Schedule, schedule
+from graphmod.methods.deeparc.sparsity.shorten import shorten
 from graphmod.methods.deeparc.sparsity.sparsify import sparsify
 
 for _module in iter_modules(__path__):
@@ -25,5 +26,6 @@ __all__ = [
     "n_parameters",
     "prune_retrain",
     "schedule",
+    "shorten",
     "sparsify",
 ]
