@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import graphmod
+from planted import net
 from scipy.stats import spearmanr
 
 import graphmod as gm
@@ -136,6 +137,44 @@ def test_loss_is_of_other_samples_than_the_scores(planted):
     assert (one.loss != other.loss).any()
 
 
+@pytest.mark.parametrize("way", ["by fours", "half precision"])
+def test_the_form_of_the_model_changes_nothing(way):
+    model = residual([0.5, 0.0, 0.5])
+    data = samples(model, n=40)
+    if way == "by fours":
+        other, tolerance = gm.rank_blocks(gm.rebatch(model, 4), data), 1e-6
+    else:
+        parts = (data.train, data.calibration, data.test)
+        halves = (gm.Data({"x": part.inputs["x"].astype(np.float16)}, part.targets) for part in parts)
+        other, tolerance = gm.rank_blocks(gm.retype(model, "float16", keep_io=False), gm.Splits(*halves)), 1e-2
+    one = gm.rank_blocks(model, data)
+    for name in CRITERIA:
+        np.testing.assert_allclose(one.scores[name], other.scores[name], atol=tolerance)
+
+
+MASKED = """(float[n,4,6] x, float[n,4,1] mask) => (float[n,3] y) {
+    h0 = MatMul(x, p)
+    u0 = MatMul(h0, a)  r0 = Relu(u0)  v0 = Mul(r0, mask)  h1 = Add(v0, h0)
+    u1 = MatMul(h1, b)  r1 = Relu(u1)  v1 = Mul(r1, mask)  h2 = Add(v1, h1)
+    g = ReduceMean<axes=[1], keepdims=0>(h2)  y = MatMul(g, q) }"""
+
+
+def test_masks_reach_what_lies_behind_a_block():
+    model = net(MASKED, {"p": (6, 6), "a": (6, 6), "b": (6, 6), "q": (6, 3)})
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.normal(size=(50, 4, 6)), "mask": rng.random((50, 4, 1)) > 0.5}
+    inputs = {name: array.astype(np.float32) for name, array in inputs.items()}
+    data = gm.Data(inputs, model.run(inputs)["y"].argmax(1))
+    ranking = gm.rank_blocks(model, gm.Splits(data, data, data), ["loss"])
+    labels = torch.from_numpy(data.targets)
+
+    def loss(one):
+        return float(torch.nn.functional.cross_entropy(torch.from_numpy(one.run(inputs)["y"]), labels))
+
+    wanted = [loss(gm.remove(model, (region.entry, region.exit))) - loss(model) for region in ranking.regions]
+    assert ranking.scores["loss"] == pytest.approx(wanted, abs=1e-5)
+
+
 def test_a_softmax_at_the_end_changes_nothing():
     model = residual([0.5, 0.0, 0.5])
     data = samples(model)
@@ -168,8 +207,6 @@ def test_refusals(planted):
 
 
 def test_a_network_in_which_nothing_can_be_skipped_is_refused():
-    from planted import net
-
     model = net("(float[n,4] x) => (float[n,3] y) { a = MatMul(x, w)  r = Relu(a)  y = MatMul(r, u) }",
                 {"w": (4, 5), "u": (5, 3)})  # fmt: skip
     data = samples(model)
