@@ -123,7 +123,8 @@ def test_compress_writes_everything(tmp_path):
     told = graphmod("compress", MODEL, DATA, "--target", "0.85", "--epochs", "1", "-o", str(out), "--json")
     assert told.returncode == 0, told.stderr
     report = json.loads(told.stdout)
-    names = {"compressed.onnx", "modules.json", "report.html", "report.json", "similarity.npz", "similarity.png"}
+    pictures = {"front.png", "similarity.png"}
+    names = {"compressed.onnx", "modules.json", "report.html", "report.json", "similarity.npz"} | pictures
     assert {path.name for path in out.iterdir()} == names
     assert (out / "compressed.onnx").stat().st_size == report["after"]["bytes"]
     assert gm.load(out / "compressed.onnx").n_weights == report["after"]["weights"]
