@@ -1,7 +1,7 @@
 """How much faster ``gm.compress`` makes a network in ONNX Runtime at no more than half a point lost.
 
-Beside it: as many blocks, drawn at random, skipped as it takes to be as fast, and all that is left trained for as long, by
-the same recipe. Choices are made on calibration data; the accuracies told are those on test data.
+Beside it: as many blocks, drawn at random, skipped as it takes to be as fast, and all that is left trained for as long,
+by the same recipe. Choices are made on calibration data; the accuracies told are those on test data.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def _share(model: gm.Model, other: gm.Model, data: gm.Splits) -> float:
 def table(found: list[dict[str, Any]]) -> str:
     """Return mean and deviation over seeds, a row a network."""
     lines = [
-        "| network | faster at batch 1 | at batch 64 | test accuracy before | points gained | weights left | ever trained | "
-        "CPU seconds | random blocks skipped, all trained: faster at 1, 64 | points gained |",
+        "| network | faster at batch 1 | at batch 64 | test accuracy before | points gained | weights left | ever trained "
+        "| CPU seconds | random blocks skipped, all trained: faster at 1, 64 | points gained |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in dict.fromkeys((one["architecture"], one["data"]) for one in found):

@@ -1,6 +1,7 @@
 """The search: planted blocks are found, what is said of edges and points is what happens when they are run."""
 
 import importlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import graphmod as gm
 from graphmod.methods.compress.activations import Activations
 from graphmod.methods.compress.clock import Clock
 from graphmod.methods.compress.damage import Damage, divergence, squared_error
-from graphmod.methods.compress.line import Line
 from graphmod.methods.compress.kinds import CLOSED_FORM, kinds
+from graphmod.methods.compress.line import Line
 from graphmod.methods.compress.points import build, drops, verified
 from graphmod.methods.compress.search import Edge, Search, route_latency, spread
 from graphmod.methods.compress.site import ROWS
@@ -112,8 +113,8 @@ def test_fronts_trade_latency_for_damage(search):
     routes = search.fronts()
     latencies = [route_latency(route) for route in routes]
     damages = [sum(edge.error for edge in route) for route in routes]
-    assert all(a <= b + 1e-3 for a, b in zip(latencies, latencies[1:], strict=False))
-    assert all(a > b for a, b in zip(damages, damages[1:], strict=False))
+    assert all(a <= b + 1e-3 for a, b in pairwise(latencies))
+    assert all(a > b for a, b in pairwise(damages))
     assert damages[-1] == 0
     for route in routes:
         assert [edge.start for edge in route] == [0, *(edge.stop for edge in route)][:-1]

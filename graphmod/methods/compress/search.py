@@ -42,6 +42,13 @@ MEASURED = 300
 WORK = 1e13
 """Multiply-accumulates that measuring them may take: large networks get fewer measurements."""
 
+FITS = 1e12
+"""Multiply-accumulates that solving for bounds may take, by the cube of the channels a run: of wide networks with many
+positions only the shorter runs are tried, of which longer ones can be put together."""
+
+FEWEST_RUNS = 200
+"""Runs that are tried however wide the network is."""
+
 OPTIMISM = 0.5
 """What bounds are multiplied by: an edge may do less damage than errors at its exit were seen to do."""
 
@@ -144,7 +151,7 @@ class Search:
     def _bounded(self) -> Iterator[Edge]:
         """Yield every part in closed form that no other of its run is both faster and nearer than."""
         reach = np.concatenate([[0.0], np.cumsum(self.clock.steps)])
-        for start, stop in self.runs:
+        for start, stop in self._tried:
             share = float(reach[stop] - reach[start])
             if share < MIN_SAVING or self.clock.steps[start] < MIN_SAVING / 2:
                 continue  # begin behind cheap steps: an activation costs nothing to keep
@@ -161,6 +168,13 @@ class Search:
                 if edge.error < least and share - edge.latency >= MIN_SAVING:
                     least = edge.error
                     yield edge
+
+    @property
+    def _tried(self) -> list[tuple[int, int]]:
+        """The runs that are tried, in order."""
+        most = max(FEWEST_RUNS, int(FITS / self._widest**3))
+        shortest = sorted(self.runs, key=lambda run: (run[1] - run[0], run))
+        return sorted(shortest[:most])
 
     def _bounded_site(self, start: int, stop: int) -> Site:
         """Return a site whose statistics are of few rows, each tensor's taken once."""
@@ -180,9 +194,14 @@ class Search:
 
     @cached_property
     def _bound_rows(self) -> int:
+        return int(max(1 << 8, min(BOUND_ROWS, BOUND_VALUES // self._widest)))
+
+    @cached_property
+    def _widest(self) -> int:
+        """The most channels that a position has."""
         held = self.fitted_on.of
-        widest = max(held[name].shape[channel_axis(self.line.original, name)] for name in held if held[name].ndim > 1)
-        return int(max(1 << 8, min(BOUND_ROWS, BOUND_VALUES // widest)))
+        wide = [value.shape[channel_axis(self.line.original, name)] for name, value in held.items() if value.ndim > 1]
+        return max(wide, default=1)
 
     def _latency(self, part: Part) -> float:
         held = self.fitted_on
