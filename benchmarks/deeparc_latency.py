@@ -100,16 +100,16 @@ def _share(model: gm.Model, other: gm.Model, data: gm.Splits) -> float:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Return mean and deviation over seeds, a row a network."""
-    lines = [
-        "| network | faster at batch 1 | at batch 64 | test accuracy before | points gained | weights left | ever trained "
-        "| CPU seconds | random blocks skipped, all trained: faster at 1, 64 | points gained |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = (
+        "network", "faster at batch 1", "at batch 64", "test accuracy before", "points gained", "weights left",
+        "ever trained", "CPU seconds", "random blocks skipped, all trained: faster at 1, 64", "points gained",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for name in dict.fromkeys((one["architecture"], one["data"]) for one in found):
         cells = [one for one in found if (one["architecture"], one["data"]) == name]
         ours, other = [one["compress"] for one in cells], [one["random"] for one in cells]
         before = [one["before"] for one in ours]
-        columns = [
+        values = [
             " on ".join(name),
             _spread([one["speedup"]["1"] for one in ours], ".2f", "x"),
             _spread([one["speedup"]["64"] for one in ours], ".2f", "x"),
@@ -121,7 +121,7 @@ def table(found: list[dict[str, Any]]) -> str:
             ", ".join(_spread([one["speedup"][size] for one in other], ".2f", "x") for size in ("1", "64")),
             _spread([100 * (one["after"] - was) for one, was in zip(other, before, strict=True)], "+.2f"),
         ]
-        lines.append(f"| {' | '.join(columns)} |")
+        lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)
 
 

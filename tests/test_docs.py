@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 PAGES = [
     "README.md",
+    "docs/compress.md",
     "docs/similarity.md",
     "docs/deeparc.md",
     "docs/importer.md",
