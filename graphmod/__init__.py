@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from graphmod.graph import Block, Match, NearMiss, blocks, boundaries, explain, find
     from graphmod.methods import Result, compress
     from graphmod.methods.criteria import Ranking, rank_blocks
+    from graphmod.methods.repair import repair
     from graphmod.modules import Module, ModuleMap, modularize
     from graphmod.probe import Similarity, accuracy, latency, similarity
     from graphmod.pruning import Group, Groups, groups, prune
@@ -120,6 +121,7 @@ _HOME = {
     "recalibrate": "rewrite",
     "remove": "rewrite",
     "rename": "rewrite",
+    "repair": "methods.repair",
     "reorder": "rewrite",
     "replace": "rewrite",
     "retrain": "train",
@@ -232,6 +234,7 @@ __all__ = [
     "recalibrate",
     "remove",
     "rename",
+    "repair",
     "reorder",
     "replace",
     "report",

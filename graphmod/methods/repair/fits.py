@@ -13,7 +13,7 @@ in float64. :math:`W_0` are the weights that are there, or 0, where they are wor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -85,26 +85,28 @@ def rows_needed(layer: Layer) -> int:
     return _ROWS * layer.unknowns
 
 
-def refit(model: Model, layer: Layer, x: Array, y: Array) -> tuple[Model, int] | None:
-    """Fit a layer's weights, and return the model with them and how many scalars were touched; None if it stays.
+def refit(model: Model, wanted: Mapping[Layer, tuple[Array, Array]]) -> tuple[Model, int]:
+    """Fit the weights of layers, and return the model with them and how many scalars were touched.
 
     Parameters
     ----------
     model : Model
-    layer : Layer
-    x, y : array
-        What it reads and what it is to make, sample by sample.
+    wanted : mapping of Layer to (array, array)
+        What each reads and what it is to make, sample by sample.
     """
-    draft = Draft(model)
-    bench = Bench(draft)
+    bench = Bench(Draft(model))
+    touched = sum(_refit(bench, layer, x, y) for layer, (x, y) in wanted.items())
+    return (bench.draft.finish(), touched) if touched else (model, 0)
+
+
+def _refit(bench: Bench, layer: Layer, x: Array, y: Array) -> int:
     own = _read(bench, layer.name)
-    if own is None:
-        return None
+    assert own is not None, "it is one of layers()"
     weight, bias = own.weight(), own.bias()
     n_groups, n_out = weight.shape[:2]
     rows = _rows(own, x, y)
     if rows is None:
-        return None
+        return 0
     fitted = [
         _fit(xs, ys, own_weight.reshape(n_out, -1), own_bias, bias is not None)
         for xs, ys, own_weight, own_bias in zip(
@@ -114,11 +116,11 @@ def refit(model: Model, layer: Layer, x: Array, y: Array) -> tuple[Model, int] |
     ]  # fmt: skip
     changed = sum(int(one.changed.sum()) for one in fitted)
     if not changed:
-        return None
+        return 0
     fresh = np.stack([one.weight for one in fitted]).reshape(weight.shape)
     offsets = np.concatenate([one.bias for one in fitted])
     own.store(fresh, None if bias is None else offsets)
-    return draft.finish(), changed * _unknowns(own)
+    return changed * _unknowns(own)
 
 
 def without_weights(model: Model, names: Iterable[str]) -> Model:

@@ -1,4 +1,4 @@
-"""Mending in closed form: layer after layer, a broken unit is made to compute what a healthy network computes there."""
+"""Mending in closed form: the layers of a broken unit are made to compute what a healthy network computes there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import ceil, prod
 
 from graphmod.data import Data
 from graphmod.methods.repair.fits import SAME, Layer, layers, refit, rows_needed
-from graphmod.methods.repair.patching import between, first, gap, values
+from graphmod.methods.repair.patching import Array, between, first, gap, values
 from graphmod.methods.repair.units import Unit
 from graphmod.model import Model
 
@@ -28,24 +28,24 @@ class Mended:
     model : Model
     touched : int
         Scalars that were fitted.
-    errors : dict of str to float
-        What is left of the error at the exit of each unit, on its own inputs.
+    errors : dict of Unit to float
+        What is left of the error at the exit of each unit.
     """
 
     model: Model = field(repr=False)
     touched: int
-    errors: dict[str, float]
+    errors: dict[Unit, float]
 
     def left(self, broken: Sequence[Unit]) -> list[Unit]:
         """Return the units that weights in closed form did not bring close enough."""
-        return [unit for unit in broken if not self.errors[unit.path] <= _CLOSE]
+        return [unit for unit in broken if not self.errors[unit] <= _CLOSE]
 
 
 def mend(model: Model, healthy: Model, data: Data, broken: Sequence[Unit]) -> Mended:
-    """Fit the layers of broken units, in the order of the trunk, to what a healthy network makes there.
+    """Fit the layers of broken units to what a healthy network makes of its own inputs there.
 
-    Every layer is fitted from the inputs that it gets in the network as far as that is mended, so that errors that are
-    left do not add up. A layer needs its output to be a tensor of the healthy network too.
+    All layers are fitted at once: if that is exact, a layer's inputs are the healthy ones. A layer needs its input and
+    output to be tensors of the healthy network too.
 
     Parameters
     ----------
@@ -55,29 +55,50 @@ def mend(model: Model, healthy: Model, data: Data, broken: Sequence[Unit]) -> Me
     broken : sequence of Unit
         In the order of the trunk.
     """
-    touched = 0
-    errors: dict[str, float] = {}
+    wanted: dict[Layer, tuple[Array, Array]] = {}
+    checked: dict[Unit, tuple[Data, Array, Array]] = {}
     for unit in broken:
         found = [layer for layer in layers(model, unit.operators) if _shared(model, healthy, layer)]
         some = first(model, data, _samples(model, found))
-        wanted = values(healthy, some, [layer.exit for layer in found] + [unit.exit])
+        names = [name for layer in found for name in (layer.entry, layer.exit)]
+        sound = values(healthy, some, [*unit.place, *names])
+        wanted |= {layer: (sound[layer.entry], sound[layer.exit]) for layer in found}
+        few = first(model, some, _FEWEST)
+        checked[unit] = few, sound[unit.entry][: len(few)], sound[unit.exit][: len(few)]
+    mended, touched = refit(model, wanted)
+    return Mended(mended, touched, {unit: _error(mended, unit, *one) for unit, one in checked.items()})
+
+
+def mend_in_turn(model: Model, healthy: Model, data: Data, broken: Sequence[Unit]) -> Mended:
+    """Do the same layer after layer, each from the inputs that it gets in the network as far as that is mended.
+
+    It takes longer; errors that are left do not add up.
+    """
+    touched = 0
+    errors: dict[Unit, float] = {}
+    for unit in broken:
+        found = [layer for layer in layers(model, unit.operators) if _shared(model, healthy, layer)]
+        some = first(model, data, _samples(model, found))
+        sound = values(healthy, some, [unit.exit, *(layer.exit for layer in found)])
         at_entry = values(model, some, [unit.entry])[unit.entry]
         for layer in found:
             own = between(model, unit.entry, [layer.entry, layer.exit], some, at_entry)
-            if gap(own[layer.exit], wanted[layer.exit]) <= SAME:
-                continue
-            fitted = refit(model, layer, own[layer.entry], wanted[layer.exit])
-            if fitted is not None:
-                model, fresh = fitted
+            if gap(own[layer.exit], sound[layer.exit]) > SAME:
+                model, fresh = refit(model, {layer: (own[layer.entry], sound[layer.exit])})
                 touched += fresh
-        made = between(model, unit.entry, [unit.exit], some, at_entry)[unit.exit]
-        errors[unit.path] = gap(made, wanted[unit.exit])
+        errors[unit] = _error(model, unit, some, at_entry, sound[unit.exit])
     return Mended(model, touched, errors)
 
 
+def _error(model: Model, unit: Unit, data: Data, at_entry: Array, wanted: Array) -> float:
+    return gap(between(model, unit.entry, [unit.exit], data, at_entry)[unit.exit], wanted)
+
+
 def _shared(model: Model, healthy: Model, layer: Layer) -> bool:
-    """Whether the healthy network makes a layer's output too."""
-    return layer.exit in healthy.producer and _shape(model, layer.exit) == _shape(healthy, layer.exit)
+    """Whether the healthy network has what a layer reads and what it makes."""
+    there = {*healthy.producer, *healthy.inputs}
+    ends = (layer.entry, layer.exit)
+    return all(name in there and _shape(model, name) == _shape(healthy, name) for name in ends)
 
 
 def _shape(model: Model, tensor: str) -> tuple[int, ...] | None:

@@ -14,7 +14,7 @@ from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import boundaries
 from graphmod.methods.repair.emptying import emptied
-from graphmod.methods.repair.mending import mend
+from graphmod.methods.repair.mending import mend, mend_in_turn
 from graphmod.methods.repair.patching import faults, first
 from graphmod.methods.repair.suspicion import suspects
 from graphmod.methods.repair.units import Unit, units
@@ -135,10 +135,7 @@ def repair(
     task = _Task(model, splits, share, target, samples, score, progress)
     training = _Training(loss, metric, epochs, patience, learning_rate, batch_size, seed)
     found = _by_labels(task, training) if healthy is None else _by_activations(task, healthy, training)
-    reached = found.reached
-    if reached is None and found.chosen:
-        reached = score(found.model, "calibration")
-    if reached is not None and not reached > score(model, "calibration"):
+    if found.chosen and not found.sound and not _reached(found, score) > score(model, "calibration"):
         found = replace(found, model=model, chosen=(), touched=0)
     seconds = dict(found.seconds)
     seconds["analysis"] += process_time() - start - sum(seconds.values())
@@ -231,14 +228,23 @@ class _Training:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What became of a task; ``reached`` is the metric on calibration data where training has told it."""
+    """What became of a task.
+
+    ``reached`` is the metric on calibration data, where training has told it; ``sound`` is a model of which patching
+    tells that it computes what the healthy one does, so that nothing needs to.
+    """
 
     model: Model
     chosen: tuple[Unit, ...]
     touched: int
     ranking: tuple[Candidate, ...]
     reached: float | None = None
+    sound: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("analysis", "caching", "training"), 0.0))
+
+
+def _reached(found: _Found, score: Score) -> float:
+    return score(found.model, "calibration") if found.reached is None else found.reached
 
 
 # -- with a healthy model
@@ -254,17 +260,26 @@ def _by_activations(task: _Task, healthy: Model, training: _Training) -> _Found:
     broken = tuple(unit for unit in parts if unit.entry in entries)
     start = process_time()
     mended = mend(task.model, healthy, task.splits.train, broken)
-    found = _Found(mended.model, broken, mended.touched, ranking)
-    found.seconds["training"] = process_time() - start
     touched = mended.touched
-    for unit in mended.left(broken):
-        goal = task.score(healthy, "calibration") if task.target is None else task.target
-        if task.score(found.model, "calibration") >= goal:
+    left = mended.left(broken)
+    if left and _falls_short(task, healthy, mended.model):
+        mended = mend_in_turn(mended.model, healthy, task.splits.train, left)
+        touched += mended.touched
+    found = _Found(mended.model, broken, 0, ranking, sound=not mended.left(left))
+    found.seconds["training"] = process_time() - start
+    for unit in mended.left(left):
+        if not _falls_short(task, healthy, found.model):
             break
         run = training.run(task, found.model, [unit], short=False, imitate=Imitation(unit.exit, healthy, weight=1))
         found = replace(found, model=run.model, seconds=_with(found.seconds, run))
         touched += unit.weights
     return replace(found, touched=min(touched, sum(unit.weights for unit in broken)))
+
+
+def _falls_short(task: _Task, healthy: Model, model: Model) -> bool:
+    """Whether a model is worse on calibration data than is asked for, or than the healthy one."""
+    goal = task.score(healthy, "calibration") if task.target is None else task.target
+    return task.score(model, "calibration") < goal
 
 
 def _shared(model: Model, healthy: Model) -> list[str]:

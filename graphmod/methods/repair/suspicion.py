@@ -28,7 +28,7 @@ from graphmod.pytorch import META, to_torch
 from graphmod.pytorch.dtypes import HALF, to_tensor
 from graphmod.train.retrain import Loss
 
-_SKIPPED = 8
+_SKIPPED = 5
 """Units, those of the largest relative gradients, that are skipped to see what that does."""
 
 
