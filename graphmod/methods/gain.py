@@ -24,7 +24,7 @@ import torch
 
 from graphmod.data import Data
 from graphmod.errors import RefusedError
-from graphmod.graph import blocks, boundaries, cost, data_flow, primary_input, subgraph
+from graphmod.graph import Block, blocks, boundaries, cost, data_flow, primary_input, subgraph
 from graphmod.methods.tuning import Candidate
 from graphmod.model import Model
 from graphmod.pytorch import META, to_torch
@@ -90,6 +90,7 @@ def rank_regions(model: Model, data: Data, share: float = 0.2, *, loss: Loss | N
     if len(data) < 2:
         raise RefusedError("one sample does not tell where a network learns; at least two are needed")
     trunk, steps = _trunk(model)
+    tree = blocks(model)
     gains, seconds = _gains(model, data[: min(_MOST, len(data))], loss)
     sizes = {name: model.tensors[name].size for step in steps for name in step.weights if name in model.constants}
     found = []
@@ -100,7 +101,7 @@ def rank_regions(model: Model, data: Data, share: float = 0.2, *, loss: Loss | N
         inside = behind[start] - behind[stop]
         time = seconds * (2 * behind[start] + inside) / 3  # forward, to inputs and to weights take as long
         weights = sum(sizes.get(name, 0) for name in names)
-        paths = _paths(model, trunk[start : stop + 1])
+        paths = _paths(tree, trunk[start : stop + 1])
         figures = {"gain": gain, "seconds": time}
         found.append(Candidate(paths, trunk[start], trunk[stop], weights, gain / max(time, 1e-9), figures))
     enough = _ENOUGH * max((one.figures["gain"] for one in found), default=0.0)
@@ -179,12 +180,12 @@ def _gains(model: Model, data: Data, loss: Loss | None) -> tuple[dict[str, float
     return gains, seconds
 
 
-def _paths(model: Model, tensors: Sequence[str]) -> tuple[str, ...]:
+def _paths(tree: Block, tensors: Sequence[str]) -> tuple[str, ...]:
     """Return the paths of the largest blocks that make up a run of boundaries."""
     known = {tensor: i for i, tensor in enumerate(tensors)}
     found: list[str] = []
     covered = 0
-    for block in blocks(model).walk():
+    for block in tree.walk():
         start, stop = known.get(block.entry, -1), known.get(block.exit, -1)
         if block.path and start >= covered and stop > start:
             found.append(block.path)
