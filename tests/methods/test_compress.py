@@ -1,5 +1,6 @@
 """Compression of a small residual network, half of whose blocks hardly do anything."""
 
+import dataclasses
 import importlib
 import itertools
 
@@ -74,6 +75,9 @@ def clock(monkeypatch):
     monkeypatch.setattr(module, "block_latency", timed)
     monkeypatch.setattr(module.Clock, "ratios", ratios)
     monkeypatch.setattr(importlib.import_module("graphmod.methods.compress.verb"), "ROUNDS", 3)
+    few = importlib.import_module("graphmod.methods.compress.search")  # so that tests take little time
+    monkeypatch.setattr(few, "BLOCKS", 3)
+    monkeypatch.setattr(few, "RUNS", 2)
 
 
 def compress(original, data, **options):
@@ -256,3 +260,75 @@ def test_little_data_and_chance_are_told(original, data):
         pytest.warns(UserWarning, match="about as often as chance among 5 classes"),
     ):
         gm.compress(original, gm.Splits(few.train, wrong, few.test), target=0.9, epochs=0)
+
+
+def plain():
+    """Return convolutions in a row, smaller towards the end, and a classifier: no block has a shortcut."""
+    rng = np.random.default_rng(3)
+    weights, operators, before, n_in = {}, [], "x", 1
+    for i, (n_out, stride) in enumerate([(6, 1), (6, 1), (8, 2), (8, 1), (8, 1)], 1):
+        weights[f"k{i}"] = (1.5 * rng.normal(size=(n_out, n_in, 3, 3)) / np.sqrt(9 * n_in)).astype(np.float32)
+        conv = {"pads": [1] * 4, "strides": [stride] * 2, "name": f"conv{i}"}
+        operators += [
+            helper.make_node("Conv", [before, f"k{i}"], [f"c{i}"], **conv),
+            helper.make_node("Relu", [f"c{i}"], [f"r{i}"], name=f"relu{i}"),
+        ]
+        before, n_in = f"r{i}", n_out
+    weights["head"] = rng.normal(size=(8, CLASSES)).astype(np.float32)
+    operators += [
+        helper.make_node("GlobalAveragePool", [before], ["g"], name="pool"),
+        helper.make_node("Flatten", ["g"], ["f"], name="flatten"),
+        helper.make_node("MatMul", ["f", "head"], ["logits"], name="head"),
+    ]
+    return model(operators, {"x": ["n", 1, 8, 8]}, {"logits": ["n", CLASSES]}, weights)
+
+
+def gated():
+    """Return residual blocks on tokens whose branches are gated by another input, which is context."""
+    rng = np.random.default_rng(6)
+    weights, operators, before = {}, [], "x"
+    for i in range(1, 5):
+        weights[f"w{i}"] = (rng.normal(size=(12, 12)) / np.sqrt(12)).astype(np.float32)
+        operators += [
+            helper.make_node("MatMul", [before, f"w{i}"], [f"m{i}"], name=f"product{i}"),
+            helper.make_node("Tanh", [f"m{i}"], [f"t{i}"], name=f"tanh{i}"),
+            helper.make_node("Mul", [f"t{i}", "gate"], [f"g{i}"], name=f"gated{i}"),
+            helper.make_node("Add", [before, f"g{i}"], [f"h{i}"], name=f"add{i}"),
+        ]
+        before = f"h{i}"
+    weights["head"] = rng.normal(size=(12, CLASSES)).astype(np.float32)
+    operators += [
+        helper.make_node("ReduceMean", [before], ["p"], axes=[1], keepdims=0, name="mean"),
+        helper.make_node("MatMul", ["p", "head"], ["logits"], name="head"),
+    ]
+    inputs = {"x": ["n", 4, 12], "gate": ["n", 1, 12]}
+    return model(operators, inputs, {"logits": ["n", CLASSES]}, weights)
+
+
+@pytest.mark.parametrize(("make", "shapes"), [(plain, {"x": (1, 8, 8)}), (gated, {"x": (4, 12), "gate": (1, 12)})])
+def test_other_networks(make, shapes):
+    rng, whole = np.random.default_rng(7), make()
+    parts = []
+    for size in (300, 150, 100):
+        samples = {name: rng.random((size, *shape), np.float32) for name, shape in shapes.items()}
+        parts.append(gm.Data(samples, whole.run(samples)["logits"].argmax(axis=1)))
+    result = gm.compress(whole, gm.Splits(*parts), max_drop=0.1, epochs=8, batch_sizes=(4,), threshold=0.3)
+    assert result.report.changes
+    assert (result.model.inputs, result.model.outputs) == (whole.inputs, whole.outputs)
+    assert result.report.after.calibration >= result.report.before.calibration - 0.1
+    assert result.report.after.macs < gm.graph.cost(whole).macs
+    assert sum(point.is_chosen for point in result.front) == 1
+    chosen = next(point for point in result.front if point.is_chosen)
+    assert chosen.weights == result.model.n_weights
+    assert chosen.after == pytest.approx(result.report.after.calibration)
+    assert chosen.trained_weights == result.report.trained_weights
+
+
+def test_the_front_as_a_picture(original, data, tmp_path):
+    result = compress(original, data)
+    result.plot_front(tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert [point.latency for point in result.front] == sorted(point.latency for point in result.front)
+    nothing = dataclasses.replace(result, report=dataclasses.replace(result.report, front=()))
+    with pytest.raises(gm.RefusedError, match="nothing could be replaced"):
+        nothing.plot_front()

@@ -65,6 +65,9 @@ def clock(monkeypatch):
     module = importlib.import_module("graphmod.methods.compress.clock")
     monkeypatch.setattr(module, "block_latency", timed)
     monkeypatch.setattr(module.Clock, "ratios", ratios)
+    few = importlib.import_module("graphmod.methods.compress.search")  # so that tests take little time
+    monkeypatch.setattr(few, "BLOCKS", 3)
+    monkeypatch.setattr(few, "RUNS", 2)
 
 
 def samples(n, seed):

@@ -55,8 +55,8 @@ OPTIMISM = 0.5
 SPREAD = 20
 """Paths of a front whose edges are measured, spread evenly over the ratios of their latencies."""
 
-SEARCHED_SITES = 10
-"""Sites for which searched kinds make parts, of steps and of runs each."""
+BLOCKS, RUNS = 10, 6
+"""Blocks that fast routes keep and runs that they replace for which searched kinds make parts."""
 
 SLOW = 1.05
 """Latency, of the original's, beyond which no path is wanted."""
@@ -233,7 +233,7 @@ class Search:
         short = {pair: value for pair, value in steps.items() if pair[1] - pair[0] <= 2 and value >= MIN_SAVING}
         replaced = Counter((e.start, e.stop) for route in routes for e in route if e.part and e.stop - e.start > 1)
         saving = {run: n * float(self.clock.steps[run[0] : run[1]].sum()) for run, n in replaced.items()}
-        return _largest(short, SEARCHED_SITES), _largest(saving, SEARCHED_SITES)
+        return _largest(short, BLOCKS), _largest(saving, RUNS)
 
     # -- measuring
 

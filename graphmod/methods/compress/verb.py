@@ -345,7 +345,7 @@ class _Job:
                     built.error,
                     estimated,
                     bound,
-                    built.model.n_weights,
+                    (built.model if trained is None else trained.model).n_weights,
                     built.score,
                     None if trained is None else trained.score,
                     None if trained is None else self.n_trained(trained),
