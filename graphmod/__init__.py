@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphmod.data import Data, Splits
     from graphmod.graph import Block, Match, NearMiss, blocks, boundaries, explain, find
     from graphmod.methods import Result, compress
+    from graphmod.methods.adapt import adapt
     from graphmod.methods.criteria import Ranking, rank_blocks
     from graphmod.methods.repair import repair
     from graphmod.modules import Module, ModuleMap, modularize
@@ -89,6 +90,7 @@ _HOME = {
     "Similarity": "probe",
     "Splits": "data",
     "accuracy": "probe",
+    "adapt": "methods.adapt",
     "apply": "rewrite",
     "blocks": "graph",
     "boundaries": "graph",
@@ -192,6 +194,7 @@ __all__ = [
     "Splits",
     "UnsupportedOperatorError",
     "accuracy",
+    "adapt",
     "apply",
     "blocks",
     "boundaries",
@@ -234,8 +237,8 @@ __all__ = [
     "recalibrate",
     "remove",
     "rename",
-    "repair",
     "reorder",
+    "repair",
     "replace",
     "report",
     "retrain",

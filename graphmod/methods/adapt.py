@@ -111,9 +111,9 @@ def adapt(
     --------
     >>> import graphmod as gm
     >>> m, data = gm.load(gm.demo.model_path()), gm.demo.splits()
-    >>> dark = gm.Splits(*(gm.Data({"image": 0.4 * part.inputs["image"]}, part.targets)
+    >>> dark = gm.Splits(*(gm.Data({"image": 0.2 * part.inputs["image"]}, part.targets)
     ...                    for part in (data.train, data.calibration, data.test)))
-    >>> tuned = gm.adapt(m, data, dark, epochs=1)
+    >>> tuned = gm.adapt(m, data, dark, epochs=2)
     >>> tuned.report.after["shifted"] > tuned.report.before["shifted"], tuned.report.trained_share < 0.2
     (True, True)
     """

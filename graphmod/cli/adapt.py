@@ -1,0 +1,60 @@
+"""The command ``adapt``: a model fitted to samples that look different."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, console
+from graphmod.model import check_writable, load
+
+
+def adapt(
+    model: ModelFile,
+    data: DataFile,
+    shifted: Annotated[
+        Path,
+        typer.Argument(help="Shifted samples with labels; best in the data's rows.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of the weights that may change.")] = 0.2,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of accuracy that clean calibration data may lose.")
+    ] = 0.005,
+    target: Annotated[
+        float | None, typer.Option(help="Stop at this accuracy on shifted calibration data.", show_default=False)
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="At most.")] = 8,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a model to shifted samples (adversarial, corrupted, another sensor) by training a small part of it.
+
+    [dim]Example:[/] graphmod adapt model.onnx clean.npz shifted.npz --out adapted.onnx
+    """
+    from graphmod.methods.adapt import adapt as run
+
+    check_writable(out)
+    loaded = load(model)
+    tuned = run(
+        loaded, str(data), str(shifted), share=share, max_drop=max_drop, target=target, epochs=epochs, seed=seed,
+        progress=not as_json,
+    )  # fmt: skip
+    tuned.model.save(out)
+    report = tuned.report
+    if as_json:
+        typer.echo(json.dumps({**report.as_dict(), "files": [str(out)]}, indent=2))
+        return
+    console.print(f"trained: {escape(', '.join(report.blocks))}")
+    console.print(f"{report.weights_trained:,} weights, {report.trained_share:.1%} of all")
+    for name, before in report.before.items():
+        console.print(f"accuracy on {name} test data: {before:.2%} before, {report.after[name]:.2%} after")
+    console.print(f"CPU seconds: {', '.join(f'{name} {value:.1f}' for name, value in report.seconds.items())}")
+    console.print(f"written: {escape(str(out))}")
+
+
+COMMANDS = (adapt,)

@@ -1,0 +1,88 @@
+"""Attacks: within their bounds, on what the model gets right, and refused where they cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from onnx import numpy_helper as values
+
+import graphmod as gm
+from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.methods.deeparc import ATTACKS, attack
+from graphmod.methods.deeparc import attacks as module
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[gm.Model, gm.Data]:
+    return gm.load(gm.demo.model_path()), gm.demo.splits().test[:48]
+
+
+def linear(softmax: bool = False) -> gm.Model:
+    """Return a classifier of two classes: the sign of x0 - x1."""
+    weight = np.array([[1, -1], [-1, 1]], np.float32)
+    operators = [helper.make_node("MatMul", ["x", "w"], ["z"], name="matmul")]
+    output = "z"
+    if softmax:
+        operators.append(helper.make_node("Softmax", ["z"], ["p"], name="softmax"))
+        output = "p"
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", output)]
+    graph = helper.make_graph(operators, "linear", info[:1], info[1:], [values.from_array(weight, "w")])
+    return gm.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+
+
+@pytest.mark.parametrize("method", sorted(set(ATTACKS) - {"cw"}))
+def test_samples_change_by_no_more_than_eps_and_stay_in_range(demo: tuple[gm.Model, gm.Data], method: str) -> None:
+    model, data = demo
+    found = attack(model, data, method, eps=0.2, steps=4)
+    x, moved = data.inputs["image"], found.inputs["image"]
+    assert np.abs(moved - x).max() <= 0.2 + 1e-6
+    assert moved.min() >= x.min()
+    assert moved.max() <= x.max()
+    assert moved.dtype == x.dtype
+    assert np.array_equal(found.targets, data.targets)
+    assert gm.accuracy(model, found) < gm.accuracy(model, data) - 0.2
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_fgsm_of_a_linear_classifier_moves_every_value_by_eps_towards_the_other_class(softmax: bool) -> None:
+    x = np.array([[0.5, 0.2], [0.1, 0.9]], np.float32)
+    found = attack(linear(softmax), (x, np.array([0, 1])), "fgsm", eps=0.1, bounds=(-5, 5))
+    np.testing.assert_allclose(found.inputs["x"], x + 0.1 * np.array([[-1, 1], [1, -1]]), atol=1e-6)
+
+
+def test_carlini_and_wagner_changes_a_linear_classifier_by_little_more_than_it_must() -> None:
+    x = np.array([[0.5, 0.2], [0.1, 0.9]], np.float32)
+    found = attack(linear(), (x, np.array([0, 1])), "cw", eps=5, bounds=(-5, 5), steps=50)
+    assert gm.accuracy(linear(), found) == 0
+    least = np.abs(x[:, 0] - x[:, 1]) / np.sqrt(2)
+    assert (np.linalg.norm(found.inputs["x"] - x, axis=1) <= 1.5 * least + 0.1).all()
+
+
+def test_the_same_seed_gives_the_same_samples(demo: tuple[gm.Model, gm.Data]) -> None:
+    first, second = (attack(*demo, "pgd", steps=2, seed=3).inputs["image"] for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_bad_arguments_are_refused_in_a_sentence(demo: tuple[gm.Model, gm.Data]) -> None:
+    with pytest.raises(RefusedError, match=r"no attack 'magic'; there are cw, deepfool, fgsm, pgd"):
+        attack(*demo, "magic")
+    for eps in (0, -1, float("nan")):
+        with pytest.raises(RefusedError, match="out of range"):
+            attack(*demo, eps=eps)
+    with pytest.raises(RefusedError, match="at least 1"):
+        attack(*demo, steps=0)
+    with pytest.raises(InvalidDataError, match="bounds="):
+        attack(linear(), (np.ones((2, 2), np.float32), np.array([0, 1])))
+
+
+def test_a_missing_package_is_named_with_what_installs_it(
+    demo: tuple[gm.Model, gm.Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_spec", _nothing)
+    with pytest.raises(RefusedError, match=r'pip install "graphmod\[attacks\]"'):
+        attack(*demo)
+
+
+def _nothing(name: str) -> None:
+    assert name == "art"
