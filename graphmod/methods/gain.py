@@ -3,10 +3,10 @@ r"""Where a network learns most in a second: regions ranked by the gain that a s
 A step of gradient descent at the rate :math:`\eta` lessens the loss by :math:`\eta \langle g, g' \rangle` to first
 order, where :math:`g` is the gradient on the samples of the step and :math:`g'` that on those on which the loss is
 taken. They are two halves of the samples here, so that a region which would learn samples by heart promises nothing.
-Regions that promise far less than the best of their size are out, as they would soon have no more to give (that inputs
-which look different are best met by early layers, and new labels by late ones, is what Lee et al., ICLR 2023, found);
-the others are ranked by their gain over the seconds that a step takes, from their entry to the output and back, of
-which multiply-accumulates tell one half and the number of operators the other.
+Regions that promise less than 90 % of the best of their size are out, as they would soon have no more to give (that
+inputs which look different are best met by early layers, and new labels by late ones, is what Lee et al., ICLR 2023,
+found); the others are ranked by their gain over the seconds that a step takes, from their entry to the output and back,
+of which multiply-accumulates tell one half and the number of operators the other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from graphmod.train.weights import constant_roots
 _MOST = 512
 """Samples that gradients are taken of, at most."""
 
-_ENOUGH = 0.75
+_ENOUGH = 0.9
 """Share of the largest gain that a region must promise."""
 
 

@@ -1,0 +1,38 @@
+"""The commands ``attack`` and ``adapt``, one after the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from command_line import graphmod
+
+import graphmod as gm
+
+
+def test_a_model_is_attacked_and_adapted(tmp_path: Path) -> None:
+    model, data = gm.demo.model_path(), gm.demo.data_path()
+    moved, adapted = tmp_path / "moved.npz", tmp_path / "adapted.onnx"
+    ran = graphmod("attack", model, data, "--by", "fgsm", "--eps", 0.15, "--out", moved, "--json")
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)["accuracy"]["test"]
+    assert told["attacked"] < told["clean"] - 0.3
+    with np.load(moved) as content:
+        assert set(content.files) == {f"{kind}_{part}" for kind in "xy" for part in ("train", "calibration", "test")}
+    ran = graphmod("adapt", model, data, moved, "--epochs", 2, "--out", adapted, "--json")
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["after"]["shifted"] > report["before"]["shifted"]
+    assert gm.accuracy(gm.load(adapted), gm.demo.splits().test) == report["after"]["clean"]
+
+
+def test_bad_input_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
+    out = tmp_path / "moved.npz"
+    for wrong, told in ((["--by", "magic"], "no attack 'magic'"), (["--eps", "-1"], "eps=-1.0 is out of range")):
+        ran = graphmod("attack", gm.demo.model_path(), gm.demo.data_path(), "--out", out, *wrong)
+        assert ran.returncode == 2
+        assert told in ran.stderr
+        assert not out.exists()
+    ran = graphmod("attack", gm.demo.model_path(), gm.demo.data_path(), "--out", tmp_path / "moved.txt")
+    assert "must end in .npz" in ran.stderr
