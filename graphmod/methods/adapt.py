@@ -45,7 +45,7 @@ _CHECK_EVERY = 10
 _PATIENCE = 12
 """Looks without progress after which training stops, at least."""
 
-_MOST_SEEN, _MOST_CHECKED = 4096, 400
+_MOST_SEEN, _MOST_CHECKED = 4096, 500
 """Clean and shifted samples each that training chooses from, and that decide what is kept, at most."""
 
 _PRICE = 5
