@@ -1,12 +1,13 @@
 """Adapting to adversarial samples: time to the same accuracy on held-out ones, weights trained, clean accuracy lost.
 
 Samples are made once, on the network as it is: by FGSM in even rows and PGD in odd ones, at the least strength at which
-PGD leaves no more than 60 % right. Methods learn those of the training part beside the clean ones. Full retraining, at the
-best of three learning rates, sets the goal: 98 % of what it gains on adversarial calibration samples. A method's time
-is that of the first look at calibration data that shows the goal reached: CPU seconds of the process, with
-localisation, caching, import and looks counted in. Every baseline gets the best of the same rates. Ours has to reach
-the goal although its score is lessened for clean accuracy lost; its rate is the default. Test accuracies are those of
-the state that is kept, which for baselines is the first at the goal, or the best one.
+PGD leaves no more than 60 % right. Methods learn those of the training part beside the clean ones. Full retraining, at
+the best of three learning rates, sets the goal: 98 % of what it has gained on adversarial calibration samples over the
+last quarter of its looks at them, averaged. A method's time is that of the first look that shows the goal reached: CPU
+seconds of the process, with localisation, caching, import and looks counted in. Every baseline gets the best of the
+same rates. Ours has its defaults, and has to reach the goal although its score is lessened for clean accuracy lost.
+Test accuracies are those of the state that is kept: the first at the goal, or the best one; of full retraining, which
+goes on, the best one.
 
 - *faithful*: DeepArc's re-adaption, `deeparc.readapt`, on adversarial samples with their clean partners.
 - *first*, *last*, *random*: three blocks; *layer*: the last layer; *norm*: LayerNormalizations, or the
@@ -60,7 +61,7 @@ def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]
     before = gm.accuracy(case.model, case.moved.calibration)
     gm.retrain(case.model, case.joined, [last_layer(case.model)], epochs=1)  # what starts once in a process
     full = [trained(case, "full", rate, None, rng, quick) for rate in rates]
-    goal = before + HELD * (max(check.score for one in full for check in one[1]) - before)
+    goal = before + HELD * (max(settled(one[1]) for one in full) - before)
     runs = [told(case, "full", min(full, key=lambda one: worth(one[1], goal)), goal)]
     for name in BASELINES:
         tried = [trained(case, name, rate, goal, np.random.default_rng(seed), quick) for rate in rates]
@@ -168,6 +169,11 @@ def count(model: gm.Model, places: list[Any]) -> int:
     """Return how many weights some places have."""
     regions = [region for place in places for region in find_regions(model, place)]
     return sum(model.tensors[name].size for name in trained_weights(model, regions) if name in model.constants)
+
+
+def settled(history: tuple[Check, ...]) -> float:
+    """Return the mean score of the last quarter of looks."""
+    return fmean(check.score for check in history[-max(1, len(history) // 4) :])
 
 
 def worth(history: tuple[Check, ...], goal: float) -> tuple[int, float]:

@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.graph import Block
+from graphmod.graph import Block, boundaries, primary_input
 from graphmod.methods.gain import rank_regions
 from graphmod.methods.tuning import Candidate, Tuned, TuningReport
 from graphmod.model import Model
@@ -33,8 +33,8 @@ from graphmod.train.retrain import logits
 LEARNT = 0.1
 """Cross-entropy below which there is nothing to learn from a sample."""
 
-REPLAYED_CLEAN, REPLAYED = 0.5, 0.2
-"""Share of all other samples, clean and shifted, that are trained on, so that nothing is forgotten."""
+REPLAYED = 0.3
+"""Share of all other samples that are trained on, so that nothing is forgotten."""
 
 LOGITS = 0.1
 """Share of the squared error of logits in the loss."""
@@ -47,6 +47,12 @@ _PATIENCE = 12
 
 _MOST_SEEN, _MOST_CHECKED = 4096, 500
 """Clean and shifted samples each that training chooses from, and that decide what is kept, at most."""
+
+_ALIKE = 0.5
+"""Share of the best region's gain from which on another one that shares nothing with it is tried, too."""
+
+_BURST = 40
+"""Steps for which regions are tried."""
 
 _PRICE = 5
 """Accuracy on shifted samples that a state must gain to make up for clean accuracy that it must not lose."""
@@ -65,7 +71,7 @@ def adapt(
     target: float | None = None,
     blocks: Place | Sequence[Place] | None = None,
     epochs: int = 8,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 2e-3,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
@@ -127,12 +133,12 @@ def adapt(
     _check_classes(clean, moved)
     free = model if fixed_batch(model) is None else rebatch(model)
     lesson = _lesson(free, clean.train, moved.train, seed)
+    judge = _Judge.of(free, clean.calibration, moved.calibration, max_drop)
     ranking: tuple[Candidate, ...] = ()
     if blocks is None:
-        ranking = rank_regions(free, lesson.data, share)
+        ranking = _tried(free, rank_regions(free, lesson.data, share), lesson, judge, learning_rate, batch_size, seed)
         blocks = [(ranking[0].entry, ranking[0].exit)]
     regions = _regions(free, blocks, share)
-    judge = _Judge.of(free, clean.calibration, moved.calibration, max_drop)
     analysis = process_time() - start
     run = retrained(
         free,
@@ -219,6 +225,46 @@ def _regions(model: Model, blocks: Place | Sequence[Place], share: float) -> lis
     return found
 
 
+def _tried(
+    model: Model,
+    ranking: tuple[Candidate, ...],
+    lesson: _Lesson,
+    judge: _Judge,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+) -> tuple[Candidate, ...]:
+    """Let a short training decide where regions that share nothing promise alike; the winner comes first."""
+    contenders = _contenders(ranking, [primary_input(model), *boundaries(model)])
+    if len(contenders) == 1:
+        return ranking
+    some = slice(0, _BURST * batch_size)
+    epochs = max(1, _BURST * batch_size // len(lesson.data))
+    parts = Splits(lesson.data[some], judge.data, judge.data)
+    imitate = Imitation(logits(model), model, Splits(lesson.shown[some], judge.data, judge.data), LOGITS)
+
+    def burst(one: Candidate) -> float:
+        run = retrained(
+            model, parts, [(one.entry, one.exit)], imitate=imitate, epochs=epochs,
+            learning_rate=learning_rate, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+        return max(check.score for check in run.history)
+
+    best = max(contenders, key=burst)
+    return (best, *(one for one in ranking if one is not best))
+
+
+def _contenders(ranking: Sequence[Candidate], trunk: Sequence[str]) -> list[Candidate]:
+    """Return the first candidate, and those that overlap none before them and promise half as much."""
+    place = {tensor: i for i, tensor in enumerate(trunk)}
+    found = [ranking[0]]
+    for one in sorted(ranking[1:], key=lambda one: -one.figures["gain"]):
+        apart = all(place[one.exit] <= place[other.entry] or place[other.exit] <= place[one.entry] for other in found)
+        if apart and one.figures["gain"] >= _ALIKE * ranking[0].figures["gain"]:
+            found.append(one)
+    return found
+
+
 # -- what is learnt
 
 
@@ -238,8 +284,7 @@ def _lesson(model: Model, clean: Data, moved: Data, seed: int) -> _Lesson:
     joined = _joined(clean[clean_rows], moved[moved_rows])
     partners = np.concatenate([clean_rows, partner[moved_rows]])
     losses = _cross_entropies(predict(model, joined, output=logits(model)), _labels(joined))
-    replayed = np.where(np.arange(len(losses)) < len(clean_rows), REPLAYED_CLEAN, REPLAYED)
-    chosen = np.flatnonzero((losses > LEARNT) | (rng.random(len(losses)) < replayed))
+    chosen = np.flatnonzero((losses > LEARNT) | (rng.random(len(losses)) < REPLAYED))
     if len(chosen) < 2:
         chosen = np.arange(len(losses))
     chosen = rng.permutation(chosen)
