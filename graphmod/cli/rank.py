@@ -37,9 +37,9 @@ def rank(
 
     [dim]Example:[/] graphmod rank resnet.onnx digits.npz --by kl
     """
-    from graphmod.methods.criteria import rank_blocks
+    from graphmod.methods.criteria import CRITERIA, rank_blocks
 
-    wanted = None if criteria is None else list(dict.fromkeys([by, *criteria]))
+    wanted = [by, *(criteria or CRITERIA)]
     found = rank_blocks(load(model), data, wanted, block, seed=seed)
     order = found.order(by)
     if as_json:

@@ -1,9 +1,17 @@
-"""Criteria that tell how much a network would miss a block: one file each, and the verb that compares them."""
+"""Criteria that tell how much a network would miss a block: one file each, and the verb that compares them.
 
-from graphmod.methods.criteria import cka, gradient, kl, loss, margin, norm_ratio
+Every file of this package is read: a new criterion is one more.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
 from graphmod.methods.criteria.greedy import Step, skip_greedily
 from graphmod.methods.criteria.rank import Ranking, rank_blocks
 from graphmod.methods.criteria.registry import CRITERIA, Criterion, Evidence, criterion
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "CRITERIA",
@@ -11,13 +19,7 @@ __all__ = [
     "Evidence",
     "Ranking",
     "Step",
-    "cka",
     "criterion",
-    "gradient",
-    "kl",
-    "loss",
-    "margin",
-    "norm_ratio",
     "rank_blocks",
     "skip_greedily",
 ]

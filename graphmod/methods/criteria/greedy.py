@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from graphmod.data import as_data
 from graphmod.errors import RefusedError
 from graphmod.graph import Block
-from graphmod.methods.criteria.rank import drawn, skippable
+from graphmod.methods.criteria.rank import MOST, skippable
 from graphmod.methods.criteria.registry import CRITERIA, Evidence
+from graphmod.methods.drawing import drawn
 from graphmod.methods.skipping import skip
 from graphmod.model import Model
 from graphmod.rewrite import Region
@@ -25,7 +26,7 @@ class Step:
     blocks : tuple of Block
         What is skipped, in the network's order.
     score : float
-        What the criterion says of it; comparable among steps of equally many blocks.
+        What the criterion says of it.
     """
 
     model: Model = field(repr=False)
@@ -46,7 +47,8 @@ def skip_greedily(model: Model, data: object, by: str = "kl", *, width: int = 1,
     data : anything that :func:`graphmod.data.as_data` takes
         Samples with labels, of which at most 1,024 are looked at.
     by : str
-        One of the criteria.
+        One of the criteria. Damage at the output ("kl", "margin", "loss") counts all that is skipped; the others tell
+        what the last block to go is worth where it stands.
     width : int
         How many choices of equally many blocks are followed up (a beam search); 1 is greedy.
     seed : int
@@ -69,7 +71,7 @@ def skip_greedily(model: Model, data: object, by: str = "kl", *, width: int = 1,
         what = f"there is no criterion '{by}'" if by not in CRITERIA else f"width={width} follows nothing up"
         raise RefusedError(f"{what}; choose of {', '.join(map(repr, CRITERIA))}, and a width of at least 1")
     blocks = skippable(model)
-    samples = drawn(model, as_data(model, data, targets=True), seed)
+    samples = drawn(model, as_data(model, data, targets=True), MOST, seed)
     whole = Evidence(model, (), samples).predictions[0]
     kept: list[tuple[int, ...]] = [()]
     for _ in blocks:

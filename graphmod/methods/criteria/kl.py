@@ -18,9 +18,11 @@ def kl(evidence: Evidence) -> Scores:
 
 
 def divergence(whole: Scores, other: Scores) -> float:
-    """Return the mean over rows of KL(p || q), both given as logarithms.
+    """Return the mean over rows of KL(p || q), both given as logarithms; what has no probability in p adds nothing.
 
     >>> divergence(np.log([[0.5, 0.5]]), np.log([[0.5, 0.5]]))
     0.0
     """
-    return float((np.exp(whole) * (whole - other)).sum(axis=1).mean())
+    p = np.exp(whole)
+    apart = np.subtract(whole, other, out=np.zeros_like(whole), where=p > 0)
+    return float((p * apart).sum(axis=1).mean())

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from graphmod.data import Data, as_splits, fixed_batch
+from graphmod.data import as_splits
 from graphmod.errors import RefusedError
 from graphmod.graph import Block
 from graphmod.methods.criteria.registry import CRITERIA, Evidence, Scores
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
+from graphmod.methods.drawing import drawn
 from graphmod.model import Model
 from graphmod.rewrite import Region
 from graphmod.rewrite.region import Place, check_passes_through, find_region
@@ -136,19 +137,10 @@ def rank_blocks(
         found = _named(model, blocks)
     splits = as_splits(model, data, seed, labels=True)
     regions = tuple(found)
-    evidence = Evidence(model, regions, drawn(model, splits.calibration, seed))
+    evidence = Evidence(model, regions, drawn(model, splits.calibration, MOST, seed))
     scores = {name: CRITERIA[name](evidence) for name in wanted}
-    held_out = Evidence(model, regions, drawn(model, splits.test, seed))
+    held_out = Evidence(model, regions, drawn(model, splits.test, MOST, seed))
     return Ranking(tuple(found.values()), regions, scores, CRITERIA["loss"](held_out))
-
-
-def drawn(model: Model, data: Data, seed: int) -> Data:
-    """Return at most 1,024 samples, drawn with the seed, as many as the model takes at a time or a multiple."""
-    unit = fixed_batch(model) or 1
-    if len(data) <= max(MOST, unit):
-        return data
-    n = max(1, MOST // unit) * unit
-    return data[np.sort(np.random.default_rng(seed).choice(len(data), n, replace=False))]
 
 
 def skippable(model: Model) -> list[Block]:

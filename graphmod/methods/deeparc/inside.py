@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphmod.errors import RefusedError
 from graphmod.graph import Block
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks, residual_sums
 from graphmod.model import Model
@@ -23,14 +24,20 @@ def module_of(model: Model, modules: ModuleMap) -> dict[Block, int | None]:
     Raises
     ------
     RefusedError
-        The map is of another model.
+        The map is of another model, or not over all of its residual sums.
     """
     modules.check(model)
     number = {name: place for place, module in enumerate(modules) for name in module.boundaries}
     blocks, sums = residual_blocks(model), residual_sums(model)
+    missing = next((name for name in sums if name not in number), None)
+    if missing is not None:
+        raise RefusedError(
+            f"the modules do not say where residual sum '{missing}' belongs; find them with deeparc.similarity, which "
+            "compares all of these"
+        )
     found: dict[Block, int | None] = {}
     for block, before, own in zip(blocks, (None, *sums), sums, strict=False):
         if is_skippable(model, block):
-            here = number.get(own)
-            found[block] = here if before is not None and number.get(before) == here else None
+            within = before is not None and number[before] == number[own]
+            found[block] = number[own] if within else None
     return found

@@ -1,8 +1,9 @@
 r"""A linear probe in closed form: ridge regression of one-hot labels, the largest output wins.
 
-With centred features :math:`X` (n, d), one-hot labels :math:`Y` less their means, and :math:`\lambda` a share of the
-mean squared norm of a sample's features, :math:`W = (X^TX + \lambda I)^{-1} X^TY = X^T (XX^T + \lambda I)^{-1} Y`;
-whichever of the two systems is smaller is solved. Alain & Bengio (2017) train such probes by descent.
+With centred features :math:`X` (n, d) and one-hot labels :math:`Y` less their means,
+:math:`W = (X^TX + \lambda I)^{-1} X^TY = X^T (XX^T + \lambda I)^{-1} Y`; whichever of the two systems is smaller is
+solved, with :math:`\lambda` a share of the mean eigenvalue of its Gram matrix. Alain & Bengio (2017) train such probes
+by descent.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve
 
+from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.probe import share_correct
 
 RIDGE = 1e-2
-"""Default ridge, as a share of the features' variance."""
+"""Default ridge."""
+
+_LEAST = 1e-9
+"""Less than that is lost in the rounding of Gram matrices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,14 @@ def fit_probe(features: NDArray[np.generic], labels: NDArray[np.integer], ridge:
     labels : integer array, shape (n,)
         From 0.
     ridge : float
-        Share of the sum of the features' variances, a feature or sample of which there are fewer.
+        Share of the mean eigenvalue of the smaller Gram matrix, at least 1e-9.
+
+    Raises
+    ------
+    RefusedError
+        The ridge is out of range.
+    InvalidDataError
+        Features are infinite or NaN.
 
     Examples
     --------
@@ -58,14 +70,18 @@ def fit_probe(features: NDArray[np.generic], labels: NDArray[np.integer], ridge:
     >>> fit_probe(apart, labels).accuracy(apart, labels)
     1.0
     """
+    if not _LEAST <= ridge < np.inf:
+        raise RefusedError(f"ridge={ridge} is out of range; a probe needs at least {_LEAST}")
     rows = _rows(features)
+    if not np.isfinite(rows).all():
+        raise InvalidDataError("representations are not all finite, so no probe can be fitted to them")
     mean = rows.mean(axis=0)
     x = rows - mean
     one_hot = np.eye(int(labels.max()) + 1)[labels]
     bias = one_hot.mean(axis=0)
     n, d = x.shape
     gram = x.T @ x if d <= n else x @ x.T
-    gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram) + np.finfo(float).tiny
+    gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / max(1, len(gram)) or 1.0  # any, if nothing varies
     y = one_hot - bias
     weight = solve(gram, x.T @ y, assume_a="pos") if d <= n else x.T @ solve(gram, y, assume_a="pos")
     return Probe(weight, bias, mean)

@@ -14,9 +14,10 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from graphmod.data import Data, as_data, as_splits, check_labels, fixed_batch
+from graphmod.data import Data, as_data, as_splits, check_labels
 from graphmod.errors import RefusedError
 from graphmod.methods.deeparc.linear_probe import RIDGE, fit_probe
+from graphmod.methods.drawing import drawn
 from graphmod.model import Model
 from graphmod.modules import ModuleMap
 from graphmod.probe import stream
@@ -97,9 +98,10 @@ def properties(
     Raises
     ------
     RefusedError
-        The map is of another model, or the first axis of a boundary is not the batch.
+        The map is of another model, the first axis of a boundary is not the batch, there is no input to add noise to,
+        or the ridge is out of range.
     InvalidDataError
-        The data does not fit, or has no labels.
+        The data does not fit, or has no labels, or activations are not finite.
 
     Examples
     --------
@@ -113,12 +115,11 @@ def properties(
     """
     modules.check(model)
     splits = as_splits(model, data, seed, labels=True)
-    rng = np.random.default_rng(seed)
-    train, test = (_drawn(model, part, rng) for part in (splits.train, splits.test))
+    train, test = (drawn(model, part, MOST, seed) for part in (splits.train, splits.test))
     if perturbed is None:
-        moved = _noisy(test, noise, rng)
+        moved = _noisy(test, noise, np.random.default_rng(seed))
     else:
-        moved = _drawn(model, as_data(model, perturbed, targets=True), rng)
+        moved = drawn(model, as_data(model, perturbed, targets=True), MOST, seed)
     names = tuple(name for module in modules for name in module.boundaries)
     parts = [train, test, moved]
     labels = [check_labels(model, part) for part in parts]
@@ -132,22 +133,16 @@ def properties(
     return Properties(names, module, *np.array(found).T)
 
 
-def _drawn(model: Model, data: Data, rng: np.random.Generator) -> Data:
-    """Return at most so many samples, as many as the model takes at a time or a multiple."""
-    unit = fixed_batch(model) or 1
-    n = min(len(data), max(MOST, unit)) // unit * unit
-    return data[np.sort(rng.choice(len(data), n, replace=False))]
-
-
 def _noisy(data: Data, noise: float, rng: np.random.Generator) -> Data:
     """Return samples with noise added to every input that is of floats."""
     moved = {
         name: (array + noise * array.std() * rng.normal(size=array.shape)).astype(array.dtype)
-        if np.issubdtype(array.dtype, np.floating)
-        else array
         for name, array in data.inputs.items()
+        if np.issubdtype(array.dtype, np.floating)
     }
-    return Data(moved, data.targets)
+    if not moved:
+        raise RefusedError("no input is of floats, so there is nothing to add noise to; give perturbed samples")
+    return Data({**data.inputs, **moved}, data.targets)
 
 
 def _groups(model: Model, names: Sequence[str], n: int) -> Iterator[list[str]]:

@@ -12,11 +12,12 @@ import pytest
 import torch
 from command_line import graphmod
 from planted import net
-from scipy.stats import spearmanr
+from scipy.stats import entropy, spearmanr
 
 import graphmod as gm
 from graphmod.methods import deeparc
 from graphmod.methods.criteria import CRITERIA, criterion, skip_greedily
+from graphmod.methods.criteria.kl import divergence
 from graphmod.methods.skipping import skip
 
 sys.path.append(str(Path(__file__).parent.parent / "deeparc"))
@@ -150,6 +151,24 @@ def test_the_form_of_the_model_changes_nothing(way):
     one = gm.rank_blocks(model, data)
     for name in CRITERIA:
         np.testing.assert_allclose(one.scores[name], other.scores[name], atol=tolerance)
+
+
+def test_samples_beyond_what_the_model_takes_at_a_time_are_left_out():
+    model = residual([0.5, 0.0, 0.5])
+    data = samples(model, n=42)
+    by_fours = gm.rebatch(model, 4)
+    for values in gm.rank_blocks(by_fours, data).scores.values():
+        assert np.isfinite(values).all()
+    assert len(next(skip_greedily(by_fours, data.test)).blocks) == 1
+    few = gm.Splits(data.train, data.calibration[:3], data.test)
+    with pytest.raises(gm.InvalidDataError, match="takes 4 samples at a time, and the data has 3"):
+        gm.rank_blocks(by_fours, few)
+
+
+def test_a_class_that_is_ruled_out_costs_nothing():
+    with np.errstate(divide="ignore"):
+        p, q = np.log([[0.5, 0.5, 0.0]]), np.log([[0.25, 0.75, 0.0]])
+    assert divergence(p, q) == pytest.approx(float(entropy([0.5, 0.5], [0.25, 0.75])))
 
 
 MASKED = """(float[n,4,6] x, float[n,4,1] mask) => (float[n,3] y) {

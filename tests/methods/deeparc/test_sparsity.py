@@ -245,7 +245,16 @@ def test_a_shared_weight_is_one_layer_and_either_side_of_a_product_counts():
     assert [(layer.tensor, layer.op_type, layer.size) for layer in found] == [("w", "MatMul", 16), ("left", "Gemm", 16)]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+def test_operators_of_other_domains_have_no_layers():
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], domain="elsewhere")
+    weight = np.ones((4, 4), np.float32)
+    proto = model([helper.make_node("Relu", ["x"], ["y"])], {"x": ["n", 4]}, {"y": ["n", 4]}, {"w": weight}).proto()
+    proto.graph.node[0].CopyFrom(node)
+    proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    assert layers(gm.load(proto)) == ()
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(graph=random_graphs(), share=st.floats(0, 1), name=st.sampled_from(["erk", "global", "lamp"]))
 def test_random_graphs_change_by_zeros_alone(graph, share, name):
     before = gm.load(graph.proto)
@@ -351,6 +360,22 @@ def test_a_target_that_is_never_reached_is_told():
     assert [round(24 * one.remaining) for one in run.iterations] == [2, 1, 1]
 
 
+def test_every_iteration_prunes():
+    before, data = planted()
+    run = prune_retrain(before, data, "global", remaining=20 / 24, accuracy=0.5, rate=0.001)
+    assert [round(24 * one.remaining) for one in run.iterations] == [23, 22, 21, 20]
+
+
+def test_what_the_schedule_keeps_is_told_before_anything_is_trained(monkeypatch):
+    def retrain(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(import_module("graphmod.methods.deeparc.sparsity.prune_retrain"), "retrain", retrain)
+    before, data = planted()
+    with pytest.raises(gm.RefusedError, match="a fifth of the last linear layer"):
+        prune_retrain(before, data, "uniform_plus", remaining=0.1, accuracy=1.0)
+
+
 def test_a_shortened_network_counts_by_its_original():
     before, data = planted()
     twice = model(
@@ -417,6 +442,8 @@ def test_blocks_that_do_little_go_first():
 def test_what_cannot_be_shortened_is_refused():
     with pytest.raises(gm.RefusedError, match="between 0 and 1"):
         shorten(demo(), gm.demo.splits(), -0.1)
+    with pytest.raises(gm.RefusedError, match="leaves nothing to look at"):
+        shorten(demo(), gm.demo.splits(), 0.5, samples=0)
     weight = np.ones((4, 2), np.float32)
     with pytest.raises(gm.RefusedError, match="nothing to skip"):
         shorten(linear(weight), np.ones((8, 4), np.float32), 0.5)

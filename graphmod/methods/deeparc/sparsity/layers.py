@@ -77,7 +77,7 @@ def layers(model: Model) -> tuple[Layer, ...]:
 
 
 def _weights(model: Model, operator: NodeProto) -> Iterator[str]:
-    for place in WEIGHT_AT.get(operator.op_type, ()):
+    for place in WEIGHT_AT.get(operator.op_type, ()) if operator.domain in ("", "ai.onnx") else ():
         name = operator.input[place] if place < len(operator.input) else ""
         if name in model.initializers and model.tensors[name].is_float and len(model.initializers[name].dims) > 1:
             yield name

@@ -98,7 +98,7 @@ def prune_retrain(
     of : Model, optional
         The original, where ``model`` is one that has been shortened.
     rate : float
-        Share of the parameters left that an iteration prunes.
+        Share of the parameters left that an iteration prunes, one at least.
     epochs : int
         Of training an iteration, at most.
     attempts : int
@@ -134,11 +134,12 @@ def prune_retrain(
             f"{fixed:,} parameters are never pruned, {fixed / whole:.1%} of the original's: no schedule leaves "
             f"{remaining:.1%}"
         )
+    sparsified(model, goal - fixed, schedule)  # what the schedule refuses it refuses before anything is trained
     done: list[Iteration] = []
     left = n_parameters(model)
     while True:
         start = time.process_time()
-        left = min(left, max(goal, round((1 - rate) * left)))
+        left = min(left, max(goal, min(left - 1, round((1 - rate) * left))))
         model = sparsified(model, left - fixed, schedule)
         score = before = share_correct(model, splits.calibration)
         if score < accuracy:

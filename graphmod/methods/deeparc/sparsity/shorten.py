@@ -13,6 +13,7 @@ from graphmod.errors import RefusedError
 from graphmod.methods.criteria.kl import kl
 from graphmod.methods.criteria.registry import Evidence
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
+from graphmod.methods.drawing import drawn
 from graphmod.methods.skipping import skip
 from graphmod.model import Model
 from graphmod.rewrite import Region
@@ -32,13 +33,13 @@ def shorten(model: Model, data: object, remaining: float, *, samples: int = 256,
     remaining : float
         Share of the parameters below which no block takes the network; as far as there are blocks that can go.
     samples : int
-        So many are looked at, drawn with ``seed``.
+        So many are looked at, at most, drawn with ``seed``.
     seed : int
 
     Raises
     ------
     RefusedError
-        The share is out of range, or there is no block of which entry and exit have one type.
+        The share is out of range, no samples are to be looked at, or no block has entry and exit of one type.
 
     Examples
     --------
@@ -50,13 +51,13 @@ def shorten(model: Model, data: object, remaining: float, *, samples: int = 256,
     """
     if not 0 <= remaining <= 1:
         raise RefusedError(f"a share of {remaining} is none; it is between 0 and 1")
-    found = as_data(model, part_of(data, "train"))
-    drawn = np.random.default_rng(seed).permutation(len(found))[:samples]
+    if samples < 1:
+        raise RefusedError(f"samples={samples} leaves nothing to look at; 256 tell what most blocks are worth")
     blocks = [block for block in residual_blocks(model) if is_skippable(model, block)]
     if not blocks:
         raise RefusedError("there is nothing to skip: no block of the trunk has an exit of its entry's type")
     regions = [Region(block.entry, block.exit) for block in blocks]
-    damage = kl(Evidence(model, regions, found[np.sort(drawn)]))
+    damage = kl(Evidence(model, regions, drawn(model, as_data(model, part_of(data, "train")), samples, seed)))
     left, gone = model.n_weights, []
     for place in np.argsort(damage, kind="stable"):
         weights = sum(model.tensors[name].size for name in trained_weights(model, [regions[place]]))

@@ -1,0 +1,26 @@
+"""Drawing some samples of many, so that an analysis takes no longer on more data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphmod.data import Data, fixed_batch
+from graphmod.errors import InvalidDataError
+from graphmod.model import Model
+
+
+def drawn(model: Model, data: Data, most: int, seed: int) -> Data:
+    """Return at most so many samples, in the order of the data: as many as the model takes at a time, or a multiple.
+
+    Of as many samples the same seed draws the same rows.
+
+    Raises
+    ------
+    InvalidDataError
+        There are fewer samples than the model takes at a time.
+    """
+    unit = fixed_batch(model) or 1
+    if len(data) < unit:
+        raise InvalidDataError(f"the model takes {unit} samples at a time, and the data has {len(data)}")
+    n = max(1, min(len(data), most) // unit) * unit
+    return data if n == len(data) else data[np.sort(np.random.default_rng(seed).choice(len(data), n, replace=False))]
