@@ -68,6 +68,11 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     return Splits(**found)
 
 
+def is_split(data: object) -> bool:
+    """Whether data has a calibration part, so that :func:`as_splits` need not split it off the training part."""
+    return "calibration" in _parts(_opened(data))
+
+
 def part_of(data: object, name: str) -> object:
     """Return one part of data that has parts, "train", "calibration" or "test", else the data itself."""
     data = _opened(data)

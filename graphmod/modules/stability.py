@@ -115,6 +115,8 @@ def stability(
     modules = modularize(similarity, method, threshold=threshold, n_modules=n_modules, floor=floor, cuts=cuts)
     if resamples < 1:
         raise RefusedError(f"resamples={resamples} tells nothing; ask for 1 or more")
+    if seed < 0:
+        raise RefusedError("the seed must be at least 0")
     if similarity.batches is None or len(similarity.batches) < 2 * similarity.passes:
         n = 0 if similarity.batches is None else len(similarity.batches) // similarity.passes
         raise RefusedError(

@@ -179,10 +179,12 @@ def similarity(
     InvalidDataError
         A batch would have fewer than 4 samples, or the data does not fit the model.
     RefusedError
-        There are no boundaries, the first axis of one is not the batch, or there is no pass.
+        There are no boundaries, the first axis of one is not the batch, or there is no pass; or the seed is negative.
     """
     if passes < 1:
         raise RefusedError(f"passes={passes} measures nothing; ask for 1 or more")
+    if seed < 0:
+        raise RefusedError("the seed must be at least 0")
     samples = as_data(model, data)
     names = tuple(trunk(model) if boundaries is None else boundaries)
     if min(batch_size, len(samples)) < MIN_SAMPLES:
@@ -200,18 +202,17 @@ def similarity(
     sums = _Sums(n_batches, passes)
     with ThreadPoolExecutor(1) as worker, threadpool_limits(1, user_api="blas"):
         running: Future[NDArray[np.float64]] | None = None
-        batches = stream(model, samples, names, batch_size, threads, reuse=2)
+        batches = stream(model, samples, names, batch_size, threads, reuse=2, by_sample=True)
         shown = track(batches, "similarity", total=n_batches * passes, disable=not progress, transient=True)
         for batch, values in shown:
             if len(batch) < MIN_SAMPLES:
                 raise InvalidDataError(f"a batch has {len(batch)} samples; CKA needs at least {MIN_SAMPLES}")
-            folded = [name for name in names if values[name].ndim == 0 or len(values[name]) != len(batch)]
+            folded = [name for name in names if name not in values]
             if folded and boundaries is not None:
-                raise RefusedError(
-                    f"the first axis of '{folded[0]}' is not the batch: its shape is {list(values[folded[0]].shape)} "
-                    f"for {len(batch)} samples; pass boundaries= without it"
-                )
-            names = tuple(name for name in names if name not in folded)
+                raise RefusedError(f"the first axis of '{folded[0]}' is not the batch; pass boundaries= without it")
+            names = tuple(name for name in names if name in values)
+            if not names:
+                raise RefusedError("there are no boundaries to compare: the batch is the first axis of none")
             if running is not None:
                 sums.add(running.result())
             running = worker.submit(hsic_of_batch, [values[name] for name in names])

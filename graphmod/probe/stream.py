@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import count
 from math import lcm
 
 import numpy as np
@@ -16,7 +17,7 @@ from graphmod.model import Model, run_bound
 Array = NDArray[np.generic]
 
 _PROBE = 5
-"""Samples that are run once to learn shapes: a number that hardly any axis but the batch has."""
+"""Samples that are run once to learn shapes, at least: a number that hardly any axis but the batch has."""
 
 
 def stream(
@@ -28,6 +29,7 @@ def stream(
     *,
     unit: int = 1,
     reuse: int = 0,
+    by_sample: bool = False,
 ) -> Iterator[tuple[Data, dict[str, Array]]]:
     """Yield every batch of the data with the values of some tensors.
 
@@ -50,6 +52,8 @@ def stream(
     reuse : int
         Batches whose values are valid at a time, in memory that is taken once and used again; fresh memory for every
         batch, valid as long as the caller holds it, if 0.
+    by_sample : bool
+        Leave out tensors whose first axis is not the batch, as some samples tell that are run before.
 
     Yields
     ------
@@ -68,7 +72,7 @@ def stream(
         An input, or an output that is wanted, is of a type that NumPy does not share with ONNX Runtime: bfloat16.
     """
     _refuse_foreign(model, tensors)
-    made = [name for name in tensors if name not in model.inputs]
+    made = [name for name in dict.fromkeys(tensors) if name not in model.inputs]
     session = model.session(threads, outputs=made)
     binding = session.io_binding()
     fixed = fixed_batch(model)
@@ -95,10 +99,11 @@ def stream(
         return [targets[name] if name in targets else value.numpy() for name, value in filled]
 
     kinds: dict[str, Array] = {}
-    if reuse:
-        sample = data[: fixed or _PROBE]
+    if reuse or by_sample:
+        sample = data[: fixed or _few(data)]
         probed = zip(made, run(sample, {}), strict=True)
         kinds = {name: value for name, value in probed if value.ndim and len(value) == len(sample)}
+    wanted = [name for name in tensors if not by_sample or name in kinds or name in model.inputs]
 
     def take(n: int) -> dict[str, Array]:
         """Return memory for n samples, larger where it was too small.
@@ -122,7 +127,13 @@ def stream(
         else:
             values = run(batch, targets)
         computed = dict(zip(made, values, strict=True))
-        yield batch, {name: computed[name] if name in computed else batch.inputs[name] for name in tensors}
+        yield batch, {name: computed[name] if name in computed else batch.inputs[name] for name in wanted}
+
+
+def _few(data: Data) -> int:
+    """Return a small number of samples that no other axis of the inputs has."""
+    sizes = {size for array in data.inputs.values() for size in array.shape[1:]}
+    return next(n for n in count(_PROBE) if n not in sizes)
 
 
 def _refuse_foreign(model: Model, tensors: Sequence[str]) -> None:

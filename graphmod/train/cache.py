@@ -16,7 +16,7 @@ from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import subgraph
 from graphmod.model import Model
 from graphmod.probe import stream
-from graphmod.pytorch.dtypes import to_tensor
+from graphmod.pytorch.dtypes import has_tensor, to_tensor
 
 Array = NDArray[np.generic]
 
@@ -66,9 +66,10 @@ class Cache:
         samples = Data({name: data.inputs[name] for name in part.inputs})
         if not samples.inputs:
             raise RefusedError(f"'{tensor}' is the same for all samples; name a tensor that depends on the input")
-        for batch, values in stream(part, samples, [tensor], batch_size, torch.get_num_threads(), reuse=1):
-            found = values[tensor]
-            if not found.ndim or len(found) != len(batch):
+        threads = torch.get_num_threads()
+        for batch, values in stream(part, samples, [tensor], batch_size, threads, reuse=1, by_sample=True):
+            found = values.get(tensor)
+            if found is None:
                 raise RefusedError(
                     f"the first axis of '{tensor}' is not the batch, so its activations cannot be kept by sample; "
                     "begin with an earlier block"
@@ -81,7 +82,16 @@ class Cache:
         return kept
 
     def kept(self, array: Array) -> Kept:
-        """Return an array in memory as a tensor that shares it; one in a file is read if there is room for it."""
+        """Return an array in memory as a tensor that shares it; one in a file is read if there is room for it.
+
+        Raises
+        ------
+        InvalidDataError
+            It is of a type that PyTorch does not have.
+        """
+        array = array if array.dtype.isnative else array.astype(array.dtype.type)
+        if not has_tensor(array.dtype):
+            raise InvalidDataError(f"PyTorch has no tensors of type {array.dtype}, so the data cannot be learnt from")
         if not isinstance(array, np.memmap):
             return _shared(array)
         if not self._takes(array.nbytes):
@@ -102,7 +112,7 @@ class Cache:
 
 def taken(kept: Kept, rows: Tensor) -> Tensor:
     """Return some samples of what is kept as a network takes them, half precision as single."""
-    found = kept.index_select(0, rows) if isinstance(kept, Tensor) else to_tensor(kept[rows.numpy()])
+    found = kept[rows] if isinstance(kept, Tensor) else to_tensor(kept[rows.numpy()])
     return found.float() if found.dtype in _HALF else found
 
 

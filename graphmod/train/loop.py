@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf, isnan
 from time import process_time
 
 import numpy as np
@@ -155,7 +156,7 @@ def fit(
             rank = calibrate()
             history.append(Check(step / len(starts), clock.passed(), rank[0]))
             waited += 1
-            if rank > best_rank:
+            if _comparable(rank) > _comparable(best_rank):
                 best, best_rank, waited = _copied(state), rank, 0
             bar.update(task, completed=step / len(starts), told=f"calibration {best_rank[0]:.4f}")
             if waited >= settings.patience or settings.reached(rank):
@@ -183,6 +184,12 @@ def _learning(net: torch.fx.GraphModule, norms: Sequence[_BatchNorm]) -> None:
     for module in net.modules():
         if isinstance(module, _BatchNorm):
             module.train(module in norms)
+
+
+def _comparable(rank: Rank) -> Rank:
+    """Return a rank in which a score that is no number, as a correlation with a constant, is below all others."""
+    score, second = (-inf if isnan(value) else value for value in rank)
+    return score, second
 
 
 def _copied(state: Sequence[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from graphmod.data import Data
@@ -22,17 +22,22 @@ class Prefix:
         What is to be trained; the whole model if None, and nothing is cut off then.
     *outputs : str
         The tensors that are wanted; what lies behind them is left out.
+    weights : collection of str
+        Those that learn. The model is cut before the first operator that reads one, also outside of the regions: what
+        that makes changes with the weight.
 
     Attributes
     ----------
     cut : str, optional
-        The last boundary of known type that all the regions lie behind; the primary input if there is none, None
-        without regions.
+        The last boundary of known type that all the regions lie behind and that no such weight has a part in; the
+        primary input if there is none, None without regions.
     suffix : Model
         The model from there to the outputs.
     """
 
-    def __init__(self, model: Model, regions: Sequence[Region] | None, *outputs: str) -> None:
+    def __init__(
+        self, model: Model, regions: Sequence[Region] | None, *outputs: str, weights: Collection[str] = ()
+    ) -> None:
         self._model = model
         self.cut: str | None = None
         if regions is None:
@@ -40,7 +45,9 @@ class Prefix:
             return
         trunk = [primary_input(model), *filter(partial(_is_known, model), boundaries(model))]
         passed = _passed(model, trunk)
-        self.cut = trunk[min(passed.get(region.entry, 0) for region in regions)]
+        behind = trunk[: 1 + min(passed.get(region.entry, 0) for region in regions)]
+        touched = _touched(model, weights)
+        self.cut = next((tensor for tensor in reversed(behind) if tensor not in touched), trunk[0])
         self.suffix = subgraph(model, [self.cut], outputs)
 
     def cached(self, data: Data, cache: Cache) -> Data:
@@ -71,3 +78,12 @@ def _passed(model: Model, trunk: Sequence[str]) -> dict[str, int]:
             if tensor and tensor in carrying:
                 passed[tensor] = place.get(tensor, min(before))
     return passed
+
+
+def _touched(model: Model, weights: Collection[str]) -> set[str]:
+    """Return some weights and all that is computed from them."""
+    touched = set(weights)
+    for operator, reads in zip(model.operators, model.reads, strict=True):
+        if not touched.isdisjoint(reads):
+            touched.update(filter(None, operator.output))
+    return touched

@@ -88,8 +88,9 @@ def retrain(
         Its training part is learnt, its calibration part decides when to stop; its test part is not used.
     blocks : sequence of Block, str or (str, str), optional
         What may learn: a block, its path, an operator's name, a pair of tensors, or a selector, of which all matches
-        learn (``"LayerNormalization"``, ``"Conv[scope=layer3]"``); or a sequence of these. All weights that have a part
-        in the first output if None.
+        learn (``"LayerNormalization"``, ``"Conv[scope=layer3]"``); or a sequence of these (a pair alone too is given in
+        one: ``[("mean", "logits")]``). All weights that have a part in the first output if None. A weight that other
+        blocks share learns in all of them.
     teacher : Model, optional
         The original; its predictions are learnt beside the targets.
     distill : float
@@ -206,6 +207,8 @@ def retrained(
     seen = Views(augment, views, seed)
     if not 0 <= distill <= 1:
         raise RefusedError(f"distill={distill} is out of range; it is a share between 0 and 1")
+    if not temperature > 0:
+        raise RefusedError(f"temperature={temperature} is out of range; it is above 0, and 1 softens nothing")
     local = imitate is not None and imitate.is_local
     if local and not (teacher is None and loss is None and metric is None):
         raise RefusedError(
@@ -224,7 +227,7 @@ def retrained(
     weights = None if regions is None else trained_weights(model, regions)
     if weights is not None and not weights:
         raise RefusedError(f"there are no weights to train in {told}")
-    prefix = Prefix(model, regions, *_wanted(model, imitate, classify))
+    prefix = Prefix(model, regions, *_wanted(model, imitate, classify), weights=weights or ())
     net, trained = _network(prefix, weights, told)
     norms = normalizations(net) if (places is None if batch_statistics is None else batch_statistics) else []
     if norms and min(batch_size, len(splits.train)) < 2:
@@ -234,7 +237,7 @@ def retrained(
     clock.book("import")
     with tempfile.TemporaryDirectory(prefix="graphmod-") as folder, torch.random.fork_rng():
         torch.manual_seed(seed)
-        shown = splits if imitate is None else shown_to(imitate, splits, seed)
+        shown = splits if imitate is None else shown_to(imitate, data, splits, seed)
         material = Material(prefix, Cache(Path(folder)), _taught(teacher, distill, classify), imitate)
         calibration = material.for_checks(splits.calibration, shown.calibration)
         ranking = by_error if local else by_metric(loss, metric)

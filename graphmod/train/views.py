@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphmod.data import Data, Splits, as_data, as_splits, check_labels
+from graphmod.data import Data, Splits, as_data, as_splits, check_labels, is_split
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.model import Model
 from graphmod.train.imitation import Imitation
@@ -57,13 +57,23 @@ class Views:
             yield view
 
 
-def shown_to(imitate: Imitation, splits: Splits, seed: int) -> Splits:
+def shown_to(imitate: Imitation, data: object, splits: Splits, seed: int) -> Splits:
     """Return what the model to imitate gets to see, row by row beside the training's own data.
+
+    Parameters
+    ----------
+    imitate : Imitation
+    data : anything that :func:`graphmod.data.as_splits` takes
+        That of the training.
+    splits : Splits
+        What was made of it.
+    seed : int
 
     Raises
     ------
     InvalidDataError
-        It has data of its own, and not as many samples.
+        It has data of its own, and not as many samples, or rows that cannot be told to belong together: calibration
+        data is split off at random, by label, from one of both alone or by other labels.
     """
     if imitate.data is None:
         return splits
@@ -75,4 +85,16 @@ def shown_to(imitate: Imitation, splits: Splits, seed: int) -> Splits:
                 f"the {name} part of the data to imitate has {given} samples and that of the data {own}; row i of one "
                 "belongs to row i of the other"
             )
+    if is_split(imitate.data) != is_split(data) or not (is_split(data) or _are_alike(splits.train, shown.train)):
+        raise InvalidDataError(
+            "calibration data is split off at random, by label, so that rows of the data to imitate and of the data "
+            "would not belong together; give both as Splits, or both with the same labels"
+        )
     return shown
+
+
+def _are_alike(one: Data, other: Data) -> bool:
+    """Whether two data have the same targets, or both none."""
+    if one.targets is None or other.targets is None:
+        return one.targets is other.targets
+    return np.array_equal(one.targets, other.targets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,35 @@ from graphmod.graph import data_flow
 from graphmod.model import Model
 from graphmod.pytorch import META
 from graphmod.rewrite import Region
+from graphmod.rewrite.region import carrying_tensors
 
 
 def trained_weights(model: Model, regions: Sequence[Region]) -> frozenset[str]:
     """Return the names of the float constants that the operators of some regions read."""
-    inside = {
-        name for region in regions for _, _, name in data_flow(model, region.entry, region.exit).edges(data="operator")
-    }
-    roots = constant_roots(model)
-    read = {
-        root
-        for position, name in enumerate(model.operator_names)
-        if name in inside
-        for tensor in model.reads[position]
-        for root in roots.get(tensor, ())
-    }
+    carrying, roots = carrying_tensors(model), constant_roots(model)
+    inside = {position for region in regions for position in _inside(model, region, carrying)}
+    read = {root for position in inside for tensor in model.reads[position] for root in roots.get(tensor, ())}
     return frozenset(name for name in read if model.tensors[name].is_float)
+
+
+def _inside(model: Model, region: Region, carrying: Container[str]) -> set[int]:
+    """Return the positions of a region's operators: those met on the way back from its exit to its entry.
+
+    Where that way runs past the entry (another input's part of the network), they are those that the data flow from
+    entry to exit has, which takes the whole model to tell.
+    """
+    inside: set[int] = set()
+    pending = [region.exit]
+    while pending:
+        tensor = pending.pop()
+        if tensor == region.entry or model.producer.get(tensor) in inside:
+            continue
+        if tensor not in carrying or tensor not in model.producer:
+            flow = data_flow(model, region.entry, region.exit)
+            return {model.position[name] for _, _, name in flow.edges(data="operator")}
+        inside.add(model.producer[tensor])
+        pending += [name for name in model.reads[model.producer[tensor]] if name in carrying]
+    return inside
 
 
 def constant_roots(model: Model) -> dict[str, tuple[str, ...]]:

@@ -304,6 +304,32 @@ def test_boundaries_whose_first_axis_is_not_the_batch(rng):
         similarity(network, x, [])
 
 
+@pytest.mark.parametrize("length", [8, 7, 5])
+def test_sequences_with_time_first_though_as_long_as_a_batch(rng, length):
+    """61 samples are five batches of 8 and three of 7; what the runtime is asked before are 5 samples, else 6."""
+    operators = [
+        helper.make_node("Tanh", ["x"], ["a"]),
+        helper.make_node("Transpose", ["a"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("Tanh", ["t"], ["b"]),
+        helper.make_node("Transpose", ["b"], ["y"], perm=[1, 0, 2]),
+    ]
+    network = model(operators, {"x": ["n", "t", 3]}, {"y": ["n", "t", 3]})
+    for n in (61, 64):
+        x = rng.normal(size=(n, length, 3)).astype(np.float32)
+        assert similarity(network, x, batch_size=8).boundaries == ("a", "y")
+        with pytest.raises(gm.RefusedError, match="'b' is not the batch"):
+            similarity(network, x, ["a", "b"], batch_size=8)
+
+
+def test_a_boundary_named_twice_and_a_negative_seed(rng):
+    network, x = fan([4], rng), rng.normal(size=(20, 7)).astype(np.float32)
+    np.testing.assert_allclose(similarity(network, x, ["t0", "t0"]).matrix, np.ones((2, 2)))
+    with pytest.raises(gm.RefusedError, match="the seed must be at least 0"):
+        similarity(network, x, passes=2, seed=-1)
+    with pytest.raises(gm.RefusedError, match="the seed must be at least 0"):
+        gm.modules.stability(similarity(network, x, batch_size=5), threshold=0.5, seed=-1)
+
+
 def test_no_thread_stays_behind(rng):
     before = threading.active_count()
     similarity(fan([4], rng), rng.normal(size=(20, 7)).astype(np.float32), batch_size=5)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import graphmod as gm
+from graphmod.data import as_splits
 from graphmod.train import Imitation, retrain, retrained
 
 torch.set_num_threads(1)
@@ -310,3 +311,18 @@ def test_refusals():
     bare = gm.Splits(*(gm.Data(part.inputs) for part in (data.train, data.calibration, data.test)))
     with pytest.raises(gm.InvalidDataError, match="targets"):
         retrain(network, bare, [("t0", "t1")], imitate=replace(like, weight=0.5))
+
+
+def test_rows_belong_together_however_the_data_are_given():
+    """What is not split already is split by its labels: without them, or by others, rows would be mixed up."""
+    network, other = chain(0), chain(1)
+    x, y = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32), np.arange(50) % 3
+    options = {**OPTIONS, "learning_rate": 0.01}
+    expected = retrain(network, (x, y), [("t0", "t1")], imitate=Imitation("t2", other, weight=1), **options)
+    retrain(network, x, [("t0", "t1")], imitate=Imitation("t2", other, x, weight=1), **options)
+    same = retrain(network, (x, y), [("t0", "t1")], imitate=Imitation("t2", other, (x, y), weight=1), **options)
+    assert same.digest == expected.digest
+    split = as_splits(network, (x, y), OPTIONS["seed"])
+    for data, shown in [((x, y), x), (x, (x, y)), ((x, y), (x, y[::-1])), (split, (x, y)), (x, split)]:
+        with pytest.raises(gm.InvalidDataError, match="would not belong together"):
+            retrain(network, data, [("t0", "t1")], imitate=Imitation("t2", other, shown, weight=1), **options)

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from planted import net
 from random_networks import networks
+from torch.nn.functional import cross_entropy, mse_loss
 
 import graphmod as gm
 from graphmod.graph import scope
 from graphmod.rewrite import find_region
-from graphmod.train import Cache, retrain, retrained, trained_weights
+from graphmod.rewrite.region import find_regions
+from graphmod.train import Cache, Prefix, retrain, retrained, trained_weights
 
 torch.set_num_threads(1)
 
@@ -257,6 +259,7 @@ def test_the_callers_data_stay_as_they_are():
     ("options", "match"),
     [
         ({"check_every": 0}, "check_every"),
+        ({"temperature": 0}, "temperature=0 is out of range"),
         ({"views": 0}, "views"),
         ({"views": 2}, "views must be 2 or more with augment"),
         ({"augment": lambda part, rng: part}, "views must be 2 or more with augment"),  # noqa: ARG005  # its signature
@@ -279,6 +282,84 @@ def test_refusals(options, match):
 def test_views_that_do_not_fit(view, match):
     with pytest.raises(gm.InvalidDataError, match=match):
         retrain(chain(), parts(), [("t1", "t2")], augment=lambda part, rng: view(part), views=2)  # noqa: ARG005
+
+
+SHARED = """
+(float[n,7] x) => (float[n,3] y) {
+    h = MatMul (x, w0)
+    a = MatMul (h, w)
+    b = Tanh (a)
+    wt = Transpose (w)
+    c = MatMul (b, wt)
+    d = Tanh (c)
+    e = MatMul (d, w)
+    f = Tanh (e)
+    y = MatMul (f, w1)
+}
+"""
+"""w has a part in a, and transposed in c, before it has one in e."""
+
+
+@pytest.mark.parametrize("blocks", [[("d", "f")], [("b", "d")]])
+def test_a_shared_weight_learns_wherever_it_is_read(blocks):
+    network, data = net(SHARED, {"w0": (7, 6), "w": (6, 6), "w1": (6, 3)}), parts()
+    prefix = Prefix(network, [find_region(network, blocks[0])], "y", weights=["w", "wt"])
+    assert prefix.cut == "h"
+    options = {"epochs": 2, "batch_size": 16, "learning_rate": 0.05}
+    run = retrained(network, data, blocks, metric=Scores(), **options)
+    weights = {name: torch.tensor(network.initializer(name)) for name in ("w0", "w", "w1")}
+    w = weights["w"].requires_grad_()
+    x, y = torch.from_numpy(data.train.inputs["x"]), torch.from_numpy(data.train.targets)
+    optimizer = torch.optim.Adam([w], lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    order = np.random.default_rng(0)
+    for _ in range(2):
+        permuted = order.permutation(40)
+        for start in (0, 16, 32):
+            rows = permuted[start : start + 16]
+            d = torch.tanh(torch.tanh(x[rows] @ weights["w0"] @ w) @ w.T)
+            optimizer.zero_grad()
+            cross_entropy(torch.tanh(d @ w) @ weights["w1"], y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    assert changed(network, run.model) == {"w"}
+    np.testing.assert_allclose(run.model.initializer("w"), w.detach(), atol=1e-5)
+
+
+def test_what_is_no_score_is_less_than_any():
+    """As a correlation is none with outputs that are all alike."""
+    network, data = chain(), parts()
+    run = retrained(network, data, [("t1", "t2")], metric=Scores(np.nan, -3, np.nan), epochs=2, batch_size=16)
+    expected = plain.trained(network, {"w2"}, pairs(data), epochs=2, steps=3)
+    np.testing.assert_allclose(run.model.initializer("w2"), expected["w2"], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [">i8", "uint16", "uint32", "int8"])
+def test_labels_of_any_integer_type(dtype):
+    network, data = chain(), parts()
+    other = gm.Splits(*(gm.Data(p.inputs, p.targets.astype(dtype)) for p in (data.train, data.calibration, data.test)))
+    options = {"epochs": 1, "metric": Scores()}
+    expected = retrain(network, data, [("t1", "t2")], **options)
+    assert retrain(network, other, [("t1", "t2")], **options).digest == expected.digest
+
+
+def test_targets_that_pytorch_has_no_type_for():
+    data = parts()
+    words = gm.Splits(*[gm.Data(data.train.inputs, data.train.targets.astype(str))] * 3)
+    with pytest.raises(gm.InvalidDataError, match="no tensors of type <U"):
+        retrain(chain(), words, [("t1", "t2")], loss=mse_loss)
+
+
+def test_the_weights_of_many_regions():
+    """A selector may match every layer: what lies in each is found without a look at all that follows it."""
+    n = 3000
+    layers = "".join(f"t{i + 1} = Mul (t{i}, w{i})\n" for i in range(n))
+    text = f"(float[n,2] t0) => (float[n,2] t{n}) {{ {layers} }}"
+    network = net(text, {f"w{i}": np.ones(2, np.float32) for i in range(n)})
+    regions = find_regions(network, "Mul")
+    started = time.process_time()
+    assert trained_weights(network, regions) == set(network.initializers)
+    assert time.process_time() - started < 2
 
 
 UNKNOWN = """
