@@ -51,7 +51,7 @@ def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]
     rng = np.random.default_rng(seed)
     rules = {
         "random": lambda: _random(model, parts, blocks, counts, draws, rng),
-        "deeparc": lambda: _deeparc(model, parts, counts, draws, rng),
+        "deeparc": lambda: _deeparc(model, parts, counts, draws, rng, seed),
         "ours (divergence)": lambda: _greedy(model, parts, "kl", counts),
         "ours (margin)": lambda: _greedy(model, parts, "margin", counts),
         "replaced (affine)": lambda: _replaced(model, parts, blocks, "affine", counts),
@@ -84,17 +84,17 @@ def _random(
 
 
 def _deeparc(
-    model: gm.Model, parts: gm.Splits, counts: int, draws: int, rng: np.random.Generator
+    model: gm.Model, parts: gm.Splits, counts: int, draws: int, rng: np.random.Generator, seed: int
 ) -> list[float | None]:
     """Return accuracies; None where no threshold has so many blocks in modules."""
-    sim = deeparc.similarity(model, parts.train)
-    inside = {}
+    sim = deeparc.similarity(model, parts.train, seed=seed)
+    inside: dict[tuple[Block, ...], None] = {}  # thresholds that leave the same blocks are drawn from once
     for threshold in THRESHOLDS:
         found = deeparc.module_of(model, deeparc.decompose(sim, threshold))
-        inside[threshold] = [block for block, module in found.items() if module is not None]
+        inside[tuple(block for block, module in found.items() if module is not None)] = None
     scores: list[float | None] = []
     for k in range(1, counts + 1):
-        subsets = [list(_subsets(model, own, k, draws, rng)) for own in inside.values() if len(own) >= k]
+        subsets = [list(_subsets(model, own, k, draws, rng)) for own in inside if len(own) >= k]
         if not subsets:
             scores.append(None)
             continue

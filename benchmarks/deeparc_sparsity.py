@@ -128,12 +128,12 @@ def _run(
 
 
 def table(found: list[Found]) -> str:
-    """Return a line a network and schedule, and the mean of all."""
+    """Return a line a network and schedule, and the mean of all runs that reached the target."""
     lines = [
         "| network | schedule | original: time (iterations) | DeepArc | change | ours | change | random | change |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    told: dict[str, list[float]] = {"DeepArc": [], "ours": []}
+    told: dict[str, list[float]] = {"DeepArc": [], "ours": [], "random": []}
     for architecture, data in dict.fromkeys((one["architecture"], one["data"]) for one in found):
         cells = [one for one in found if (one["architecture"], one["data"]) == (architecture, data)]
         network_ = f"{architecture}, {data}: {cells[0]['remaining']:.0%}, test {_mean(c['test'] for c in cells):.1%}"
@@ -143,11 +143,13 @@ def table(found: list[Found]) -> str:
             for way in ("DeepArc", "ours", "random"):
                 changes = _changes(by_way["original"], by_way[way])
                 columns += [_side(by_way[way]), _spread(changes)]
-                told.setdefault(way, []).extend(changes)
+                told[way] += changes
             lines.append(f"| {network_} | {schedule} | " + " | ".join(columns) + " |")
             network_ = ""
-    means = [_spread(told.get(way, [])) for way in ("DeepArc", "ours", "random")]
-    lines.append(f"| all | | | | {means[0]} | | {means[1]} | | {means[2]} |")
+    missed = {way: [run["reached"] for one in found for run in one["runs"] if run["way"] == way].count(False)
+              for way in ("original", *told)}  # fmt: skip
+    sides = (f"{missed[way]} missed it | {_spread(changes)}" for way, changes in told.items())
+    lines.append(f"| all | | {missed['original']} missed it | " + " | ".join(sides) + " |")
     return "\n".join(lines)
 
 
@@ -158,9 +160,10 @@ def _of(cells: list[Found], way: str, schedule: str) -> list[Found]:
 def _changes(before: list[Found], after: list[Found]) -> list[float]:
     """Return the relative change of time, seed by seed, of runs that reached the target.
 
-    Where the original's did not, what it took until it was given up counts: the least that it would have taken.
+    Where the original's did not, what it took until it was given up counts: the least that it would have taken. How
+    many of the others did not is told beside.
     """
-    pairs = zip(before, after, strict=False)
+    pairs = zip(before, after, strict=bool(after))  # random blocks go with one schedule alone
     return [own["seconds"] / other["seconds"] - 1 for other, own in pairs if own["reached"]]
 
 
