@@ -38,6 +38,7 @@ from graphmod.probe import moments
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.fusions.bench import Array, Bench
 from graphmod.rewrite.fusions.maps import Map, read_map, read_map_of
+from graphmod.rewrite.parts import known_type
 from graphmod.rewrite.region import Place, Region, check_passes_through, find_regions, inside, put_in_place
 from graphmod.rewrite.replacements import RIDGE, as_operators, fit
 from graphmod.rewrite.verb import Samples, verb
@@ -355,4 +356,4 @@ def _corrected(model: Model, merged: Model, shorter: Model, rest: Region, data: 
     found = fit(kind, seen, ridge)
     if found is None:
         raise RefusedError(f"no {kind} map fits between '{rest.entry}' and '{rest.exit}'")
-    return put_in_place(merged, rest, *as_operators(found, rest, model.tensors[rest.exit]))
+    return put_in_place(merged, rest, *as_operators(found, rest, known_type(model, rest.exit)))

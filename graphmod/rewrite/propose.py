@@ -11,6 +11,7 @@ from graphmod.errors import RefusedError
 from graphmod.graph import channel_axis
 from graphmod.model import Model
 from graphmod.probe import Moments, moments
+from graphmod.rewrite.parts import known_type
 from graphmod.rewrite.region import Place, Region, find_region, put_in_place
 from graphmod.rewrite.replacements import RIDGE, Fit, as_operators, fit, kinds
 
@@ -44,7 +45,7 @@ class Proposal:
         RefusedError
             The region does not exist in this model, or is needed outside.
         """
-        kind = model.tensors[self.region.exit]
+        kind = known_type(model, self.region.exit)
         return put_in_place(model, self.region, *as_operators(self.fit, self.region, kind))
 
 

@@ -83,7 +83,7 @@ def keeps(matrix, starts, floor, cuts):
     return set(cuts) <= set(starts) and (floor is None or all(known(matrix, i, j) >= floor for i, j in pairs))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(similarities(), st.one_of(st.none(), st.floats(0, 1), st.sampled_from([0.5, 0.9, 1.0])), st.data())
 def test_optimal_with_a_floor_and_cuts_is_the_best_of_all_that_keep_them(matrix, floor, data):
     n = len(matrix)
@@ -101,7 +101,7 @@ def test_optimal_with_a_floor_and_cuts_is_the_best_of_all_that_keep_them(matrix,
             optimal(matrix, count, floor=floor, cuts=cuts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(similarities(), st.floats(0, 1), st.data())
 def test_fewest_with_cuts(matrix, threshold, data):
     n = len(matrix)

@@ -7,6 +7,7 @@ from handmade import fan, model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from planted import net
 
 import graphmod as gm
 from graphmod.graph import channel_axis
@@ -349,7 +350,7 @@ def mixed_layouts(kinds):
     return model(operators, {"t0": ["n", 6, 6]}, {f"t{len(kinds)}": ["n", *sizes]}, weights)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_whatever_the_layout_errors_are_those_of_the_activations(data):
     possible = ["Conv", "MatMul", "Tanh", "BatchNormalization", "LayerNormalization", "Transpose"]
@@ -378,3 +379,19 @@ def test_whatever_the_layout_errors_are_those_of_the_activations(data):
 def test_a_ridge_below_0_is_refused(ridge):
     with pytest.raises(gm.RefusedError, match=r"at least 0, not"):
         gm.replace(gm.load(gm.demo.model_path()), "layer3.5", gm.demo.splits().train[:64], "linear", ridge=ridge)
+
+
+@pytest.mark.parametrize("kind", ["affine", "linear"])
+def test_where_shape_inference_does_not_know_the_exit(kind):
+    text = """(float[n,4] x) => (float[n,4] y) {
+        a = MatMul (x, w)  q = com.microsoft.QuickGelu (a)  b = Mul (q, two)  y = MatMul (b, w)
+    }"""
+    rng = np.random.default_rng(0)
+    network = net(text, {"w": (4, 4), "two": np.full(4, 2, np.float32)})
+    assert network.tensors.get("b") is None
+    x = rng.normal(size=(64, 4)).astype(np.float32)
+    after = gm.replace(network, ("a", "b"), x, kind)
+    seen = gm.propose(network, ("a", "b"), x)
+    wanted, found = (one.run({"x": x}, ["b"])["b"] for one in (network, after))
+    error = np.sqrt(np.square(found - wanted).sum() / np.square(wanted - wanted.mean(0)).sum())
+    assert error == pytest.approx(next(one.error for one in seen if one.kind == kind), rel=1e-4)
