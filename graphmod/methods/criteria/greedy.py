@@ -63,9 +63,9 @@ def skip_greedily(model: Model, data: object, by: str = "kl", *, width: int = 1,
     --------
     >>> import graphmod as gm
     >>> m = gm.load(gm.demo.model_path())
-    >>> steps = skip_greedily(m, gm.demo.splits().calibration, "margin")
-    >>> [len(next(steps).blocks) for _ in range(3)]
-    [1, 2, 3]
+    >>> steps = skip_greedily(m, gm.demo.splits().calibration[:100], "margin")
+    >>> len(next(steps).blocks)
+    1
     """
     if by not in CRITERIA or width < 1:
         what = f"there is no criterion '{by}'" if by not in CRITERIA else f"width={width} follows nothing up"

@@ -122,9 +122,9 @@ def rank_blocks(
     --------
     >>> import graphmod as gm
     >>> m = gm.load(gm.demo.model_path())
-    >>> ranking = gm.rank_blocks(m, gm.demo.splits(), ["kl", "cka"])
-    >>> len(ranking.blocks), sorted(ranking.correlation)
-    (19, ['cka', 'kl'])
+    >>> ranking = gm.rank_blocks(m, gm.demo.splits(), ["kl", "cka"], ["layer1.1", "layer1.2", "layer3.1"])
+    >>> len(ranking.order("kl")), sorted(ranking.correlation)
+    (3, ['cka', 'kl'])
     """
     wanted = tuple(dict.fromkeys(CRITERIA if criteria is None else criteria))
     unknown = [name for name in wanted if name not in CRITERIA]

@@ -57,7 +57,7 @@ def removal(model: Model, data: object, modules: ModuleMap) -> tuple[Effect, ...
     >>> from graphmod.methods import deeparc
     >>> m, data = gm.load(gm.demo.model_path()), gm.demo.splits()
     >>> modules = deeparc.decompose(deeparc.similarity(m, data.train, passes=1), 0.9)
-    >>> len(removal(m, data.calibration, modules))
+    >>> len(removal(m, data.calibration[:50], modules))
     19
     """
     samples = as_data(model, data, targets=True)
