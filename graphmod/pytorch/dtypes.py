@@ -30,6 +30,8 @@ TORCH: dict[int, torch.dtype] = {
 }
 """PyTorch's name of an ONNX element type."""
 
+_NAMES = frozenset(helper.tensor_dtype_to_np_dtype(code).name for code in TORCH)
+
 HALF = frozenset({"float16", "bfloat16"})
 """NumPy's names of the types of half precision."""
 
@@ -71,7 +73,7 @@ def has_tensor(dtype: np.dtype[np.generic]) -> bool:
     >>> has_tensor(np.dtype("float32")), has_tensor(np.dtype(ml_dtypes.int4)), has_tensor(np.dtype(object))
     (True, False, False)
     """
-    return dtype == _BFLOAT16 or (dtype.isbuiltin == 1 and dtype.kind in "fiubc" and dtype.itemsize <= 16)
+    return dtype.name in _NAMES
 
 
 def to_tensor(array: Array) -> Tensor:

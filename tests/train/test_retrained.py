@@ -1,5 +1,6 @@
 """The course of retraining: checks, when it stops, masks, views and selectors, against a plain loop in torch."""
 
+import pickle
 import sys
 import time
 
@@ -341,6 +342,14 @@ def test_labels_of_any_integer_type(dtype):
     options = {"epochs": 1, "metric": Scores()}
     expected = retrain(network, data, [("t1", "t2")], **options)
     assert retrain(network, other, [("t1", "t2")], **options).digest == expected.digest
+
+
+def test_arrays_that_were_pickled():
+    data = parts()
+    other = pickle.loads(pickle.dumps(data))
+    assert not other.train.targets.dtype.isbuiltin
+    expected = retrain(chain(), data, [("t1", "t2")], epochs=1, metric=Scores())
+    assert retrain(chain(), other, [("t1", "t2")], epochs=1, metric=Scores()).digest == expected.digest
 
 
 def test_targets_that_pytorch_has_no_type_for():
