@@ -5,9 +5,11 @@ import pytest
 from handmade import model
 from onnx import helper
 
+import graphmod as gm
 from graphmod.methods.compress.kinds import CLOSED_FORM, SEARCHED, kinds
 from graphmod.methods.compress.kinds.low_rank import CHANNELS
 from graphmod.methods.compress.kinds.pooled import averages
+from graphmod.methods.compress.kinds.retained import _with
 from graphmod.methods.compress.site import Site, relative_error, rows, sums
 
 SAMPLES = 300
@@ -169,6 +171,26 @@ def test_the_one_block_that_matters_is_retained(rng):
     assert any(np.array_equal(part.model.initializer(name), weights["w2"]) for name in part.model.initializers)
     (linear,) = made("linear", site_of(network, ("x", "h1", "h2", "h3"), x))
     assert linear.error > 0.1
+
+
+def test_a_block_is_retained_that_holds_a_fit(rng):
+    """The block that stays is itself a linear layer of an earlier compression, its names are those of the new fit."""
+    network = dense_blocks(rng, 8, 16, 2)
+    x = rng.normal(size=(SAMPLES, 8)).astype(np.float32)
+    before = gm.replace(network, ("h1", "h2"), x, kind="linear", max_error=1)
+    site = site_of(before, ("x", "h1", "h2"), x)
+    kept = next(_with(site, ("h1", "h2")))
+    assert len(set(kept.model.initializers)) == 4
+    assert relative_error(run(kept, x), site.y) == pytest.approx(kept.error, abs=1e-2)
+
+
+def test_samples_of_a_part_that_takes_a_fixed_number(rng):
+    network = gm.rebatch(dense_blocks(rng, 8, 64, 1), 48)
+    x = rng.normal(size=(480, 8)).astype(np.float32)
+    values = [network.run({"x": part}, ["h1"])["h1"] for part in np.split(x, 10)]
+    site = Site(network, ("x", "h1"), x, np.concatenate(values))
+    assert len(site.few(site.run)) == 240
+    assert [part.kind for part in made("pruned", site)] == ["pruned 0.5", "pruned 0.75"]
 
 
 @pytest.mark.parametrize("axis", [1, -1])

@@ -13,9 +13,9 @@ import graphmod as gm
 from graphmod.methods.compress.activations import Activations
 from graphmod.methods.compress.clock import Clock
 from graphmod.methods.compress.damage import Damage, divergence, squared_error
-from graphmod.methods.compress.kinds import CLOSED_FORM, kinds
+from graphmod.methods.compress.kinds import CLOSED_FORM, SEARCHED, kinds
 from graphmod.methods.compress.line import Line
-from graphmod.methods.compress.points import build, drops, verified
+from graphmod.methods.compress.points import build, drops, fused, verified
 from graphmod.methods.compress.search import Edge, Search, route_latency, spread
 from graphmod.methods.compress.site import ROWS
 from graphmod.probe import share_correct
@@ -50,9 +50,15 @@ def network(planted, seed):
     return model(operators, {"x": ["n", 2, 6, 6]}, {"logits": ["n", CLASSES]}, weights)
 
 
-@pytest.fixture(autouse=True)
-def clock(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def clock():
     """Let operators take as long as they have multiply-accumulates, so that no choice depends on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patched(patch)
+        yield
+
+
+def patched(monkeypatch):
 
     def timed(network, blocks, data, *, batch_size=1, **_):  # noqa: ARG001  # the signature is that of the timer
         parts = {block.path: gm.graph.subgraph(network, [block.entry], [block.exit]) for block in blocks}
@@ -66,8 +72,8 @@ def clock(monkeypatch):
     monkeypatch.setattr(module, "block_latency", timed)
     monkeypatch.setattr(module.Clock, "ratios", ratios)
     few = importlib.import_module("graphmod.methods.compress.search")  # so that tests take little time
-    monkeypatch.setattr(few, "BLOCKS", 3)
-    monkeypatch.setattr(few, "RUNS", 2)
+    for name, value in {"BLOCKS": 2, "RUNS": 1, "SPREAD": 8}.items():
+        monkeypatch.setattr(few, name, value)
 
 
 def samples(n, seed):
@@ -85,9 +91,14 @@ def search_of(original, folder):
     return Search(line, Clock(line, held[0].data, (1,)), held[0], damage, pairs, lambda _: None)
 
 
-@pytest.fixture
-def search(tmp_path):
-    return search_of(network({2, 4}, 0), tmp_path)
+@pytest.fixture(scope="module")
+def search(tmp_path_factory, clock):  # noqa: ARG001  # the clock must be there first
+    return search_of(network({2, 4}, 0), tmp_path_factory.mktemp("search"))
+
+
+@pytest.fixture(scope="module")
+def routes(search):
+    return search.fronts()
 
 
 @pytest.mark.parametrize(("seed", "planted"), [(1, {1}), (2, {2, 3}), (3, {1, 3, 5}), (4, set())])
@@ -101,10 +112,10 @@ def test_planted_blocks_are_found_and_no_others(tmp_path, seed, planted):
     assert {int(name[1:]) for name in removed if name.startswith("h") and name != "h0"} == planted
 
 
-def test_every_edge_of_a_front_does_the_damage_that_it_is_said_to_do(search):
+def test_every_edge_of_a_front_does_the_damage_that_it_is_said_to_do(search, routes):
     x = search.damage.samples.data.inputs["x"]
     wanted = search.line.original.run({"x": x})["logits"]
-    edges = {id(edge): edge for route in search.fronts() for edge in route if edge.part is not None}
+    edges = {id(edge): edge for route in routes for edge in route if edge.part is not None}
     assert len(edges) > 5
     for edge in list(edges.values())[::3]:
         found = search.line.build([edge.part]).run({"x": x})["logits"]
@@ -112,8 +123,7 @@ def test_every_edge_of_a_front_does_the_damage_that_it_is_said_to_do(search):
         assert edge.error == pytest.approx(divergence(found, wanted), rel=1e-3, abs=1e-7)
 
 
-def test_fronts_trade_latency_for_damage(search):
-    routes = search.fronts()
+def test_fronts_trade_latency_for_damage(search, routes):
     latencies = [route_latency(route) for route in routes]
     damages = [sum(edge.error for edge in route) for route in routes]
     assert all(a <= b + 1e-3 for a, b in pairwise(latencies))
@@ -127,11 +137,11 @@ def test_fronts_trade_latency_for_damage(search):
     assert (few[0], few[-1]) == (routes[0], routes[-1])
 
 
-def test_points_are_what_they_are_said_to_be(search):
+def test_points_are_what_they_are_said_to_be(search, routes):
     original, data = search.line.original, search.damage.samples.data
     labels = original.run(dict(data.inputs))["logits"].argmax(axis=1)
     calibration = gm.Data(data.inputs, labels)
-    points = verified(search, spread(search.fronts(), 4), calibration, share_correct)
+    points = verified(search, spread(routes, 4), calibration, share_correct)
     assert [point.latency for point in points] == sorted(point.latency for point in points)
     for point in points:
         logits = point.model.run(dict(data.inputs))["logits"]
@@ -162,6 +172,43 @@ def test_parts_are_fitted_behind_those_before_them(search):
     assert error(parts) < 0.99 * error([edge.part for edge in route if edge.part is not None])
 
 
+def test_data_in_the_order_of_their_classes(tmp_path):
+    original, data = network(set(), 0), samples(200, 4)
+    held = Activations.stream(original, gm.Data(data.inputs, np.repeat([0, 1], 100)), ["h0"], tmp_path, 60)
+    assert len(held) == 60
+    assert 15 < held.data.targets.sum() < 45
+
+
+def test_parts_that_were_searched_for_are_trained_by_themselves(search):
+    """Behind another part too, whose activations differ from the original's: what they give comes nearer."""
+    kept = {kind.name: kind for kind in (*kinds(CLOSED_FORM), *kinds(SEARCHED))}
+    first = next(kept["linear"].make(search.site(1, 2, ROWS)))
+    second = next(kept["pruned"].make(search.site(2, 3, ROWS)))
+    route = [Edge(i, i + 1, 0.1, 0.0) for i in range(len(search.line) - 1)]
+    route[1] = Edge(1, 2, 0.1, 0.0, kept["linear"], first)
+    route[2] = Edge(2, 3, 0.1, 0.0, kept["pruned"], second)
+    (plain, _), (trained, whole) = build(search, tuple(route)), build(search, tuple(route), epochs=20)
+    x = search.fitted_on.data.inputs["x"]
+    wanted = search.fitted_on.of[second.exit]
+
+    def error(parts):
+        return ((search.line.build(parts).run({"x": x}, [second.exit])[second.exit] - wanted) ** 2).mean()
+
+    assert error(trained) < 0.9 * error(plain)
+    assert plain[1] is second
+    assert trained[0].error == pytest.approx(plain[0].error)
+    np.testing.assert_allclose(whole.run({"x": x})["logits"], search.line.build(trained).run({"x": x})["logits"])
+
+
+def test_linear_layers_in_a_row_become_one(search):
+    linear = next(kind for kind in kinds(CLOSED_FORM) if kind.name == "linear")
+    both = search.line.build([next(linear.make(search.site(i, i + 1, ROWS))) for i in (1, 2)])
+    one = fused(both, "chain")
+    x = search.fitted_on.data.inputs["x"]
+    assert len(one.operators) == len(both.operators) - 2  # the convolution before them is the third
+    np.testing.assert_allclose(one.run({"x": x})["logits"], both.run({"x": x})["logits"], atol=1e-4)
+
+
 def test_divergence_and_squared_error():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 7, 4))
@@ -180,7 +227,7 @@ def test_activations_take_bounded_room(tmp_path, monkeypatch):
     whole = Activations.stream(original, data, tensors, tmp_path, 1000)
     assert len(whole) == 90
     assert all(isinstance(value, np.memmap) for value in whole.of.values())
-    np.testing.assert_allclose(whole.of["h3"], original.run(dict(data.inputs), ["h3"])["h3"], atol=1e-5)
+    np.testing.assert_allclose(whole.of["h3"], original.run(dict(whole.data.inputs), ["h3"])["h3"], atol=1e-5)
     each = sum(value[0].nbytes for value in whole.of.values())
     monkeypatch.setattr(module, "BYTES", 50 * each)
     (tmp_path / "few").mkdir()

@@ -34,7 +34,7 @@ def graphs(draw):
     return [a for a, _ in edges], [b for _, b in edges], latencies, errors
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(graphs(), st.one_of(st.none(), st.integers(0, 25)))
 def test_the_front_is_that_of_all_paths(graph, most):
     starts, stops, latencies, errors = graph

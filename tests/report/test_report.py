@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import re
@@ -16,8 +17,13 @@ from graphmod.report import blocks_tree, changes_table, page, summary_table, wri
 
 @pytest.fixture(scope="module")
 def result():
-    model = gm.load(gm.demo.model_path())
-    return gm.compress(model, gm.demo.splits(), target=0.85, epochs=1)
+    model, whole = gm.load(gm.demo.model_path()), gm.demo.splits()
+    search = importlib.import_module("graphmod.methods.compress.search")
+    with pytest.MonkeyPatch.context() as patch:  # so that it takes little time
+        for name, value in {"BLOCKS": 1, "RUNS": 1, "SPREAD": 3, "FEWEST_RUNS": 60, "FITS": 0}.items():
+            patch.setattr(search, name, value)
+        data = gm.Splits(whole.train[:200], whole.calibration, whole.test)
+        return gm.compress(model, data, target=0.85, epochs=1, max_drop=0.3, batch_sizes=(1,))
 
 
 def printed(renderable) -> str:

@@ -39,20 +39,25 @@ class Activations:
 
     @classmethod
     def stream(cls, model: Model, data: Data, tensors: Sequence[str], folder: Path, n: int) -> Activations:
-        """Run the model once on at most ``n`` samples, fewer where their activations would take too many bytes."""
+        """Run the model once on at most ``n`` samples, fewer where their activations would take too many bytes.
+
+        They are drawn at random, always the same: data may be in the order of their classes.
+        """
         unit = fixed_batch(model) or 1
         n = max(1, min(n, len(data)) // unit) * unit
         probe = data[:unit]
         ((_, first),) = stream(model, probe, tensors, unit)
         each = sum(value.nbytes for value in first.values()) // unit
-        samples = data[: max(min(n, LEAST) // unit, min(n, BYTES // max(1, each)) // unit, 1) * unit]
+        n = max(min(n, LEAST) // unit, min(n, BYTES // max(1, each)) // unit, 1) * unit
+        samples = data[np.random.default_rng(0).permutation(len(data))[:n]]
         kept: dict[str, Array] = {}
         start = 0
         for batch, values in stream(model, samples, tensors):
             stop = start + len(batch)
             for number, name in enumerate(tensors):
                 value = values[name]
-                if not value.ndim or len(value) != len(batch) or (start and name not in kept):
+                is_of_samples = value.ndim and len(value) == len(batch) and not value.dtype.hasobject
+                if not is_of_samples or (start and name not in kept):
                     kept.pop(name, None)
                     continue
                 if name not in kept:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from graphmod.data import Data
 from graphmod.methods.compress.activations import Activations
+from graphmod.methods.compress.distillation import distilled
 from graphmod.methods.compress.line import Line
 from graphmod.methods.compress.part import Part
 from graphmod.methods.compress.running import Runner
@@ -17,6 +18,8 @@ from graphmod.methods.compress.search import Route, Search, route_latency
 from graphmod.methods.compress.site import ROWS, Array
 from graphmod.model import Model
 from graphmod.probe import predict
+from graphmod.rewrite import fuse
+from graphmod.rewrite.fuse import OPSET
 from graphmod.train import Metric
 
 
@@ -31,7 +34,7 @@ class Built:
         As they were fitted on what lies before them.
     model : Model
     latency : float
-        Measured, over the original's.
+        Measured, over the original's, linear layers in a row being one.
     error : float
         Damage at the output.
     score : float
@@ -51,10 +54,11 @@ class Built:
         return route_latency(self.route), sum(edge.error for edge in self.route)
 
 
-def build(search: Search, route: Route) -> tuple[tuple[Part, ...], Model]:
+def build(search: Search, route: Route, epochs: int = 0, seed: int = 0) -> tuple[tuple[Part, ...], Model]:
     """Return a route's parts and the network with them: each is fitted to the original's activations at its exit.
 
-    Its inputs are activations as the parts before it make them. Parts that were searched for stay as they were found.
+    Its inputs are activations as the parts before it make them. Parts that were searched for stay as they were found,
+    or are trained for so many epochs.
     """
     line, held = search.line, search.fitted_on
     parts: list[Part] = []
@@ -62,7 +66,10 @@ def build(search: Search, route: Route) -> tuple[tuple[Part, ...], Model]:
     at = 0
     for edge in (edge for edge in route if edge.part is not None):
         x, at = _carried(line, held, x, at, edge.start), edge.stop
-        part = search.remade(edge, search.site(edge.start, edge.stop, ROWS, x))
+        site = search.site(edge.start, edge.stop, ROWS, x)
+        part = search.remade(edge, site)
+        if epochs:
+            part = distilled(part, site, search.site(edge.start, edge.stop, ROWS), epochs, seed)
         parts.append(part)
         x = _through(part, held.data, x)
     return tuple(parts), line.build(parts)
@@ -85,7 +92,7 @@ def _through(part: Part, data: Data, x: Array) -> Array:
 def verified(search: Search, routes: Sequence[Route], calibration: Data, metric: Metric) -> list[Built]:
     """Build routes and run them, end to end; the fastest first."""
     made = [build(search, route) for route in routes]
-    ratios = search.clock.ratios([model for _, model in made]) if made else []
+    ratios = search.clock.ratios([fused(model, "chain") for _, model in made]) if made else []
     found = []
     for route, (parts, model), latency in zip(routes, made, ratios, strict=True):
         damage = search.damage
@@ -93,6 +100,14 @@ def verified(search: Search, routes: Sequence[Route], calibration: Data, metric:
         score = metric(predict(model, calibration), np.asarray(calibration.targets))
         found.append(Built(route, parts, model, latency, error, score))
     return sorted(found, key=lambda point: point.latency)
+
+
+def fused(model: Model, kind: str) -> Model:
+    """Return a model after :func:`graphmod.fuse` of one kind, as it is in operator sets too old for that.
+
+    A linear part and the linear layer beside it are a ``chain``: one layer, which ONNX Runtime does not make of them.
+    """
+    return fuse(model, kinds=[kind]) if model.opset >= OPSET else model
 
 
 def drops(search: Search, parts: Sequence[Part], metric: Metric, targets: NDArray[np.generic]) -> list[float]:

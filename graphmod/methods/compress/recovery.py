@@ -1,19 +1,28 @@
-"""Recovery: training what a point touched, then all that lies behind its first part, with the original as teacher."""
+"""Recovery: training what a point touched, then all that lies behind its first part, with the original as teacher.
+
+Before either, parts that are not in closed form are trained for themselves, see :mod:`.distillation`.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from graphmod.data import Splits
+from graphmod.methods.compress.distillation import EPOCHS
 from graphmod.methods.compress.line import Line, touched
 from graphmod.methods.compress.part import Part
+from graphmod.methods.compress.points import Built, build, fused
+from graphmod.methods.compress.search import Search
 from graphmod.model import Model
+from graphmod.probe import predict, share_correct
 from graphmod.pruning.recovery import NORMALISED, OTHERS, trainable
-from graphmod.rewrite import Region, fuse
-from graphmod.train import Metric, Retrained, retrained, trained_weights
+from graphmod.rewrite import Region
+from graphmod.train import Metric, retrain, trained_weights
 
 AT_THE_END = 1 << 30
 """Steps between looks at calibration data while training: the best of many epochs on the data that a point is judged on
@@ -64,19 +73,23 @@ class Recovery:
     epochs: int
     seed: int
 
-    def of(self, model: Model, score: float, parts: Sequence[Part], weighty: Collection[int], goal: float) -> Recovered:
-        """Train what the parts touched; where that does not reach the goal, all behind the first part.
+    def of(self, search: Search, built: Built, weighty: Collection[int], goal: float) -> Recovered:
+        """Train parts by themselves, then what they touched; where that does not do, all behind the first part.
 
-        This decides which point is taken, and gets half of the epochs.
+        This decides which point is taken; training end to end gets half of the epochs.
         """
-        now = Recovered(model, score, frozenset())
+        now = Recovered(built.model, built.score, frozenset())
         half = -(-self.epochs // 2)
-        if score >= goal or not parts or not half:
+        if now.score >= goal or not half:
             return now
-        places = touched(self.line, parts, weighty)
-        if places and score >= goal - LOCAL:
+        if not all(part.is_exact for part in built.parts):
+            now = self._distilled(search, built)
+        if now.score >= goal:
+            return now
+        places = touched(self.line, built.parts, weighty)
+        if places and now.score >= goal - LOCAL:
             now = self._trained(now, places, half)
-        return now if now.score >= goal else self._whole(now, parts, half)
+        return now if now.score >= goal else self._whole(now, built.parts, half)
 
     def finished(self, now: Recovered, parts: Sequence[Part], weighty: Collection[int], wanted: float) -> Recovered:
         """Train on what was trained so far; where that stays below what is wanted, all behind the first part."""
@@ -87,10 +100,28 @@ class Recovery:
             now = self._trained(now, places, self.epochs)
         return self._whole(now, parts, self.epochs) if now.is_whole or now.score < wanted else now
 
+    def final(self, now: Recovered) -> Recovered:
+        """Make one of linear layers in a row, and leave no record of the edits that training needed."""
+        model = fused(now.model, "chain")
+        floats = {name for name, kind in model.constants.items() if kind.is_float}
+        changed = {name for name in floats if model.initializers.get(name) != now.model.initializers.get(name)}
+        proto = model.editable()
+        proto.ClearField("metadata_props")
+        proto.metadata_props.extend(self.line.original.editable().metadata_props)
+        model = Model(proto, model.folder)
+        return replace(now, model=model, score=self._score(model), trained=now.trained | changed)
+
+    def _distilled(self, search: Search, built: Built) -> Recovered:
+        """Build a point anew, its parts trained for a few epochs, those in closed form fitted behind them."""
+        parts, model = build(search, built.route, min(EPOCHS, self.epochs), self.seed)
+        learnt = {part.exit for part in parts if not part.is_exact}
+        regions = [Region(*place) for place in touched(self.line, parts, ()) if place[1] in learnt]
+        return Recovered(model, self._score(model), trained_weights(model, regions))
+
     def _trained(self, now: Recovered, places: Sequence[tuple[str, str]], epochs: int) -> Recovered:
-        run = self._run(now.model, places, epochs, OTHERS, batch_statistics=False)
-        trained = trained_weights(run.model, [Region(*place) for place in places])
-        return Recovered(run.model, best_score(run), now.trained | trained)
+        model = self._run(now.model, places, epochs, OTHERS, batch_statistics=False)
+        trained = trained_weights(model, [Region(*place) for place in places])
+        return Recovered(model, self._score(model), now.trained | trained)
 
     def _whole(self, now: Recovered, parts: Sequence[Part], epochs: int) -> Recovered:
         """Train all behind the first part, normalised by the batch where an exporter has fused normalisations."""
@@ -100,10 +131,16 @@ class Recovery:
         start = trainable(now.model, self.splits.train)
         types = Counter(operator.op_type for operator in start.operators)
         is_normalised = 2 * types["BatchNormalization"] >= types["Conv"] + types["Gemm"] + types["MatMul"]
-        run = self._run(start, [region], epochs, NORMALISED if is_normalised else OTHERS, is_normalised)
-        model = fuse(run.model, kinds=["unfused"])
+        after = self._run(start, [region], epochs, NORMALISED if is_normalised else OTHERS, is_normalised)
+        model = fused(after, "unfused")
         trained = trained_weights(model, [Region(*region)])
-        return Recovered(_restored(model, now.model, trained), best_score(run), now.trained | trained, is_whole=True)
+        model = _restored(model, now.model, trained)
+        return Recovered(model, self._score(model), now.trained | trained, is_whole=True)
+
+    def _score(self, model: Model) -> float:
+        """Return the metric on calibration data, by ONNX Runtime: training and rounding may tell ties differently."""
+        calibration = self.splits.calibration
+        return (self.metric or share_correct)(predict(model, calibration), np.asarray(calibration.targets))
 
     def _run(
         self,
@@ -112,17 +149,12 @@ class Recovery:
         epochs: int,
         learning_rate: float,
         batch_statistics: bool,
-    ) -> Retrained:
-        return retrained(
+    ) -> Model:
+        return retrain(
             model, self.splits, places, teacher=self.line.original, loss=self.loss, metric=self.metric,
             epochs=epochs, patience=epochs, check_every=AT_THE_END, batch_statistics=batch_statistics,
             learning_rate=learning_rate, seed=self.seed,
         )  # fmt: skip
-
-
-def best_score(run: Retrained) -> float:
-    """Return the metric on calibration data of the weights that training kept."""
-    return max(check.score for check in run.history)
 
 
 def _restored(model: Model, source: Model, trained: Collection[str]) -> Model:

@@ -10,7 +10,7 @@ from math import gcd, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from graphmod.data import Data
+from graphmod.data import Data, fixed_batch
 from graphmod.graph import channel_axis, subgraph
 from graphmod.methods.compress.running import Runner
 from graphmod.model import Model
@@ -95,12 +95,17 @@ class Site:
 
     def data(self, part: Model) -> Data:
         """Return the samples for a part: what it reads of them."""
-        given = {self.entry: self.x, **self.context}
+        given = {**self.context, self.entry: self.x}
         return Data({name: given[name] for name in part.inputs})
 
+    def few(self, part: Model) -> Data:
+        """Return the first :data:`SAMPLES` samples for a part, a multiple of as many as it takes at a time."""
+        unit = fixed_batch(part) or 1
+        return self.data(part)[: max(unit, SAMPLES // unit * unit)]
+
     def values(self, part: Model, output: str) -> Array:
-        """Return what a part makes of the first :data:`SAMPLES` samples."""
-        return Runner(part, output)(self.data(part)[:SAMPLES].inputs)
+        """Return what a part makes of a few samples."""
+        return Runner(part, output)(self.few(part).inputs)
 
     def error_of(self, part: Model) -> float:
         """Return the root of a part's squared error over the variance of what is wanted, on those samples."""

@@ -256,7 +256,7 @@ class _Job:
         self._points = self._verified(spread(routes, POINTS))
         if target is not None:
             self._points = _enough(self._points, target)
-        best = self._bisected(routes, goal)
+        best = self._bisected(routes, goal, target)
         if best is None:
             return None
         self.tell("training to the end")
@@ -266,22 +266,25 @@ class _Job:
         self.tell(f"building and running {len(routes)} points of the front")
         return verified(self.search, routes, self.splits.calibration, self.judge)
 
-    def _bisected(self, routes: Sequence[Route], goal: float) -> _Tried | None:
+    def _bisected(self, routes: Sequence[Route], goal: float, target: float | None) -> _Tried | None:
         """Try points in the middle of those that failed and those that did not, then routes in between."""
         candidates = _not_beaten(self._points)
         low, high = -1, len(candidates)  # what is faster than candidates[high] and not tried yet lies between
         while high - low > 1:
-            middle = (low + high) // 2
+            is_first = (low, high) == (-1, len(candidates))
+            middle = 0 if is_first and target is not None else (low + high) // 2  # with a target the first mostly does
             if self._try(candidates[middle], goal).recovered.score >= goal:
                 high = middle
             else:
                 low = middle
         best = self._tried[id(candidates[high])] if high < len(candidates) else None
         failed = candidates[low].latency if low >= 0 else None
+        built = [point.route for point in self._points]
         while best is not None and failed is not None and best.built.latency > CLOSE * failed:
-            between = _between(routes, best.built, failed)
+            between = _between([route for route in routes if route not in built], best.built, failed)
             if between is None:
                 break
+            built.append(between)
             (point,) = self._verified([between])
             self._points = sorted([*self._points, point], key=lambda one: one.latency)
             if point.latency >= best.built.latency or point.latency <= failed:
@@ -295,14 +298,15 @@ class _Job:
 
     def _try(self, point: Built, goal: float) -> _Tried:
         self.tell(f"training the point at {point.latency:.0%} of the latency")
-        found = self._recovery.of(point.model, point.score, point.parts, self._weighty, goal)
+        found = self._recovery.of(self.search, point, self._weighty, goal)
         self._tried[id(point)] = _Tried(point, found)
         return self._tried[id(point)]
 
     def _finished(self, tried: _Tried, goal: float) -> _Tried:
         """Return a point trained on, beyond the goal, up to what the original scores if that can be."""
         found = self._recovery.finished(tried.recovered, tried.built.parts, self._weighty, self.score)
-        assert found.score >= goal, "training keeps what does best on calibration data"
+        ways = (self._recovery.final(found), found, tried.recovered)
+        found = next(one for one in ways if one.score >= goal)  # what rounds weights may cost a sample
         self._tried[id(tried.built)] = _Tried(tried.built, found)
         return self._tried[id(tried.built)]
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from graphmod.errors import RefusedError
 from graphmod.methods.compress.kinds.registry import SEARCHED, kind
 from graphmod.methods.compress.part import Part
-from graphmod.methods.compress.site import SAMPLES, Site
+from graphmod.methods.compress.site import Site
 from graphmod.rewrite import collapse
 from graphmod.rewrite.region import Place
 
@@ -19,7 +19,7 @@ def collapsed(site: Site) -> Iterator[Part]:
     for length in site.periods:
         blocks: list[Place] = list(pairwise(site.tensors[::length]))
         try:
-            merged = collapse(site.run, blocks, site.data(site.run)[:SAMPLES])
+            merged = collapse(site.run, blocks, site.few(site.run))
         except RefusedError:  # the blocks are not alike
             continue
         yield Part.ready("collapsed", site.entry, site.exit, site.error_of(merged), merged)

@@ -11,6 +11,7 @@ from graphmod.methods.compress.part import Part, as_model, declared
 from graphmod.methods.compress.site import Site, sums
 from graphmod.model import Model
 from graphmod.rewrite import Region
+from graphmod.rewrite.draft import tensor_names
 from graphmod.rewrite.names import rename_tensors
 from graphmod.rewrite.replacements import Fit, as_operators, fit
 
@@ -48,12 +49,12 @@ def _moved(site: Site, block: tuple[str, str]) -> Model:
 
 def _corrected(site: Site, kept: Model, end: str, correction: Fit) -> Model:
     """Return the block with the map behind it."""
-    kind = site.original.tensors[site.exit]
-    inner = f"{end}/kept" if end == site.exit else end
     proto = kept.editable()
-    if inner != end:
-        rename_tensors(proto.graph, {end: inner})
-    steps, weights = as_operators(correction, Region(inner, site.exit), kind)
+    inside = dict.fromkeys(tensor_names(proto.graph, proto.graph.node)).keys() - kept.inputs.keys()
+    rename_tensors(proto.graph, {name: f"{name}/kept" for name in inside})  # it may hold a fit of the same names
+    for operator in proto.graph.node:
+        operator.name = operator.name and f"{operator.name}/kept"
+    steps, weights = as_operators(correction, Region(f"{end}/kept", site.exit), site.original.tensors[site.exit])
     behind = as_model(site.original, site.entry, site.exit, steps, weights)
     proto.graph.node.extend(behind.operators)
     proto.graph.initializer.extend(behind.initializers.values())
