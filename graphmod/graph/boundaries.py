@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import networkx as nx
 
 from graphmod.graph.flow import data_flow, primary_input, primary_output
@@ -45,6 +47,17 @@ def boundaries(model: Model, source: str | None = None, sink: str | None = None)
     """
     start = source or primary_input(model)
     end = sink or primary_output(model, start)
+    known = _KNOWN.setdefault(model, {})
+    if (start, end) not in known:
+        known[start, end] = _found(model, start, end)
+    return list(known[start, end])
+
+
+_KNOWN: WeakKeyDictionary[Model, dict[tuple[str, str], tuple[str, ...]]] = WeakKeyDictionary()
+"""What :func:`boundaries` found; models do not change."""
+
+
+def _found(model: Model, start: str, end: str) -> tuple[str, ...]:
     flow = data_flow(model, start, end)
     skipped: set[str] = set()
     for operator in model.operators:
@@ -52,7 +65,7 @@ def boundaries(model: Model, source: str | None = None, sink: str | None = None)
             skipped.update(tensor for tensor in operator.output if tensor != end)
         elif operator.op_type in _SCALING and any(_is_scalar(model, name) for name in operator.input):
             skipped.update(operator.input)
-    return [tensor for tensor in dominators(flow, start, end) if tensor not in skipped]
+    return tuple(tensor for tensor in dominators(flow, start, end) if tensor not in skipped)
 
 
 def _is_scalar(model: Model, name: str) -> bool:

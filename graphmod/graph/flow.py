@@ -34,6 +34,16 @@ def primary_input(model: Model) -> str:
     InvalidModelError
         The model has no float or integer input that reaches a float output.
     """
+    if model not in _PRIMARY:
+        _PRIMARY[model] = _most_read(model)
+    return _PRIMARY[model]
+
+
+_PRIMARY: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
+"""What :func:`primary_input` found; models do not change."""
+
+
+def _most_read(model: Model) -> str:
     for kinds in ("f", "iu"):
         candidates = [name for name, kind in model.inputs.items() if _kind(model, name) in kinds and kind.dtype]
         carried = _carried(model, candidates)
