@@ -10,10 +10,12 @@ from graphmod.model import Model
 from graphmod.probe.stream import stream
 
 
-def predict(model: Model, data: Data, *, output: str | None = None, batch_size: int = 256) -> NDArray[np.generic]:
+def predict(
+    model: Model, data: Data, *, output: str | None = None, batch_size: int = 256, threads: int | None = None
+) -> NDArray[np.generic]:
     """Return a tensor for all samples, shape (samples, ...): the first float output, or the one that is named."""
     name = output or model.main_output
-    return np.concatenate([values[name] for _, values in stream(model, data, [name], batch_size)])
+    return np.concatenate([values[name] for _, values in stream(model, data, [name], batch_size, threads)])
 
 
 def share_correct(outputs: NDArray[np.generic], targets: NDArray[np.generic]) -> float:
