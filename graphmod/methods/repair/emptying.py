@@ -8,20 +8,22 @@ from __future__ import annotations
 from graphmod.data import Data
 from graphmod.graph import data_flow
 from graphmod.methods.repair.fits import layers, without_weights
-from graphmod.methods.repair.patching import between, values
+from graphmod.methods.repair.patching import Values, between
 from graphmod.methods.repair.suspicion import loss_of
 from graphmod.methods.repair.units import Unit
 from graphmod.model import Model
 from graphmod.train.retrain import Loss
 
 
-def emptied(model: Model, data: Data, unit: Unit, output: str, loss: Loss) -> Model:
-    """Return the model with a unit's last layers at zero, or as it is where the loss is not lower then."""
+def emptied(model: Model, data: Data, unit: Unit, output: str, loss: Loss, known: Values) -> Model:
+    """Return the model with a unit's last layers at zero, or as it is where the loss is not lower then.
+
+    ``known`` is what the model makes of the data at the unit's entry and in the output.
+    """
     last = _last(model, unit)
     if not last:
         return model
     tried = without_weights(model, last)
-    known = values(model, data, [unit.entry, output])
     empty = between(tried, unit.entry, [output], data, known[unit.entry])[output]
     return tried if loss_of(empty, data, loss) < loss_of(known[output], data, loss) else model
 

@@ -13,7 +13,7 @@ in float64. :math:`W_0` are the weights that are there, or 0, where they are wor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -36,8 +36,14 @@ SAME = 1e-3
 _RIDGES = (1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 """Of the mean of the squared inputs."""
 
-_ROWS = 12
-"""Rows that a fit looks at, for each of its unknowns."""
+ROWS = 3
+"""Rows that a fit looks at, for each of its unknowns: enough where the layer can make all that is wanted."""
+
+_FEWEST_ROWS = 256
+"""Rows that a fit looks at, at least, if there are so many: some may see nothing but padding."""
+
+_EXACT = 1e-10
+"""Squared error over the variance that no other ridge needs to lessen."""
 
 _HELD_OUT = 4
 """One in so many rows is held out."""
@@ -80,12 +86,7 @@ def layers(model: Model, operators: Sequence[str]) -> list[Layer]:
     return found
 
 
-def rows_needed(layer: Layer) -> int:
-    """Return how many rows, one a sample and position, a fit of a layer wants."""
-    return _ROWS * layer.unknowns
-
-
-def refit(model: Model, wanted: Mapping[Layer, tuple[Array, Array]]) -> tuple[Model, int]:
+def refit(model: Model, wanted: Mapping[Layer, tuple[Array, Array]], rows: int = ROWS) -> tuple[Model, int]:
     """Fit the weights of layers, and return the model with them and how many scalars were touched.
 
     Parameters
@@ -93,18 +94,25 @@ def refit(model: Model, wanted: Mapping[Layer, tuple[Array, Array]]) -> tuple[Mo
     model : Model
     wanted : mapping of Layer to (array, array)
         What each reads and what it is to make, sample by sample.
+    rows : int
+        That are looked at, for each unknown.
     """
     bench = Bench(Draft(model))
-    touched = sum(_refit(bench, layer, x, y) for layer, (x, y) in wanted.items())
-    return (bench.draft.finish(), touched) if touched else (model, 0)
+    touched = sum(_refit(bench, layer, x, y, rows) for layer, (x, y) in wanted.items())
+    return (_with_values(bench.draft), touched) if touched else (model, 0)
 
 
-def _refit(bench: Bench, layer: Layer, x: Array, y: Array) -> int:
+def _with_values(draft: Draft) -> Model:
+    """Return the model of a draft in which values alone have changed: what held of the graph still holds."""
+    return Model(draft.unchecked(), draft.model.folder)
+
+
+def _refit(bench: Bench, layer: Layer, x: Array, y: Array, most: int) -> int:
     own = _read(bench, layer.name)
     assert own is not None, "it is one of layers()"
     weight, bias = own.weight(), own.bias()
     n_groups, n_out = weight.shape[:2]
-    rows = _rows(own, x, y)
+    rows = _rows(own, x, y, most)
     if rows is None:
         return 0
     fitted = [
@@ -132,7 +140,7 @@ def without_weights(model: Model, names: Iterable[str]) -> Model:
         if own is not None:
             bias = own.bias()
             own.store(0 * own.weight(), None if bias is None else 0 * bias)
-    return draft.finish()
+    return _with_values(draft)
 
 
 def _read(bench: Bench, name: str) -> Map | None:
@@ -163,44 +171,47 @@ class _Fitted:
 def _fit(x: Float, y: Float, weight: Float, bias: Float, has_bias: bool) -> _Fitted:
     """Fit ``y ~ x @ weight.T + bias`` on some rows, and keep for each channel what does best on the others."""
     held_out = np.arange(len(x)) % _HELD_OUT == 0
-    seen, wanted = x[~held_out], y[~held_out]
-    centre, level = (one.mean(0) if has_bias else np.zeros(one.shape[1]) for one in (seen, wanted))
-    gram = (seen - centre).T @ (seen - centre)
-    values, vectors = np.linalg.eigh(gram)
-    scale = values.mean() or 1.0
+    unseen, checked = x[held_out], y[held_out]
+    variance = np.maximum(checked.var(0), y.var() * 1e-6 + 1e-300)
 
     def error(some: Float, offset: Float) -> Float:
-        return np.asarray(((x[held_out] @ some.T + offset - y[held_out]) ** 2).mean(0))
+        return np.asarray(((unseen @ some.T + offset - checked) ** 2).mean(0) / variance)
 
-    variance = np.maximum(y[held_out].var(0), y.var() * 1e-6 + 1e-300)
-    before = error(weight, bias) / variance
-    best, best_weight, best_bias = before.copy(), weight.copy(), bias.copy()
+    best = error(weight, bias)
+    wrong = best > SAME**2
+    fitted, offsets = weight.copy(), bias.copy()
+    if wrong.any():
+        for fresh, offset in _candidates(x[~held_out], y[~held_out], weight, has_bias):
+            now = error(fresh, offset)
+            better = (now < best) & wrong
+            best, fitted[better], offsets[better] = np.where(better, now, best), fresh[better], offset[better]
+            if (best[wrong] < _EXACT).all():
+                break
+    return _Fitted(fitted, offsets, (fitted != weight).any(1) | (offsets != bias))
+
+
+def _candidates(x: Float, y: Float, weight: Float, has_bias: bool) -> Iterator[tuple[Float, Float]]:
+    """Yield weights and biases of every ridge, around the weights that are there, then around 0."""
+    centre, level = (one.mean(0) if has_bias else np.zeros(one.shape[1]) for one in (x, y))
+    x, y = x - centre, y - level
+    gram, across = x.T @ x, x.T @ y
+    identity = (gram.trace() / len(gram) or 1.0) * np.eye(len(gram))
     for start in (weight, np.zeros_like(weight)):
-        rest = wanted - level - (seen - centre) @ start.T
-        across = vectors.T @ ((seen - centre).T @ rest)
         for ridge in _RIDGES:
-            fresh = start + (vectors @ (across / (np.maximum(values, 0) + ridge * scale)[:, None])).T
-            offset = level - fresh @ centre
-            now = error(fresh, offset) / variance
-            better = (now < best) & (before > SAME**2)
-            best, best_weight, best_bias = (
-                np.where(better, now, best),
-                np.where(better[:, None], fresh, best_weight),
-                np.where(better, offset, best_bias),
-            )
-    return _Fitted(best_weight, best_bias, (best_weight != weight).any(1) | (best_bias != bias))
+            fresh = start + np.linalg.solve(gram + ridge * identity, across - gram @ start.T).T
+            yield fresh, level - fresh @ centre
 
 
 # -- rows: what every output of a layer is computed from
 
 
-def _rows(layer: Map, x: Array, y: Array) -> tuple[list[Float], list[Float]] | None:
+def _rows(layer: Map, x: Array, y: Array, most: int) -> tuple[list[Float], list[Float]] | None:
     """Return for every group the rows of inputs, (rows, unknowns - 1), and of outputs, (rows, out)."""
     if layer.is_dense:
         inputs, outputs = x.reshape(1, -1, x.shape[-1]), y.reshape(1, -1, y.shape[-1])
         if inputs.shape[1] != outputs.shape[1]:
             return None
-        return _drawn(inputs, outputs)
+        return _drawn(inputs, outputs, most)
     windows = x.reshape(*x.shape, *(1,) * len(layer.kernel)) if not layer.kernel else _windows(layer, x)
     n_axes = y.ndim - 2
     if windows is None or windows.shape[2 : 2 + n_axes] != y.shape[2:]:
@@ -209,17 +220,17 @@ def _rows(layer: Map, x: Array, y: Array) -> tuple[list[Float], list[Float]] | N
     inputs = np.moveaxis(windows.reshape(len(x), g, -1, *windows.shape[2:]), 2, 2 + n_axes)
     inputs = np.moveaxis(inputs, 1, 0)  # (groups, samples, *positions, channels in, *kernel)
     outputs = np.moveaxis(np.moveaxis(y.reshape(len(y), g, -1, *y.shape[2:]), 2, -1), 1, 0)
-    return _drawn(inputs, outputs, layer.weight().shape[2:])
+    return _drawn(inputs, outputs, most, layer.weight().shape[2:])
 
 
-def _drawn(inputs: Array, outputs: Array, shape: Sequence[int] = ()) -> tuple[list[Float], list[Float]]:
-    """Return as many rows of each group as a fit needs, drawn where there are more."""
+def _drawn(inputs: Array, outputs: Array, most: int, shape: Sequence[int] = ()) -> tuple[list[Float], list[Float]]:
+    """Return at most so many rows of each group for each unknown, drawn where there are more."""
     n_groups, n_out = len(inputs), outputs.shape[-1]
     unknowns = prod(shape) if shape else inputs.shape[-1]
     places = outputs.shape[1:-1]
     n = prod(places)
-    most = _ROWS * (unknowns + 1)
-    chosen = np.arange(n) if n <= most else np.sort(np.random.default_rng(0).choice(n, most, replace=False))
+    some = max(most * (unknowns + 1), _FEWEST_ROWS)
+    chosen = np.arange(n) if n <= some else np.sort(np.random.default_rng(0).choice(n, some, replace=False))
     at = np.unravel_index(chosen, places)
     xs = [np.asarray(inputs[g][at], np.float64).reshape(len(chosen), unknowns) for g in range(n_groups)]
     ys = [np.asarray(outputs[g][at], np.float64).reshape(len(chosen), n_out) for g in range(n_groups)]

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from math import ceil, prod
 
 from graphmod.data import Data
-from graphmod.methods.repair.fits import SAME, Layer, layers, refit, rows_needed
-from graphmod.methods.repair.patching import Array, between, first, gap, values
+from graphmod.graph import subgraph
+from graphmod.methods.repair.fits import ROWS, SAME, Layer, layers, refit
+from graphmod.methods.repair.patching import Array, Values, between, first, gap, values
 from graphmod.methods.repair.units import Unit
 from graphmod.model import Model
 
-_FEWEST = 64
+_FEWEST = 32
 """Samples that are looked at, at least."""
+
+_MORE_ROWS = 12
+"""Rows for each unknown of a layer that cannot make all that is wanted."""
 
 _CLOSE = 0.05
 """Root of the squared error over the variance at a unit's exit from which on it needs no training."""
@@ -41,7 +45,7 @@ class Mended:
         return [unit for unit in broken if not self.errors[unit] <= _CLOSE]
 
 
-def mend(model: Model, healthy: Model, data: Data, broken: Sequence[Unit]) -> Mended:
+def mend(model: Model, healthy: Model, data: Data, broken: Sequence[Unit], looked_at: Data, known: Values) -> Mended:
     """Fit the layers of broken units to what a healthy network makes of its own inputs there.
 
     All layers are fitted at once: if that is exact, a layer's inputs are the healthy ones. A layer needs its input and
@@ -54,19 +58,24 @@ def mend(model: Model, healthy: Model, data: Data, broken: Sequence[Unit]) -> Me
         As many of its samples are used as the layers have unknowns to find. Targets are not needed.
     broken : sequence of Unit
         In the order of the trunk.
+    looked_at : Data
+        Samples that were looked at already; they are used if they will do.
+    known : mapping of str to array
+        What the healthy network makes of these at the units' boundaries.
     """
-    wanted: dict[Layer, tuple[Array, Array]] = {}
-    checked: dict[Unit, tuple[Data, Array, Array]] = {}
-    for unit in broken:
-        found = [layer for layer in layers(model, unit.operators) if _shared(model, healthy, layer)]
-        some = first(model, data, _samples(model, found))
-        names = [name for layer in found for name in (layer.entry, layer.exit)]
-        sound = values(healthy, some, [*unit.place, *names])
-        wanted |= {layer: (sound[layer.entry], sound[layer.exit]) for layer in found}
-        few = first(model, some, _FEWEST)
-        checked[unit] = few, sound[unit.entry][: len(few)], sound[unit.exit][: len(few)]
-    mended, touched = refit(model, wanted)
-    return Mended(mended, touched, {unit: _error(mended, unit, *one) for unit, one in checked.items()})
+    found = _layers(model, healthy, broken)
+    n, entry = _samples(model, found, ROWS), broken[0].entry
+    ends = [unit.exit for unit in broken]
+    names = [name for layer in found for name in (layer.entry, layer.exit)]
+    if n <= len(looked_at) or len(looked_at) >= len(data):
+        sound = between(healthy, entry, [*ends, *names], looked_at, known[entry]) | {entry: known[entry]}
+    else:
+        looked_at = first(model, data, n)
+        sound = _alone(healthy, looked_at, [entry, *ends, *names])
+    mended, touched = refit(model, {layer: (sound[layer.entry], sound[layer.exit]) for layer in found})
+    few = first(model, looked_at, _FEWEST)
+    made = between(mended, entry, ends, few, sound[entry][: len(few)])
+    return Mended(mended, touched, {unit: gap(made[unit.exit], sound[unit.exit][: len(few)]) for unit in broken})
 
 
 def mend_in_turn(model: Model, healthy: Model, data: Data, broken: Sequence[Unit]) -> Mended:
@@ -77,21 +86,29 @@ def mend_in_turn(model: Model, healthy: Model, data: Data, broken: Sequence[Unit
     touched = 0
     errors: dict[Unit, float] = {}
     for unit in broken:
-        found = [layer for layer in layers(model, unit.operators) if _shared(model, healthy, layer)]
-        some = first(model, data, _samples(model, found))
-        sound = values(healthy, some, [unit.exit, *(layer.exit for layer in found)])
-        at_entry = values(model, some, [unit.entry])[unit.entry]
+        found = _layers(model, healthy, [unit])
+        some = first(model, data, _samples(model, found, _MORE_ROWS))
+        sound = _alone(healthy, some, [unit.exit, *(layer.exit for layer in found)])
+        at_entry = _alone(model, some, [unit.entry])[unit.entry]
         for layer in found:
             own = between(model, unit.entry, [layer.entry, layer.exit], some, at_entry)
             if gap(own[layer.exit], sound[layer.exit]) > SAME:
-                model, fresh = refit(model, {layer: (own[layer.entry], sound[layer.exit])})
+                model, fresh = refit(model, {layer: (own[layer.entry], sound[layer.exit])}, _MORE_ROWS)
                 touched += fresh
-        errors[unit] = _error(model, unit, some, at_entry, sound[unit.exit])
+        errors[unit] = gap(between(model, unit.entry, [unit.exit], some, at_entry)[unit.exit], sound[unit.exit])
     return Mended(model, touched, errors)
 
 
-def _error(model: Model, unit: Unit, data: Data, at_entry: Array, wanted: Array) -> float:
-    return gap(between(model, unit.entry, [unit.exit], data, at_entry)[unit.exit], wanted)
+def _alone(model: Model, data: Data, tensors: Sequence[str]) -> dict[str, Array]:
+    """Return tensors for all samples; only what they need of the model runs."""
+    part = subgraph(model, [], [name for name in dict.fromkeys(tensors) if name not in model.inputs])
+    return values(part, Data({name: data.inputs[name] for name in part.inputs}), tensors)
+
+
+def _layers(model: Model, healthy: Model, broken: Sequence[Unit]) -> list[Layer]:
+    """Return the layers of units that read and make what the healthy network has too."""
+    found = layers(model, [name for unit in broken for name in unit.operators])
+    return [layer for layer in found if _shared(model, healthy, layer)]
 
 
 def _shared(model: Model, healthy: Model, layer: Layer) -> bool:
@@ -109,8 +126,8 @@ def _shape(model: Model, tensor: str) -> tuple[int, ...] | None:
     return tuple(size if isinstance(size, int) else 0 for size in kind.shape[1:])
 
 
-def _samples(model: Model, found: Sequence[Layer]) -> int:
+def _samples(model: Model, found: Sequence[Layer], rows: int) -> int:
     """Return how many samples have enough rows for every layer."""
     positions = [prod(max(size, 1) for size in _shape(model, layer.exit) or ()) // layer.channels for layer in found]
-    needed = [ceil(rows_needed(layer) / max(1, n_rows)) for layer, n_rows in zip(found, positions, strict=True)]
+    needed = [ceil(rows * layer.unknowns / max(1, n_rows)) for layer, n_rows in zip(found, positions, strict=True)]
     return max([_FEWEST, *needed])

@@ -39,7 +39,7 @@ def values(model: Model, data: Data, tensors: Sequence[str], batch_size: int = 6
 
 def between(model: Model, entry: str, exits: Sequence[str], data: Data, at_entry: Array) -> dict[str, Array]:
     """Return tensors for all samples, with other activations put in at a boundary before them."""
-    part = subgraph(model, [entry], list(exits))
+    part = subgraph(model, [entry], list(dict.fromkeys(exits)))
     context = {name: data.inputs[name] for name in part.inputs if name != entry}
     dtype = part.inputs[entry].dtype if entry in part.inputs else None
     return values(part, Data({entry: at_entry.astype(dtype or at_entry.dtype, copy=False), **context}), exits)
@@ -73,17 +73,23 @@ def gap(found: Array, wanted: Array) -> float:
     return float(np.sqrt(((found.astype(np.float64) - goal) ** 2).sum() / spread))
 
 
-def faults(model: Model, healthy: Model, data: Data, parts: Sequence[Unit]) -> tuple[Candidate, ...]:
+def sound_values(healthy: Model, data: Data, parts: Sequence[Unit]) -> dict[str, Array]:
+    """Return what a healthy network makes at the boundaries of units."""
+    return values(healthy, data, [name for unit in parts for name in unit.place])
+
+
+def faults(model: Model, data: Data, parts: Sequence[Unit], known: Values) -> tuple[Candidate, ...]:
     """Rank units by what the outputs lose in them.
 
     Parameters
     ----------
-    model, healthy : Model
-        Both have the units' boundaries.
+    model : Model
     data : Data
         Targets are not needed.
     parts : sequence of Unit
-        Of the model.
+        Of the model, in the order of the trunk, the last one ends in the output.
+    known : mapping of str to array
+        What a healthy network makes of the data at the units' boundaries, see :func:`sound_values`.
 
     Returns
     -------
@@ -91,24 +97,18 @@ def faults(model: Model, healthy: Model, data: Data, parts: Sequence[Unit]) -> t
         The units that are at fault, best first: the score is by how much the outputs come closer to the healthy ones if
         healthy activations are put in behind the unit instead of before it; the figures tell the unit's own error.
     """
-    ends = [name for unit in parts for name in unit.place]
     output = parts[-1].exit
-    known = values(healthy, data, ends)
     errors: dict[Unit, float] = {}
     for some in (parts[::2], parts[1::2]):  # no exit of one of them is another's entry: one session serves them all
         if some:
             made = _each(model, some, data, known)
             errors |= {unit: float(np.nan_to_num(gap(made[unit.exit], known[unit.exit]), nan=np.inf)) for unit in some}
     least = max(SAME, _SMALL * max(errors.values()))
+    broken = [unit for unit in parts if errors[unit] > least]
+    put_in = (between(model, unit.entry, [output], data, known[unit.entry]) for unit in broken)
+    ends = [gap(made[output], known[output]) for made in put_in]
     found = []
-    for unit, error in errors.items():
-        if error > least:
-            before, behind = (
-                gap(between(model, place, [output], data, known[place])[output], known[output])
-                if place != output
-                else 0.0
-                for place in unit.place
-            )
-            figures = {"error": error, "before": before, "behind": behind}
-            found.append(Candidate((unit.path,), *unit.place, unit.weights, before - behind, figures))
+    for unit, before, behind in zip(broken, ends, [*ends, 0.0][1:], strict=True):  # what lies between two is right
+        figures = {"error": errors[unit], "before": before, "behind": behind}
+        found.append(Candidate((unit.path,), *unit.place, unit.weights, before - behind, figures))
     return tuple(sorted(found, key=lambda one: -one.score))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from time import process_time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import boundaries
 from graphmod.methods.repair.emptying import emptied
 from graphmod.methods.repair.mending import mend, mend_in_turn
-from graphmod.methods.repair.patching import faults, first
+from graphmod.methods.repair.patching import faults, first, sound_values, values
 from graphmod.methods.repair.suspicion import suspects
 from graphmod.methods.repair.units import Unit, units
 from graphmod.methods.tuning import Candidate, Tuned, TuningReport
@@ -29,11 +30,20 @@ from graphmod.train.retrain import Loss, Retrained, logits
 Score = Callable[[Model, str], float]
 """From a model and the name of a part of the data, the metric."""
 
-_SHORT = 512, 40
-"""Samples, and steps, of a training that is to tell whether a region will do."""
+_PATCHED, _SUSPECTED = 32, 128
+"""Samples that the analysis looks at, with a healthy model and without."""
 
-_WIDEST = 3
-"""Units that are trained together, at most."""
+_FIRST, _WIDER = (320, 10), (1024, 40)
+"""Samples, and steps, of the trainings that are to tell whether units will do: the likeliest one, then more."""
+
+_FEW = 3
+"""Units that are trained at the full learning rate."""
+
+_LEAD = 0.75
+"""Share of the first one's score up to which a second suspect leaves no doubt."""
+
+_CAREFUL = 1 / 3
+"""Of the learning rate, for more units than these."""
 
 _EVERY = 5
 """Steps between two looks at calibration data."""
@@ -46,7 +56,7 @@ def repair(
     healthy: Model | None = None,
     share: float = 1.0,
     target: float | None = None,
-    samples: int = 128,
+    samples: int | None = None,
     loss: Loss | None = None,
     metric: Metric | None = None,
     epochs: int = 30,
@@ -79,8 +89,8 @@ def repair(
     target : float, optional
         What the metric is to be on calibration data: enough is done once it is reached. With a healthy model its own if
         None, else whatever can be had.
-    samples : int
-        Samples that the analysis looks at.
+    samples : int, optional
+        Samples that the analysis looks at; 32 with a healthy model and 128 without if None.
     loss : callable, optional
         ``loss(outputs, targets) -> scalar tensor``; cross-entropy with integer labels if None.
     metric : callable, optional
@@ -120,7 +130,7 @@ def repair(
     """
     if not 0 < share <= 1:
         raise RefusedError(f"share={share} is out of range; it is a share of the weights above 0 and at most 1")
-    if samples < 1:
+    if samples is not None and samples < 1:
         raise RefusedError("samples must be at least 1")
     start = process_time()
     splits = as_splits(model, data, seed, targets=False)
@@ -135,7 +145,7 @@ def repair(
     task = _Task(model, splits, share, target, samples, score, progress)
     training = _Training(loss, metric, epochs, patience, learning_rate, batch_size, seed)
     found = _by_labels(task, training) if healthy is None else _by_activations(task, healthy, training)
-    if found.chosen and not found.sound and not _reached(found, score) > score(model, "calibration"):
+    if found.model is model or _is_worse(task, found):
         found = replace(found, model=model, chosen=(), touched=0)
     seconds = dict(found.seconds)
     seconds["analysis"] += process_time() - start - sum(seconds.values())
@@ -174,16 +184,16 @@ class _Task:
     splits: Splits
     share: float
     target: float | None
-    samples: int
+    samples: int | None
     score: Score
     progress: bool
 
-    def within_share(self, ranking: Sequence[Candidate], most: int | None = None) -> list[Candidate]:
+    def within_share(self, ranking: Sequence[Candidate]) -> list[Candidate]:
         """Return the first candidates whose weights are together within the share."""
         left = self.share * self.model.n_weights
         chosen: list[Candidate] = []
         for one in ranking:
-            if one.weights <= left and (most is None or len(chosen) < most):
+            if one.weights <= left:
                 chosen.append(one)
                 left -= one.weights
         if ranking and not chosen:
@@ -207,22 +217,27 @@ class _Training:
     seed: int
 
     def run(
-        self, task: _Task, model: Model, chosen: Sequence[Unit], *, short: bool, imitate: Imitation | None = None
+        self,
+        task: _Task,
+        model: Model,
+        chosen: Sequence[Unit],
+        burst: tuple[int, int] | None = None,
+        imitate: Imitation | None = None,
     ) -> Retrained:
-        """Train units on all samples until that brings nothing more, or in short on some of them."""
+        """Train units on all samples until that brings nothing more, or in a burst: some samples, some steps."""
         splits, epochs, patience = task.splits, self.epochs, self.patience
-        if short:
-            n, steps = _SHORT
+        if burst is not None:
+            n, steps = burst
             splits = replace(splits, train=_some(model, splits.train, n, self.seed))
             epochs, patience = ceil(steps * self.batch_size / len(splits.train)), steps
+        rate = self.learning_rate * (1 if len(chosen) <= _FEW else _CAREFUL)
         goal: dict[str, Any] = {} if imitate is not None else {"until": task.target, "loss": self.loss}
         if imitate is None and self.metric is not None:
             goal["metric"] = self.metric
         return retrained(
             model, splits, [unit.place for unit in chosen],
-            imitate=imitate, epochs=epochs, patience=patience, check_every=_EVERY if short else None,
-            learning_rate=self.learning_rate, batch_size=self.batch_size, seed=self.seed,
-            progress=task.progress, **goal,
+            imitate=imitate, epochs=epochs, patience=patience, check_every=None if burst is None else _EVERY,
+            learning_rate=rate, batch_size=self.batch_size, seed=self.seed, progress=task.progress, **goal,
         )  # fmt: skip
 
 
@@ -230,21 +245,29 @@ class _Training:
 class _Found:
     """What became of a task.
 
-    ``reached`` is the metric on calibration data, where training has told it; ``sound`` is a model of which patching
-    tells that it computes what the healthy one does, so that nothing needs to.
+    ``reached`` is the metric on calibration data. ``alike`` tells that patching finds no difference from the healthy
+    model: then it may be as good as the broken one there, and has to be better else.
     """
 
     model: Model
     chosen: tuple[Unit, ...]
     touched: int
     ranking: tuple[Candidate, ...]
-    reached: float | None = None
-    sound: bool = False
+    reached: float = -np.inf
+    alike: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("analysis", "caching", "training"), 0.0))
 
 
-def _reached(found: _Found, score: Score) -> float:
-    return score(found.model, "calibration") if found.reached is None else found.reached
+def _is_worse(task: _Task, found: _Found) -> bool:
+    """Whether a model is no better on calibration data than the one that was given."""
+    if _enough(found.reached, task.target):
+        return False
+    before = task.score(task.model, "calibration")
+    return not (found.reached >= before if found.alike else found.reached > before)  # not a number is worse
+
+
+def _enough(reached: float, target: float | None) -> bool:
+    return target is not None and reached >= target
 
 
 # -- with a healthy model
@@ -252,28 +275,31 @@ def _reached(found: _Found, score: Score) -> float:
 
 def _by_activations(task: _Task, healthy: Model, training: _Training) -> _Found:
     parts = units(task.model, _shared(task.model, healthy))
-    some = _some(task.model, task.splits.train, task.samples, training.seed)
-    ranking = faults(task.model, healthy, some, parts)
+    some = _some(task.model, task.splits.train, task.samples or _PATCHED, training.seed)
+    known = sound_values(healthy, some, parts)
+    ranking = faults(task.model, some, parts, known)
     if not ranking:
         return _Found(task.model, (), 0, ranking)
     entries = {one.entry for one in task.within_share(ranking)}
     broken = tuple(unit for unit in parts if unit.entry in entries)
     start = process_time()
-    mended = mend(task.model, healthy, task.splits.train, broken)
+    mended = mend(task.model, healthy, task.splits.train, broken, some, known)
     touched = mended.touched
     left = mended.left(broken)
     if left and _falls_short(task, healthy, mended.model):
         mended = mend_in_turn(mended.model, healthy, task.splits.train, left)
         touched += mended.touched
-    found = _Found(mended.model, broken, 0, ranking, sound=not mended.left(left))
+        left = mended.left(left)
+    found = _Found(mended.model, broken, 0, ranking, alike=not left)
     found.seconds["training"] = process_time() - start
-    for unit in mended.left(left):
+    for unit in left:
         if not _falls_short(task, healthy, found.model):
             break
-        run = training.run(task, found.model, [unit], short=False, imitate=Imitation(unit.exit, healthy, weight=1))
+        run = training.run(task, found.model, [unit], imitate=Imitation(unit.exit, healthy, weight=1))
         found = replace(found, model=run.model, seconds=_with(found.seconds, run))
         touched += unit.weights
-    return replace(found, touched=min(touched, sum(unit.weights for unit in broken)))
+    touched = min(touched, sum(unit.weights for unit in broken))
+    return replace(found, touched=touched, reached=task.score(found.model, "calibration"))
 
 
 def _falls_short(task: _Task, healthy: Model, model: Model) -> bool:
@@ -322,35 +348,50 @@ def _check_inputs(model: Model, healthy: Model) -> None:
 def _by_labels(task: _Task, training: _Training) -> _Found:
     model = task.model
     output, loss = logits(model) if training.loss is None else model.main_output, training.loss or cross_entropy
-    parts = {unit.entry: unit for unit in units(model) if unit.weights}
-    some = _some(model, task.splits.train, task.samples, training.seed)
+    parts = [unit for unit in units(model) if unit.weights]
+    some = _some(model, task.splits.train, task.samples or _SUSPECTED, training.seed)
     free = model if fixed_batch(model) is None else rebatch(model)
-    ranking = suspects(free, some, list(parts.values()), output, loss)
-    widest = [parts[one.entry] for one in task.within_share(ranking, _WIDEST)]
-    skipping = {one.entry: one.figures["skipping"] for one in ranking}
-    if skipping[widest[0].entry] > 0:
-        model = emptied(model, some, widest[0], output, loss)
+    known = values(free, some, [*(unit.entry for unit in parts), output])
+    ranking = suspects(free, some, parts, output, loss, known)
+    first_ = next(unit for unit in parts if unit.entry == task.within_share(ranking)[0].entry)
+    if next(one.figures["skipping"] for one in ranking if one.entry == first_.entry) > 0:
+        model = emptied(model, some, first_, output, loss, known)
     found = _Found(model, (), 0, ranking)
-    reached = -np.inf
-    for width in range(1, len(widest) + 1):
-        if width > 1 and _enough(reached, task.target):
-            break
-        chosen = [unit for unit in parts.values() if unit in widest[:width]]
-        run = training.run(task, found.model, chosen, short=True)
+    for chosen, burst in _widening(task, parts, ranking):
+        run = training.run(task, found.model, chosen, burst)
+        found = replace(found, seconds=_with(found.seconds, run))
         now = max(check.score for check in run.history)
-        if width > 1 and now <= reached:
+        if now > found.reached:
+            found = replace(found, model=run.model, chosen=tuple(chosen), reached=now)
+        if _enough(found.reached, task.target):
             break
-        reached = now
-        found = replace(found, model=run.model, chosen=tuple(chosen), seconds=_with(found.seconds, run))
-    if not _enough(reached, task.target) and training.epochs:
-        run = training.run(task, found.model, found.chosen, short=False)
-        found = replace(found, model=run.model, seconds=_with(found.seconds, run))
-        reached = max(check.score for check in run.history)
-    return replace(found, touched=sum(unit.weights for unit in found.chosen), reached=reached)
+    else:
+        if training.epochs and found.chosen:
+            run = training.run(task, found.model, found.chosen)
+            now = max(check.score for check in run.history)
+            found = replace(found, model=run.model, reached=now, seconds=_with(found.seconds, run))
+    return replace(found, touched=sum(unit.weights for unit in found.chosen))
 
 
-def _enough(reached: float, target: float | None) -> bool:
-    return target is not None and reached >= target
+def _widening(
+    task: _Task, parts: Sequence[Unit], ranking: Sequence[Candidate]
+) -> Iterator[tuple[list[Unit], tuple[int, int]]]:
+    """Yield the units to train in a burst, a wider choice each time, with the samples and the steps of it.
+
+    A step costs what lies behind the first unit that learns, nearly the same however many of these learn too: where
+    one does not reach the target, all that lies behind the likeliest ones learns, and at once where none stands out.
+    """
+    within = task.within_share(ranking)
+    likely = [one.entry for one in within]
+    few, stages = likely[:_FEW], [(likely[:1], _FIRST)]
+    if task.target is not None:
+        first_ = min(place for place, unit in enumerate(parts) if unit.entry in few)
+        behind = {unit.entry for unit in parts[first_:]}
+        few = [one.entry for one in task.within_share([one for one in ranking if one.entry in behind])]
+        if len(within) > 1 and within[1].score > _LEAD * within[0].score:
+            stages = []
+    for entries, burst in (*stages, (few, _WIDER)):
+        yield [unit for unit in parts if unit.entry in entries], burst
 
 
 # -- what both need
@@ -379,13 +420,16 @@ def _score(splits: Splits, healthy: Model | None, loss: Loss | None, metric: Met
             known[model, name] = measured(model, name)
         return known[model, name]
 
+    def predicted(model: Model, name: str) -> NDArray[np.generic]:
+        return predict(model, parts[name], threads=torch.get_num_threads())
+
     def measured(model: Model, name: str) -> float:
-        outputs = predict(model, parts[name])
+        outputs = predicted(model, name)
         targets = wanted[name]
         if not has_labels:
             assert healthy is not None, "one of them is there"
             if targets is None:
-                targets = wanted[name] = predict(healthy, parts[name]).reshape(len(parts[name]), -1).argmax(1)
+                targets = wanted[name] = predicted(healthy, name).reshape(len(parts[name]), -1).argmax(1)
             return share_correct(outputs, targets)
         assert targets is not None, "there are labels"
         if metric is not None:

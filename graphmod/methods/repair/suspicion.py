@@ -20,7 +20,7 @@ from torch import Tensor
 
 from graphmod.data import Data
 from graphmod.graph import subgraph
-from graphmod.methods.repair.patching import Array, between, values
+from graphmod.methods.repair.patching import Array, Values, between
 from graphmod.methods.repair.units import Unit
 from graphmod.methods.tuning import Candidate
 from graphmod.model import Model
@@ -28,11 +28,13 @@ from graphmod.pytorch import META, to_torch
 from graphmod.pytorch.dtypes import HALF, to_tensor
 from graphmod.train.retrain import Loss
 
-_SKIPPED = 5
+_SKIPPED = 4
 """Units, those of the largest relative gradients, that are skipped to see what that does."""
 
 
-def suspects(model: Model, data: Data, parts: Sequence[Unit], output: str, loss: Loss) -> tuple[Candidate, ...]:
+def suspects(
+    model: Model, data: Data, parts: Sequence[Unit], output: str, loss: Loss, known: Values
+) -> tuple[Candidate, ...]:
     """Rank the units of a model by how likely they are at fault.
 
     Parameters
@@ -47,6 +49,8 @@ def suspects(model: Model, data: Data, parts: Sequence[Unit], output: str, loss:
         The tensor that the loss reads.
     loss : callable
         ``loss(outputs, targets) -> scalar tensor``.
+    known : mapping of str to array
+        What the model makes of the data at the units' entries and in the output.
 
     Returns
     -------
@@ -56,7 +60,7 @@ def suspects(model: Model, data: Data, parts: Sequence[Unit], output: str, loss:
     steep = _relative_gradients(model, data, parts, output, loss)
     most = max(steep) or 1.0
     tested = sorted(range(len(parts)), key=lambda place: -steep[place])[:_SKIPPED]
-    saved = _saved_by_skipping(model, data, [parts[place] for place in tested], output, loss)
+    saved = _saved_by_skipping(model, data, [parts[place] for place in tested], output, loss, known)
     savings = dict(zip(tested, saved, strict=True))
     found = []
     for place, unit in enumerate(parts):
@@ -90,9 +94,10 @@ def _relative_gradients(model: Model, data: Data, parts: Sequence[Unit], output:
     return [sum(found.get(name, 0.0) for name in unit.tensors) for unit in parts]
 
 
-def _saved_by_skipping(model: Model, data: Data, parts: Sequence[Unit], output: str, loss: Loss) -> list[float]:
+def _saved_by_skipping(
+    model: Model, data: Data, parts: Sequence[Unit], output: str, loss: Loss, known: Values
+) -> list[float]:
     """Return the share of the loss that skipping each unit saves, 0 for those that change the shape."""
-    known = values(model, data, [*(unit.entry for unit in parts), output])
     whole = loss_of(known[output], data, loss)
     found = []
     for unit in parts:
