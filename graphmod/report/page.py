@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from graphmod.methods.front import as_svg
 from graphmod.report.figures import count, points, rows, share
 from graphmod.report.tables import CAPTION
 
@@ -28,6 +27,8 @@ def page(result: Result, title: str = "graphmod") -> str:
     title : str
         The name of the model.
     """
+    from graphmod.methods.front import as_svg  # the methods need PyTorch, and most commands do not
+
     template = files("graphmod.report").joinpath("page.html.jinja").read_text()
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(template).render(

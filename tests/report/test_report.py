@@ -18,12 +18,14 @@ from graphmod.report import blocks_tree, changes_table, page, summary_table, wri
 @pytest.fixture(scope="module")
 def result():
     model, whole = gm.load(gm.demo.model_path()), gm.demo.splits()
-    search = importlib.import_module("graphmod.methods.compress.search")
+    search, verb = (importlib.import_module(f"graphmod.methods.compress.{name}") for name in ("search", "verb"))
     with pytest.MonkeyPatch.context() as patch:  # so that it takes little time
         for name, value in {"BLOCKS": 1, "RUNS": 1, "SPREAD": 3, "FEWEST_RUNS": 60, "FITS": 0}.items():
             patch.setattr(search, name, value)
-        data = gm.Splits(whole.train[:200], whole.calibration, whole.test)
-        return gm.compress(model, data, target=0.85, epochs=1, max_drop=0.3, batch_sizes=(1,))
+        patch.setattr(verb, "POINTS", 3)
+        patch.setattr(verb, "ROUNDS", 9)
+        data = gm.Splits(whole.train[:200], whole.calibration[:100], whole.test[:100])
+        return gm.compress(model, data, target=0.85, epochs=0, max_drop=0.9, batch_sizes=(1,))
 
 
 def printed(renderable) -> str:
