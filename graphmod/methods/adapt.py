@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 from time import process_time
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import Block, boundaries, primary_input
+from graphmod.methods.drawing import drawn
 from graphmod.methods.gain import rank_regions
 from graphmod.methods.tuning import Candidate, Tuned, TuningReport
 from graphmod.model import Model
 from graphmod.probe import accuracy, predict, share_correct
 from graphmod.pytorch import to_torch, write_back
-from graphmod.rewrite import Region, rebatch
+from graphmod.rewrite import Region, merge_weights, rebatch
 from graphmod.rewrite.region import Place, find_regions
 from graphmod.train import Imitation, retrained, trained_weights
 from graphmod.train.retrain import logits
@@ -133,7 +133,7 @@ def adapt(
     _check_classes(clean, moved)
     free = model if fixed_batch(model) is None else rebatch(model)
     lesson = _lesson(free, clean.train, moved.train, seed)
-    judge = _Judge.of(free, clean.calibration, moved.calibration, max_drop)
+    judge = _Judge.of(free, clean.calibration, moved.calibration, max_drop, seed)
     ranking: tuple[Candidate, ...] = ()
     if blocks is None:
         ranking = _tried(free, rank_regions(free, lesson.data, share), lesson, judge, learning_rate, batch_size, seed)
@@ -334,9 +334,9 @@ class _Judge:
     floor: float
 
     @classmethod
-    def of(cls, model: Model, clean: Data, moved: Data, max_drop: float) -> _Judge:
+    def of(cls, model: Model, clean: Data, moved: Data, max_drop: float, seed: int) -> _Judge:
         """Return the metric for a model as it is before training."""
-        clean, moved = clean[:_MOST_CHECKED], moved[:_MOST_CHECKED]
+        clean, moved = (drawn(model, part, _MOST_CHECKED, seed) for part in (clean, moved))
         return cls(_joined(moved, clean), len(moved), accuracy(model, clean) - max_drop)
 
     def __call__(self, outputs: NDArray[np.generic], targets: NDArray[np.generic]) -> float:
@@ -359,15 +359,8 @@ def _mixed(model: Model, tuned: Model, judge: _Judge) -> Model:
     """
     if judge.allows(tuned):
         return tuned
-    old, new = to_torch(model), to_torch(tuned)
-    state = {name: value.clone() for name, value in new.state_dict().items()}
     for part in range(_MIXTURES - 1, 0, -1):
-        mixture = {
-            name: torch.lerp(value, state[name], part / _MIXTURES) if value.is_floating_point() else value
-            for name, value in old.state_dict().items()
-        }
-        new.load_state_dict(mixture)
-        found = write_back(model, new)
+        found = merge_weights(model, [tuned], coefficients=[_MIXTURES - part, part])
         if judge.allows(found):
             return found
     return model

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import graphmod as gm
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.methods.adapt import _cross_entropies, _Judge, _mixed, _partners
+
+torch.set_num_threads(1)
 
 
 def shifted(data: gm.Splits, seed: int = 0) -> gm.Splits:
@@ -49,6 +52,7 @@ def test_a_small_part_learns_the_shift_and_forgets_nothing(
     assert report.as_dict()["ranking"][0]["entry"] == report.entry
 
 
+@pytest.mark.slow
 def test_unpaired_samples_of_another_number_do_as_well(case: tuple[gm.Model, gm.Splits, gm.Splits]) -> None:
     model, data, moved = case
     rows = np.random.default_rng(1).permutation(len(moved.train))[:500]
@@ -75,8 +79,6 @@ def test_partners_are_the_rows_themselves_or_of_the_class() -> None:
 
 
 def test_cross_entropies_are_those_of_torch() -> None:
-    import torch
-
     rng = np.random.default_rng(0)
     z, y = rng.normal(0, 30, (20, 5)).astype(np.float32), rng.integers(0, 5, 20)
     wanted = torch.nn.functional.cross_entropy(torch.from_numpy(z), torch.from_numpy(y), reduction="none")
@@ -88,7 +90,7 @@ def test_weights_that_lose_too_much_are_mixed_with_the_original(
 ) -> None:
     model, data, moved = case
     far = gm.retrain(model, moved, "layer1", epochs=2, learning_rate=1e-2)
-    judge = _Judge.of(model, data.calibration, moved.calibration, 0.005)
+    judge = _Judge.of(model, data.calibration, moved.calibration, 0.005, 0)
     assert not judge.allows(far)
     found = _mixed(model, far, judge)
     assert judge.allows(found)
