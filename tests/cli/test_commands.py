@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import subprocess
@@ -118,7 +119,11 @@ def test_modules_tell_how_stable_they_are():
     assert "a module at every cut; the fewest that will do are" in refused.stderr
 
 
-def test_compress_writes_everything(tmp_path):
+def test_compress_writes_everything(tmp_path, monkeypatch):
+    few = {"BLOCKS": 1, "RUNS": 1, "SPREAD": 3, "FEWEST_RUNS": 60, "FITS": 0}  # so that it takes little time
+    for name, value in few.items():
+        monkeypatch.setattr(importlib.import_module("graphmod.methods.compress.search"), name, value)
+    monkeypatch.setattr(importlib.import_module("graphmod.methods.compress.verb"), "POINTS", 3)
     out = tmp_path / "out"
     told = graphmod("compress", MODEL, DATA, "--target", "0.85", "--epochs", "1", "-o", str(out), "--json")
     assert told.returncode == 0, told.stderr
