@@ -1,11 +1,14 @@
-"""What the tests of several packages share: the zoo of networks (``import zoo``), exported once a session."""
+"""What the tests of several packages share: one thread a process, and the zoo of networks, exported once a session."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
+import torch
 import zoo
+
+torch.set_num_threads(1)  # tests run beside each other, and threads that wait for a core take what they wait for
 
 
 @pytest.fixture(scope="session")
