@@ -36,6 +36,7 @@ def test_json_has_everything(broken, tmp_path):
     assert report["after"]["test"] > report["before"]["test"] + 0.3
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_nothing_is_broken(tmp_path):
     told = graphmod("repair", DEMO, DATA, "--healthy", DEMO, "--out", tmp_path / "mended.onnx")
     assert told.returncode == 0

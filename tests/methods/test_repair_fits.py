@@ -68,7 +68,7 @@ def convolutions(draw):
     return (n_in, *[7, 6][:n_axes]), (n_out, n_in // groups, *kernel), has_bias, attributes, draw(st.integers(0, 99))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(convolutions())
 def test_convolutions_are_found_exactly(case):
     shape, weight, has_bias, attributes, seed = case
