@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 
 from graphmod.cli import main
+from graphmod.cli.commands import console
 
 
 def graphmod(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -17,7 +18,7 @@ def graphmod(*arguments: object) -> subprocess.CompletedProcess[str]:
     streams = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
         patch.setattr(sys, "argv", ["graphmod", *map(str, arguments)])
-        patch.setenv("COLUMNS", "160")
+        patch.setattr(console, "width", 160)  # it has read by now what the environment says of columns
         patch.setenv("NO_COLOR", "1")
         with pytest.raises(SystemExit) as ended:
             main()

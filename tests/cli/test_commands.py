@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from command_line import graphmod
 from onnx import TensorProto, helper
 
 import graphmod as gm
-from graphmod.cli import main
 
 MODEL = str(gm.demo.model_path())
 DATA = str(gm.demo.data_path())
 COMMANDS = ("info", "blocks", "similarity", "modules", "compress", "demo")
-
-
-def graphmod(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in this process: a new one would spend its time importing."""
-    streams = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
-        patch.setattr(sys, "argv", ["graphmod", *arguments])
-        patch.setenv("COLUMNS", "160")
-        patch.setenv("NO_COLOR", "1")
-        with pytest.raises(SystemExit) as ended:
-            main()
-    code = ended.value.code if isinstance(ended.value.code, int) else 0
-    return subprocess.CompletedProcess(arguments, code, streams[0].getvalue(), streams[1].getvalue())
 
 
 def test_the_program_is_installed_and_starts_without_pytorch():
