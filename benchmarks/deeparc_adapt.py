@@ -23,7 +23,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from trained_networks import network, splits
+from trained_networks import drawn, network, splits
 
 import graphmod as gm
 from graphmod.methods import deeparc
@@ -55,7 +55,7 @@ class Case:
 
 def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]:
     """Return what each method takes, and what it comes to."""
-    case = attacked(network(architecture, data, seed), drawn(splits(data), seed), seed)
+    case = attacked(network(architecture, data, seed), drawn(splits(data), MOST, seed), seed)
     rng = np.random.default_rng(seed)
     rates = RATES[1:2] if quick else RATES
     before = gm.accuracy(case.model, case.moved.calibration)
@@ -74,16 +74,6 @@ def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]
         for kind, one in (("clean", case.clean), ("shifted", case.moved))
     }
     return {"strength": case.strength, "goal": goal, **scores, "runs": runs}
-
-
-def drawn(parts: gm.Splits, seed: int) -> gm.Splits:
-    """Return at most so many samples of each part."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for name, most in MOST.items():
-        part = getattr(parts, name)
-        found[name] = part[np.sort(rng.permutation(len(part))[:most])]
-    return gm.Splits(**found)
 
 
 def attacked(model: gm.Model, clean: gm.Splits, seed: int) -> Case:

@@ -20,7 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from trained_networks import network, splits
+from trained_networks import drawn, network, splits
 
 import graphmod as gm
 from graphmod.graph import Block
@@ -44,7 +44,7 @@ RULES = ("random", "deeparc", "ours (divergence)", "ours (margin)", "replaced (a
 
 def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]:
     """Return the change of accuracy by rule and number of blocks, and what each took."""
-    model, parts = network(architecture, data, seed), _drawn(splits(data), seed)
+    model, parts = network(architecture, data, seed), drawn(splits(data), MOST, seed)
     counts, draws = (3, 3) if quick else (COUNTS, DRAWS)
     blocks = [block for block in deeparc.residual_blocks(model) if deeparc.is_skippable(model, block)]
     before = gm.accuracy(model, parts.test)
@@ -63,15 +63,6 @@ def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]
         changes[name] = [None if score is None else score - before for score in rule()]
         seconds[name] = time.process_time() - start
     return {"skippable": len(blocks), "before": before, "changes": changes, "seconds": seconds}
-
-
-def _drawn(parts: gm.Splits, seed: int) -> gm.Splits:
-    rng = np.random.default_rng(seed)
-    found = {}
-    for name, most in MOST.items():
-        part = getattr(parts, name)
-        found[name] = part[np.sort(rng.permutation(len(part))[:most])]
-    return gm.Splits(**found)
 
 
 def _random(

@@ -29,7 +29,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
-from trained_networks import network, splits
+from trained_networks import drawn, network, splits
 
 import graphmod as gm
 from graphmod.graph import Block
@@ -72,7 +72,7 @@ class Fault:
 
 def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]:
     """Return what each method takes for each fault, and how often faults are found."""
-    model, parts = network(architecture, data, seed), drawn(splits(data), seed)
+    model, parts = network(architecture, data, seed), drawn(splits(data), MOST, seed)
     warm(model, parts)
     rng = np.random.default_rng(seed)
     points = POINTS[1:2] if quick else POINTS
@@ -92,16 +92,6 @@ def warm(model: gm.Model, parts: gm.Splits) -> None:
     few = gm.Splits(parts.train[:64], parts.calibration[:64], parts.test[:64])
     retrained(model, few, epochs=1)
     repair(model, few, healthy=model)
-
-
-def drawn(parts: gm.Splits, seed: int) -> gm.Splits:
-    """Return at most so many samples of each part."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for name, most in MOST.items():
-        part = getattr(parts, name)
-        found[name] = part[np.sort(rng.permutation(len(part))[:most])]
-    return gm.Splits(**found)
 
 
 # -- faults

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import DATASETS, Parts
-from trained_networks import network, splits, train
+from trained_networks import drawn, network, splits, train
 
 import graphmod as gm
 from graphmod.converters.pytorch import to_onnx
@@ -36,7 +36,7 @@ CLASSES = (2, 4, 6, 8, 10)
 
 def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]:
     """Return all that is found on one network; trends on the ResNets of the digits alone."""
-    model, parts = network(architecture, data, seed), _drawn(splits(data), seed)
+    model, parts = network(architecture, data, seed), drawn(splits(data), MOST, seed)
     sim = deeparc.similarity(model, parts.train, passes=2 if quick else deeparc.PASSES, seed=seed)
     modules = {method: _modules(sim, method) for method in ("greedy", "optimal")}
     chosen = deeparc.decompose(sim, THRESHOLD)
@@ -52,15 +52,6 @@ def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]
     if architecture == "resnet44" and data == "digits":
         found["trends"] = _trends(seed, quick)
     return found
-
-
-def _drawn(parts: gm.Splits, seed: int) -> gm.Splits:
-    rng = np.random.default_rng(seed)
-    drawn = {}
-    for name, most in MOST.items():
-        part = getattr(parts, name)
-        drawn[name] = part[np.sort(rng.permutation(len(part))[:most])]
-    return gm.Splits(**drawn)
 
 
 def _modules(sim: gm.Similarity, method: str) -> list[dict[str, float]]:

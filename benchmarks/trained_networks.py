@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -207,6 +207,16 @@ def splits(data: str) -> gm.Splits:
     """Return the data of a data set, for models whose input is called ``x``."""
     parts = _loaded(data)
     return gm.Splits(*(gm.Data({"x": parts[name][0]}, parts[name][1]) for name in ("train", "calibration", "test")))
+
+
+def drawn(parts: gm.Splits, most: Mapping[str, int], seed: int) -> gm.Splits:
+    """Return at most so many samples of each part, parts in the order of ``most``."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, n in most.items():
+        part = getattr(parts, name)
+        found[name] = part[np.sort(rng.permutation(len(part))[:n])]
+    return gm.Splits(**found)
 
 
 @cache
