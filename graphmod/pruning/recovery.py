@@ -34,6 +34,12 @@ def trainable(model: Model, data: Data) -> Model:
     return unfuse(model, data) if model.opset >= OPSET else model
 
 
+def is_normalised(model: Model) -> bool:
+    """Whether most layers of a model are normalised by the batch."""
+    types = Counter(operator.op_type for operator in model.operators)
+    return 2 * types["BatchNormalization"] >= types["Conv"] + types["Gemm"] + types["MatMul"]
+
+
 def recovered(
     model: Model,
     fitted: Callable[[], Model],
@@ -74,9 +80,7 @@ def recovered(
             patience=epochs, learning_rate=rate, batch_statistics=batch_statistics, seed=seed, progress=progress,
         )  # fmt: skip
 
-    types = Counter(operator.op_type for operator in model.operators)
-    is_normalised = 2 * types["BatchNormalization"] >= types["Conv"] + types["Gemm"] + types["MatMul"]
-    rate = learning_rate or (NORMALISED if is_normalised else OTHERS)
+    rate = learning_rate or (NORMALISED if is_normalised(model) else OTHERS)
 
     def error(one: Model) -> float:
         return _error(one, splits.calibration)

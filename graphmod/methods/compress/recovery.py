@@ -5,7 +5,6 @@ Before either, parts that are not in closed form are trained for themselves, see
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +19,7 @@ from graphmod.methods.compress.points import Built, build, fused
 from graphmod.methods.compress.search import Search
 from graphmod.model import Model
 from graphmod.probe import predict, share_correct
-from graphmod.pruning.recovery import NORMALISED, OTHERS, trainable
+from graphmod.pruning.recovery import NORMALISED, OTHERS, is_normalised, trainable
 from graphmod.rewrite import Region
 from graphmod.train import Metric, retrain, trained_weights
 
@@ -129,9 +128,8 @@ class Recovery:
         first = min(parts, key=lambda part: place[part.entry])
         region = (first.entry, self.line.tensors[-1])
         start = trainable(now.model, self.splits.train)
-        types = Counter(operator.op_type for operator in start.operators)
-        is_normalised = 2 * types["BatchNormalization"] >= types["Conv"] + types["Gemm"] + types["MatMul"]
-        after = self._run(start, [region], epochs, NORMALISED if is_normalised else OTHERS, is_normalised)
+        by_batch = is_normalised(start)
+        after = self._run(start, [region], epochs, NORMALISED if by_batch else OTHERS, by_batch)
         model = fused(after, "unfused")
         trained = trained_weights(model, [Region(*region)])
         model = _restored(model, now.model, trained)
