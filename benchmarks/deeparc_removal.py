@@ -36,9 +36,9 @@ from graphmod.rewrite.replacements import Fit
 
 NAME = "removal"
 COUNTS = 8
-DRAWS = 8
+DRAWS = 5
 THRESHOLDS = (0.90, 0.95, 0.98)
-MOST = {"train": 1000, "calibration": 1000, "test": 2000}
+MOST = {"train": 1000, "calibration": 500, "test": 2000}
 RULES = ("random", "deeparc", "ours (divergence)", "ours (margin)", "replaced (affine)", "replaced (linear)")
 
 
