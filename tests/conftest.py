@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
 import zoo
 
-torch.set_num_threads(1)  # tests run beside each other, and threads that wait for a core take what they wait for
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run beside each other; threads that wait for a core take what they wait for
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

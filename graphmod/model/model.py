@@ -361,7 +361,7 @@ class Model:
         Parameters
         ----------
         threads : int, optional
-            Threads within an operator; ONNX Runtime's default (all cores) if None.
+            Threads within an operator; if None as many as ``OMP_NUM_THREADS`` says, or as cores this process may use.
         outputs : iterable of str
             Inner tensors to add to the graph's outputs.
 

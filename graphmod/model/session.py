@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -59,7 +61,7 @@ def open_session(
         Of any size: what one message cannot hold is handed to ONNX Runtime beside it.
     folder : pathlib.Path, optional
     threads : int, optional
-        Threads within an operator; ONNX Runtime's default (all cores) if None.
+        Threads within an operator; see :func:`usual_threads` if None.
     as_it_is : bool
         Without optimising the graph or packing weights: weights in external files stay mapped, and are not read.
     without : sequence of str
@@ -74,9 +76,8 @@ def open_session(
     """
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY + 1
-    if threads is not None:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+    options.intra_op_num_threads = usual_threads() if threads is None else threads
+    options.inter_op_num_threads = 1
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if as_it_is:
@@ -100,6 +101,17 @@ def open_session(
         ) from error
     except _RUNTIME_ERRORS as error:
         raise InvalidModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+
+
+def usual_threads() -> int:
+    """Return what ``OMP_NUM_THREADS`` says, as for torch, or as many threads as there are cores for this process.
+
+    ONNX Runtime's own default looks at neither, and keeps its threads spinning on cores that others were given.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _apart(proto: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtValue]]:

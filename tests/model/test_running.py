@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import numpy as np
 import pytest
 import torch
 import zoo
 
 import graphmod as gm
+from graphmod.model.session import usual_threads
 
 
 def test_outputs_are_those_of_torch(any_export):
@@ -76,3 +80,10 @@ def test_types_of_tensors(network):
 def test_threads_do_not_change_the_output(network):
     session = network.model.session(threads=1)
     np.testing.assert_allclose(session.run(None, network.feeds)[0], network.model.run(network.feeds)["output"], 1e-5)
+
+
+def test_sessions_take_the_threads_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert usual_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert usual_threads() == (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
