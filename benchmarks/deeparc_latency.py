@@ -1,7 +1,8 @@
 """How much faster ``gm.compress`` makes a network in ONNX Runtime at no more than half a point lost.
 
 Beside it: as many blocks, drawn at random, skipped as it takes to be as fast, and all that is left trained for as long,
-by the same recipe. Choices are made on calibration data; the accuracies told are those on test data.
+by the same recipe. Choices are made on calibration data; the accuracies told are those on test data. A quarter of a
+point is what may go on calibration data, since what is chosen there loses a little more elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from graphmod.pruning.recovery import NORMALISED, OTHERS
 
 NAME = "latency"
 
-MAX_DROP = 0.005
+MAX_DROP = 0.0025
 BATCH_SIZES = (1, 64)
 EPOCHS = {"digits": 40, "mnist1d": 16, "mnist": 7, "cifar10": 4}
 """Of each training: about 600 steps on the digits, 2,000 on mnist1d and 1,100 on MNIST."""
