@@ -20,7 +20,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
-from itertools import product
+from itertools import cycle, product
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -52,7 +52,7 @@ def run(section: str, cells: list[Cell], quick: bool, processes: int) -> list[di
     """Measure all cells, as many beside each other as there are processes."""
     context = get_context("spawn")
     cores = context.Queue()
-    for core in sorted(os.sched_getaffinity(0))[:processes]:
+    for _, core in zip(range(processes), cycle(sorted(os.sched_getaffinity(0)))):
         cores.put(core)
     found: dict[Cell, dict[str, Any]] = {}
     with ProcessPoolExecutor(processes, context, _begin, (cores, dict(datasets.PATHS), quick)) as pool:
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", help="such as resnet44-digits; all if not given")
     parser.add_argument("--data", type=Path, help="CIFAR-10's folder of .bin files, to measure on that alone")
     parser.add_argument("--mnist", type=Path, help="Keras' mnist.npz, if it is not in ../shared/data")
-    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--processes", type=int, default=min(2, len(os.sched_getaffinity(0))))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
@@ -89,7 +89,6 @@ def main() -> None:
         datasets.PATHS["mnist"] = arguments.mnist
     if arguments.data:
         datasets.PATHS["cifar10"] = arguments.data
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     names = ("cifar10",) if arguments.data else ("digits",) if arguments.quick else trained_networks.available()
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
     cells = [
@@ -98,15 +97,22 @@ def main() -> None:
         if arguments.networks is None or f"{architecture}-{data}" in arguments.networks
     ]
     for section in arguments.only:
-        found = kept.get(section, {}).get("found", [])
-        if not arguments.table:
+        if arguments.table:
+            found = _kept().get(section, {}).get("found", [])
+        else:
             found = run(section, cells, arguments.quick, arguments.processes)
-            if not arguments.quick:
-                found = _merged(kept.get(section, {}).get("found", []), found)
-                kept[section] = {"machine": machine(), "found": found}
-                RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        if not arguments.quick and not arguments.table:
+            kept = _kept()
+            found = _merged(kept.get(section, {}).get("found", []), found)
+            kept[section] = {"machine": machine(), "found": found}
+            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
         if found:
             print(f"\n### {section}\n\n{import_module(f'deeparc_{section}').table(found)}\n", flush=True)
+
+
+def _kept() -> dict[str, Any]:
+    """Return the results that are there."""
+    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
 
 
 def _merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,16 +3,16 @@
 Samples are made once, on the network as it is: by FGSM in even rows and PGD in odd ones, at the least strength at which
 PGD leaves no more than 60 % right. Methods learn those of the training part beside the clean ones. Full retraining, at
 the best of three learning rates, sets the goal: 98 % of what it has gained on adversarial calibration samples over the
-last quarter of its looks at them, averaged. A method's time is that of the first look that shows the goal reached: CPU
-seconds of the process, with localisation, caching, import and looks counted in. Every baseline gets the best of the
-same rates. Ours has its defaults, and has to reach the goal although its score is lessened for clean accuracy lost.
-Test accuracies are those of the state that is kept: the first at the goal, or the best one; of full retraining, which
-goes on, the best one.
+last quarter of its looks at them, averaged; with no more than half a point lost on clean calibration samples, or what
+full retraining has lost there over the same looks if that is more. A method's time is that of its first look at which
+both hold: CPU seconds of the process, with localisation, caching, import and looks counted in. *Shifted alone* is the
+time to the first part of the goal, whatever becomes of clean accuracy. Every baseline gets the best of several rates;
+ours has its defaults. Test accuracies are those of the state that is kept: the first at the goal, or the best one.
 
 - *faithful*: DeepArc's re-adaption, `deeparc.readapt`, on adversarial samples with their clean partners.
 - *first*, *last*, *random*: three blocks; *layer*: the last layer; *norm*: LayerNormalizations, or the
   BatchNormalizations that `gm.unfuse` brings back.
-- *full, chosen*: full retraining on the samples that ours chooses, which tells the choice of samples from locality.
+- *full, as ours*: the whole network by all that ours does beside locality: its samples, its loss, its settings.
 """
 
 from __future__ import annotations
@@ -27,24 +27,28 @@ from trained_networks import drawn, network, splits
 
 import graphmod as gm
 from graphmod.methods import deeparc
-from graphmod.methods.adapt import _lesson
+from graphmod.methods.adapt import LOGITS, _lesson
+from graphmod.methods.tuning import Tuned
 from graphmod.rewrite.region import find_regions
-from graphmod.train import Check, retrained, trained_weights
+from graphmod.train import Imitation, retrained, trained_weights
+from graphmod.train.retrain import logits
 
 NAME = "adapt"
 STRENGTHS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2)
 LEFT = 0.6
 RATES = (3e-4, 1e-3, 3e-3)
+BASELINE_RATES = RATES[1:]
 K = 3
 STEPS, EVERY, BATCH = 280, 10, 64
-HELD = 0.98
+PATIENCE = 12
+HELD, LOST, PRICE = 0.98, 0.005, 5
 MOST = {"train": 2000, "calibration": 500, "test": 1000}
-BASELINES = ("full, chosen", "layer", "last", "first", "random", "norm", "faithful")
+BASELINES = ("full, as ours", "layer", "last", "first", "random", "norm", "faithful")
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A network, and its data clean, attacked and both."""
+    """A network, and its data clean, attacked and both: all for training, attacked and then clean for looks."""
 
     model: gm.Model
     clean: gm.Splits
@@ -53,27 +57,78 @@ class Case:
     strength: float
 
 
+@dataclass(frozen=True)
+class Goal:
+    """Accuracies on shifted and on clean calibration samples that a method has to show."""
+
+    shifted: float
+    clean: float
+
+
+class Looks:
+    """The metric: accuracy on shifted samples, less five times what clean ones miss; it remembers both."""
+
+    def __init__(self, n_shifted: int, floor: float) -> None:
+        self._n, self._floor = n_shifted, floor
+        self.seen: list[Goal] = []
+
+    def __call__(self, outputs: Any, targets: Any) -> float:
+        """Return the score of outputs for all samples."""
+        right = outputs.reshape(len(targets), -1).argmax(1) == targets
+        self.seen.append(Goal(float(right[: self._n].mean()), float(right[self._n :].mean())))
+        return self.seen[-1].shifted - PRICE * max(0.0, self._floor - self.seen[-1].clean)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A training: what came out, its looks, when they were taken, and how many weights may have changed."""
+
+    model: gm.Model
+    looks: list[Goal]
+    seconds: list[float]
+    touched: int
+
+    def first(self, shifted: float, clean: float = 0.0) -> float | None:
+        """Return when accuracies were first shown."""
+        pairs = zip(self.looks, self.seconds, strict=True)
+        return next((t for one, t in pairs if one.shifted >= shifted - 1e-9 and one.clean >= clean - 1e-9), None)
+
+    def settled(self) -> Goal:
+        """Return the means of the last quarter of looks."""
+        last = self.looks[-max(1, len(self.looks) // 4) :]
+        return Goal(fmean(one.shifted for one in last), fmean(one.clean for one in last))
+
+
 def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]:
     """Return what each method takes, and what it comes to."""
     case = attacked(network(architecture, data, seed), drawn(splits(data), MOST, seed), seed)
-    rng = np.random.default_rng(seed)
-    rates = RATES[1:2] if quick else RATES
-    before = gm.accuracy(case.model, case.moved.calibration)
+    before = {kind: gm.accuracy(case.model, one.calibration) for kind, one in kinds(case).items()}
     gm.retrain(case.model, case.joined, [last_layer(case.model)], epochs=1)  # what starts once in a process
-    full = [trained(case, "full", rate, None, rng, quick) for rate in rates]
-    goal = before + HELD * (max(settled(one[1]) for one in full) - before)
-    runs = [told(case, "full", min(full, key=lambda one: worth(one[1], goal)), goal)]
-    for name in BASELINES:
-        tried = [trained(case, name, rate, goal, np.random.default_rng(seed), quick) for rate in rates]
-        runs.append(told(case, name, min(tried, key=lambda one: worth(one[1], goal)), goal))
-    tuned = gm.adapt(case.model, case.clean, case.moved, target=goal, seed=seed)
-    found = (tuned.model, tuned.report.history, tuned.report.weights_trained, 0.0)
-    runs.append({**told(case, "ours", found, goal), "parts": tuned.report.seconds, "blocks": list(tuned.report.blocks)})
-    scores = {
-        f"{kind} before": gm.accuracy(case.model, one.test)
-        for kind, one in (("clean", case.clean), ("shifted", case.moved))
-    }
-    return {"strength": case.strength, "goal": goal, **scores, "runs": runs}
+    whole = [trained(case, "full", rate, None, seed, quick) for rate in (RATES[1:2] if quick else RATES)]
+    best = max((run.settled() for run in whole), key=lambda one: one.shifted)
+    gained = HELD * (best.shifted - before["shifted"])
+    goal = Goal(before["shifted"] + gained, min(before["clean"] - LOST, best.clean))
+    found = {}
+    for name in ("full", *BASELINES):
+        rates = RATES[1:2] if quick else RATES if name == "full" else BASELINE_RATES
+        found[name] = min(
+            (trained(case, name, rate, goal, seed, quick) for rate in rates), key=lambda r: worth(r, goal)
+        )
+    tell = {name: told(case, run, goal) for name, run in found.items()}
+    tell["full"]["alone"] = min((t for run in whole if (t := run.first(goal.shifted))), default=None)
+    tuned = gm.adapt(
+        case.model, case.clean, case.moved, target=goal.shifted, max_drop=before["clean"] - goal.clean, seed=seed
+    )
+    alone = gm.adapt(case.model, case.clean, case.moved, target=goal.shifted, max_drop=0.999, seed=seed)
+    tell["ours"] = ours(case, tuned, goal) | {"alone": reached(alone, goal)}
+    scores = {f"{kind} before": gm.accuracy(case.model, one.test) for kind, one in kinds(case).items()}
+    goals = {"shifted": goal.shifted, "clean": goal.clean, "clean allowed": before["clean"] - goal.clean}
+    return {"strength": case.strength, "goal": goals, **scores, "runs": tell}
+
+
+def kinds(case: Case) -> dict[str, gm.Splits]:
+    """Return clean and shifted data by name."""
+    return {"clean": case.clean, "shifted": case.moved}
 
 
 def attacked(model: gm.Model, clean: gm.Splits, seed: int) -> Case:
@@ -94,28 +149,40 @@ def attacked(model: gm.Model, clean: gm.Splits, seed: int) -> Case:
         return gm.Data({"x": pair[0]}, part.targets)
 
     moved = gm.Splits(both(clean.train), both(clean.calibration), both(clean.test))
-    joined = np.concatenate([clean.train.inputs["x"], moved.train.inputs["x"]])
-    train = gm.Data({"x": joined}, np.concatenate([clean.train.targets, moved.train.targets]))
-    return Case(model, clean, moved, gm.Splits(train, moved.calibration, moved.test), strength)
+    train, looked = stacked(clean.train, moved.train), stacked(moved.calibration, clean.calibration)
+    return Case(model, clean, moved, gm.Splits(train, looked, looked), strength)
+
+
+def stacked(*parts: gm.Data) -> gm.Data:
+    """Return the samples of some data, one after the other."""
+    x, y = ([part.inputs["x"] for part in parts], [part.targets for part in parts])
+    return gm.Data({"x": np.concatenate(x)}, np.concatenate(y))
 
 
 # -- methods
 
-Run = tuple[gm.Model, tuple[Check, ...], int, float]
-"""What came out, looks at calibration data, weights that may have changed, and the seconds before it began."""
 
-
-def trained(case: Case, name: str, rate: float, goal: float | None, rng: np.random.Generator, quick: bool) -> Run:
-    """Train a network by a baseline."""
+def trained(case: Case, name: str, rate: float, goal: Goal | None, seed: int, quick: bool) -> Run:
+    """Train a network by a baseline, until the goal if there is one."""
     start = time.process_time()
     model, data, places = case.model, case.joined, None
     blocks = deeparc.residual_blocks(model)
-    if name == "full, chosen":
-        data = gm.Splits(_lesson(model, case.clean.train, case.moved.train, 0).data, data.calibration, data.test)
-    elif name == "norm":
+    n_steps = STEPS // 4 if quick else STEPS
+    looks = Looks(len(case.moved.calibration), goal.clean if goal else 0.0)
+    training: dict[str, Any] = {
+        "metric": looks, "until": goal.shifted if goal else None, "patience": PATIENCE if goal else n_steps,
+        "check_every": EVERY, "learning_rate": rate, "batch_size": BATCH, "batch_statistics": False,
+    }  # fmt: skip
+    if name == "norm":
         model, places = normalized(model, case.clean)
+    elif name == "full, as ours":
+        lesson = _lesson(model, case.clean.train, case.moved.train, seed)
+        data = gm.Splits(lesson.data, data.calibration, data.test)
+        shown = gm.Splits(lesson.shown, data.calibration, data.test)
+        training |= {"imitate": Imitation(logits(model), model, shown, LOGITS), "batch_size": BATCH // 2}
+        training["check_every"], n_steps = 2 * EVERY, 2 * n_steps
     elif name != "full":
-        chosen = np.sort(rng.choice(len(blocks), K, replace=False))
+        chosen = np.sort(np.random.default_rng(seed).choice(len(blocks), K, replace=False))
         places = {
             "layer": [last_layer(model)],
             "last": [*blocks[-K:], last_layer(model)],
@@ -123,22 +190,21 @@ def trained(case: Case, name: str, rate: float, goal: float | None, rng: np.rand
             "random": [blocks[i] for i in chosen],
             "faithful": [],
         }[name]
-    n_steps = STEPS // 4 if quick else STEPS
-    training: dict[str, Any] = {
-        "until": goal, "patience": n_steps, "check_every": EVERY, "learning_rate": rate, "batch_size": BATCH,
-        "batch_statistics": False,
-    }  # fmt: skip
     if name == "faithful":
+        looked = stacked(case.clean.calibration, case.clean.calibration)
+        pairs = gm.Splits(case.clean.train, looked, looked)
+        moved = gm.Splits(case.moved.train, case.joined.calibration, case.joined.calibration)
         epochs = -(-n_steps * BATCH // len(case.moved.train))
-        run = deeparc.readapt(case.model, case.clean, {"both": case.moved}, epochs=epochs, **training)
-        before = time.process_time() - start - run.history[-1].seconds
-        pairs = zip(case.model.proto().graph.initializer, run.model.proto().graph.initializer, strict=True)
-        touched = sum(int(np.prod(old.dims)) for old, new in pairs if old.raw_data != new.raw_data)
-        return run.model, run.history, touched, max(0.0, before)
-    before = time.process_time() - start
-    run = retrained(model, data, places, epochs=-(-n_steps * BATCH // len(data.train)), **training)
-    touched = model.n_weights if places is None else count(model, places)
-    return run.model, run.history, touched, before
+        run = deeparc.readapt(model, pairs, {"both": moved}, epochs=epochs, **training)
+        before = time.process_time() - start - sum(run.seconds.values())
+        both = zip(model.proto().graph.initializer, run.model.proto().graph.initializer, strict=True)
+        touched = sum(int(np.prod(old.dims)) for old, new in both if old.raw_data != new.raw_data)
+    else:
+        before = time.process_time() - start
+        epochs = -(-n_steps * training["batch_size"] // len(data.train))
+        run = retrained(model, data, places, epochs=epochs, **training)
+        touched = model.n_weights if places is None else count(model, places)
+    return Run(run.model, looks.seen, [before + check.seconds for check in run.history], touched)
 
 
 def last_layer(model: gm.Model) -> str:
@@ -161,30 +227,40 @@ def count(model: gm.Model, places: list[Any]) -> int:
     return sum(model.tensors[name].size for name in trained_weights(model, regions) if name in model.constants)
 
 
-def settled(history: tuple[Check, ...]) -> float:
-    """Return the mean score of the last quarter of looks."""
-    return fmean(check.score for check in history[-max(1, len(history) // 4) :])
-
-
-def worth(history: tuple[Check, ...], goal: float) -> tuple[int, float]:
+def worth(run: Run, goal: Goal) -> tuple[int, float]:
     """Rank trainings: those that reach the goal by when, the others by how near they come; less is better."""
-    reached = next((check.seconds for check in history if check.score >= goal), None)
-    return (1, -max(check.score for check in history)) if reached is None else (0, reached)
+    when = run.first(goal.shifted, goal.clean)
+    missing = (PRICE * max(0.0, goal.clean - one.clean) - one.shifted for one in run.looks)
+    return (1, min(missing)) if when is None else (0, when)
 
 
-def told(case: Case, name: str, run: Run, goal: float) -> dict[str, Any]:
+def told(case: Case, run: Run, goal: Goal) -> dict[str, Any]:
     """Return what a training came to."""
-    model, history, touched, before = run
-    reached = next((before + check.seconds for check in history if check.score >= goal), None)
     return {
-        "method": name,
-        "seconds": reached,
-        "spent": before + history[-1].seconds,
-        "share": touched / case.model.n_weights,
-        "best": max(check.score for check in history),
-        "clean": gm.accuracy(model, case.clean.test),
-        "shifted": gm.accuracy(model, case.moved.test),
+        "seconds": run.first(goal.shifted, goal.clean),
+        "alone": run.first(goal.shifted),
+        "spent": run.seconds[-1],
+        "share": run.touched / case.model.n_weights,
+        **{kind: gm.accuracy(run.model, one.test) for kind, one in kinds(case).items()},
     }
+
+
+def ours(case: Case, tuned: Tuned, goal: Goal) -> dict[str, Any]:
+    """Return what ``gm.adapt`` came to."""
+    report = tuned.report
+    return {
+        "seconds": reached(tuned, goal),
+        "spent": report.history[-1].seconds,
+        "share": report.trained_share,
+        **{kind: gm.accuracy(tuned.model, one.test) for kind, one in kinds(case).items()},
+        "parts": report.seconds,
+        "blocks": list(report.blocks),
+    }
+
+
+def reached(tuned: Tuned, goal: Goal) -> float | None:
+    """Return when ``gm.adapt`` showed what was wanted: accuracy on shifted samples, with none missing on clean ones."""
+    return next((check.seconds for check in tuned.report.history if check.score >= goal.shifted - 1e-9), None)
 
 
 # -- the table
@@ -193,26 +269,32 @@ def told(case: Case, name: str, run: Run, goal: float) -> dict[str, Any]:
 def table(found: list[dict[str, Any]]) -> str:
     """Return every network's and every method's figures, over seeds."""
     lines = [
-        "| network | method | weights trained | time, of full's | reached | shifted, test | clean lost, points |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| network | method | weights trained | time, of full's | reached | shifted alone, of full's | reached "
+        "| shifted, test | clean lost, points |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for network_name in dict.fromkeys(f"{one['architecture']}, {one['data']}" for one in found):
-        cells = [one for one in found if f"{one['architecture']}, {one['data']}" == network_name]
+    for name in dict.fromkeys(f"{one['architecture']}, {one['data']}" for one in found):
+        cells = [one for one in found if f"{one['architecture']}, {one['data']}" == name]
         start = _mean([100 * one["shifted before"] for one in cells])
-        lines.append(f"| {network_name} | as it is | | | | {start} | |")
-        for name in ("full", *BASELINES, "ours"):
-            runs = [(one, run) for one in cells for run in one["runs"] if run["method"] == name]
-            full = [next(run for run in one["runs"] if run["method"] == "full")["seconds"] for one, _ in runs]
-            pairs = zip(runs, full, strict=True)
-            times = [100 * run["seconds"] / whole for (_, run), whole in pairs if run["seconds"] is not None]
+        lines.append(f"| {name} | as it is | | | | | | {start} | |")
+        for method in ("full", *BASELINES, "ours"):
+            runs = [one["runs"][method] for one in cells]
             row = (
-                network_name, name, f"{_mean([100 * run['share'] for _, run in runs])} %",
-                f"{_mean(times)} %" if times else "-", f"{len(times)} of {len(runs)}",
-                _mean([100 * run["shifted"] for _, run in runs]),
-                _mean([100 * (one["clean before"] - run["clean"]) for one, run in runs]),
+                name, method, f"{_mean([100 * run['share'] for run in runs])} %",
+                *_times(cells, method, "seconds"), *_times(cells, method, "alone"),
+                _mean([100 * run["shifted"] for run in runs]),
+                _mean([100 * (one["clean before"] - run["clean"]) for one, run in zip(cells, runs, strict=True)]),
             )  # fmt: skip
             lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def _times(cells: list[dict[str, Any]], method: str, kind: str) -> tuple[str, str]:
+    """Return the time as a share of full retraining's where both have got there, and how often the method has."""
+    pairs = [(one["runs"][method][kind], one["runs"]["full"][kind]) for one in cells]
+    shares = [100 * own / full for own, full in pairs if own is not None and full is not None]
+    n = sum(own is not None for own, _ in pairs)
+    return f"{_mean(shares)} %" if shares else "-", f"{n} of {len(pairs)}"
 
 
 def _mean(values: list[float]) -> str:

@@ -33,13 +33,13 @@ from graphmod.train.retrain import logits
 LEARNT = 0.1
 """Cross-entropy below which there is nothing to learn from a sample."""
 
-REPLAYED = 0.3
+REPLAYED = 0.15
 """Share of all other samples that are trained on, so that nothing is forgotten."""
 
-LOGITS = 0.1
+LOGITS = 0.9
 """Share of the squared error of logits in the loss."""
 
-_CHECK_EVERY = 10
+_CHECK_EVERY = 20
 """Steps between two looks at calibration data."""
 
 _PATIENCE = 12
@@ -48,7 +48,7 @@ _PATIENCE = 12
 _MOST_SEEN, _MOST_CHECKED = 4096, 500
 """Clean and shifted samples each that training chooses from, and that decide what is kept, at most."""
 
-_ALIKE = 0.5
+_ALIKE = 0.7
 """Share of the best region's gain from which on another one that shares nothing with it is tried, too."""
 
 _BURST = 40
@@ -72,7 +72,7 @@ def adapt(
     blocks: Place | Sequence[Place] | None = None,
     epochs: int = 8,
     learning_rate: float = 2e-3,
-    batch_size: int = 64,
+    batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
 ) -> Tuned:
@@ -255,7 +255,7 @@ def _tried(
 
 
 def _contenders(ranking: Sequence[Candidate], trunk: Sequence[str]) -> list[Candidate]:
-    """Return the first candidate, and those that overlap none before them and promise half as much."""
+    """Return the first candidate, and those that overlap none before them and promise almost as much."""
     place = {tensor: i for i, tensor in enumerate(trunk)}
     found = [ranking[0]]
     for one in sorted(ranking[1:], key=lambda one: -one.figures["gain"]):
@@ -281,12 +281,12 @@ def _lesson(model: Model, clean: Data, moved: Data, seed: int) -> _Lesson:
     rng = np.random.default_rng(seed)
     partner = _partners(_labels(clean), _labels(moved), rng)
     clean_rows, moved_rows = (np.sort(rng.permutation(len(one))[:_MOST_SEEN]) for one in (clean, moved))
-    joined = _joined(clean[clean_rows], moved[moved_rows])
-    partners = np.concatenate([clean_rows, partner[moved_rows]])
-    losses = _cross_entropies(predict(model, joined, output=logits(model)), _labels(joined))
-    chosen = np.flatnonzero((losses > LEARNT) | (rng.random(len(losses)) < REPLAYED))
-    if len(chosen) < 2:
-        chosen = np.arange(len(losses))
+    joined = _joined(moved[moved_rows], clean[clean_rows])
+    partners = np.concatenate([partner[moved_rows], clean_rows])
+    losses = _cross_entropies(predict(model, moved[moved_rows], output=logits(model)), _labels(moved[moved_rows]))
+    chosen = rng.random(len(joined)) < REPLAYED
+    chosen[: len(losses)] |= losses > LEARNT
+    chosen = np.flatnonzero(chosen) if chosen.sum() > 1 else np.arange(len(joined))
     chosen = rng.permutation(chosen)
     return _Lesson(joined[chosen], clean[partners[chosen]])
 

@@ -34,7 +34,7 @@ from graphmod.train.objective import Loss
 from graphmod.train.retrain import logits
 from graphmod.train.weights import constant_roots
 
-_MOST = 512
+_MOST = 256
 """Samples that gradients are taken of, at most."""
 
 _ENOUGH = 0.9
@@ -59,7 +59,7 @@ def rank_regions(model: Model, data: Data, share: float = 0.2, *, loss: Loss | N
     model : Model
         Takes any number of samples.
     data : Data
-        What is to be learnt, with targets; at least two samples, of which the first 512 are used.
+        What is to be learnt, with targets; at least two samples, of which the first 256 are used.
     share : float
         Of the model's weights, above 0 and at most 1.
     loss : callable, optional
