@@ -2,8 +2,8 @@
 
 What a network gets wrong after a shift of its inputs (adversarial noise, blur, another sensor) is mostly lost early and
 can be won back there: the region is chosen by the gain that a second of training it promises. Only samples from which
-there is something to learn are trained on, with some of all others so that nothing is forgotten, and every one of them
-shall have, beside its label, the logits that the network gives to the clean sample it belongs to.
+there is something to learn are trained on, with some others so that nothing is forgotten, and every one of them shall
+have, beside its label, the logits that the network gives to the clean sample it belongs to.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ LEARNT = 0.1
 """Cross-entropy below which there is nothing to learn from a sample."""
 
 REPLAYED = 0.15
-"""Share of all other samples that are trained on, so that nothing is forgotten."""
+"""Share of the other shifted samples that are trained on, so that they stay right."""
+
+CLEAN = 0.4
+"""Share of clean samples among those that are trained on, so that nothing is forgotten."""
 
 LOGITS = 0.9
 """Share of the squared error of logits in the loss."""
@@ -46,7 +49,7 @@ _PATIENCE = 12
 """Looks without progress after which training stops, at least."""
 
 _MOST_SEEN, _MOST_CHECKED = 4096, 500
-"""Clean and shifted samples each that training chooses from, and that decide what is kept, at most."""
+"""Shifted samples that training chooses from, and samples of either kind that decide what is kept, at most."""
 
 _ALIKE = 0.7
 """Share of the best region's gain from which on another one that shares nothing with it is tried, too."""
@@ -277,18 +280,16 @@ class _Lesson:
 
 
 def _lesson(model: Model, clean: Data, moved: Data, seed: int) -> _Lesson:
-    """Choose the training samples from which there is something to learn, and some of all others."""
+    """Choose the shifted samples from which there is something to learn, some of the others, and clean ones."""
     rng = np.random.default_rng(seed)
     partner = _partners(_labels(clean), _labels(moved), rng)
-    clean_rows, moved_rows = (np.sort(rng.permutation(len(one))[:_MOST_SEEN]) for one in (clean, moved))
-    joined = _joined(moved[moved_rows], clean[clean_rows])
-    partners = np.concatenate([partner[moved_rows], clean_rows])
-    losses = _cross_entropies(predict(model, moved[moved_rows], output=logits(model)), _labels(moved[moved_rows]))
-    chosen = rng.random(len(joined)) < REPLAYED
-    chosen[: len(losses)] |= losses > LEARNT
-    chosen = np.flatnonzero(chosen) if chosen.sum() > 1 else np.arange(len(joined))
-    chosen = rng.permutation(chosen)
-    return _Lesson(joined[chosen], clean[partners[chosen]])
+    seen = np.sort(rng.permutation(len(moved))[:_MOST_SEEN])
+    losses = _cross_entropies(predict(model, moved[seen], output=logits(model)), _labels(moved[seen]))
+    shifted = seen[(losses > LEARNT) | (rng.random(len(seen)) < REPLAYED)]
+    own = rng.permutation(len(clean))[: max(2, round(len(shifted) * CLEAN / (1 - CLEAN)))]
+    joined, partners = _joined(moved[shifted], clean[own]), np.concatenate([partner[shifted], own])
+    order = rng.permutation(len(joined))
+    return _Lesson(joined[order], clean[partners[order]])
 
 
 def _partners(clean: NDArray[np.int64], moved: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
