@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from trained_networks import network, splits
+from trained_networks import drawn, network, splits
 
 import graphmod as gm
 from graphmod.methods import deeparc
@@ -37,9 +37,8 @@ ANALYSED = 2048
 """Samples that DeepArc's similarity is measured on, at most, five times over: more only make it slower."""
 SHORTER = 2.0
 """Ours goes down to so many times the target; the schedule does the rest."""
-CALIBRATION = 1000
-"""Samples of calibration data, at most: every check looks at all of them."""
-EPOCHS = {"digits": 10, "mnist1d": 2, "mnist": 2, "cifar10": 1}
+MOST = {"train": 4000, "calibration": 500, "test": 2000}
+EPOCHS = {"digits": 10, "mnist1d": 4, "mnist": 3, "cifar10": 3}
 CHECK_EVERY = {"digits": 5}
 ATTEMPTS = 3
 
@@ -57,8 +56,8 @@ def _deeparc(model: gm.Model, data: gm.Splits, seed: int) -> gm.Model:
 def _random(model: gm.Model, n_skipped: int, seed: int) -> gm.Model:
     """Skip so many random blocks."""
     blocks = _skippable(model)
-    drawn = np.sort(np.random.default_rng(seed).choice(len(blocks), n_skipped, replace=False))
-    return skip(model, [blocks[place] for place in drawn])
+    chosen = np.sort(np.random.default_rng(seed).choice(len(blocks), n_skipped, replace=False))
+    return skip(model, [blocks[place] for place in chosen])
 
 
 def _skippable(model: gm.Model) -> list[gm.Block]:
@@ -67,8 +66,7 @@ def _skippable(model: gm.Model) -> list[gm.Block]:
 
 def cell(architecture: str, data: str, seed: int, quick: bool) -> Found:
     """Measure all ways and schedules on one network."""
-    model, parts = network(architecture, data, seed), splits(data)
-    parts = gm.Splits(parts.train, parts.calibration[:CALIBRATION], parts.test)
+    model, parts = network(architecture, data, seed), drawn(splits(data), MOST, seed)
     remaining = REMAINING[architecture]
     few = gm.Splits(*(part[:64] for part in (parts.train, parts.calibration, parts.test)))
     prune_retrain(model, few, remaining=0.9, accuracy=1.0, epochs=1, attempts=1)  # what is imported once is not timed
@@ -86,8 +84,8 @@ def cell(architecture: str, data: str, seed: int, quick: bool) -> Found:
         names = SCHEDULES[:1] if quick else SCHEDULES
         runs += [_run(model, shorter, parts, way, name, analysis, data, seed, remaining, whole) for name in names]
     n_skipped = len(_skippable(model)) - len(_skippable(shorter))
-    drawn = _random(model, n_skipped, seed)
-    runs.append(_run(model, drawn, parts, "random", "lamp", 0.0, data, seed, remaining, whole))
+    at_random = _random(model, n_skipped, seed)
+    runs.append(_run(model, at_random, parts, "random", "lamp", 0.0, data, seed, remaining, whole))
     return {
         "remaining": remaining,
         "calibration": whole,
