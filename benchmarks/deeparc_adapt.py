@@ -19,18 +19,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+from baselines import count, last_layer, normalized
+from markdown import spread
+from markdown import table as as_table
 from trained_networks import drawn, network, splits
 
 import graphmod as gm
 from graphmod.methods import deeparc
 from graphmod.methods.adapt import LOGITS, _lesson
 from graphmod.methods.tuning import Tuned
-from graphmod.rewrite.region import find_regions
-from graphmod.train import Imitation, retrained, trained_weights
+from graphmod.train import Imitation, retrained
 from graphmod.train.retrain import logits
 
 NAME = "adapt"
@@ -174,7 +176,7 @@ def trained(case: Case, name: str, rate: float, goal: Goal | None, seed: int, qu
         "check_every": EVERY, "learning_rate": rate, "batch_size": BATCH, "batch_statistics": False,
     }  # fmt: skip
     if name == "norm":
-        model, places = normalized(model, case.clean)
+        model, places = normalized(model, case.clean.train)
     elif name == "full, as ours":
         lesson = _lesson(model, case.clean.train, case.moved.train, seed)
         data = gm.Splits(lesson.data, data.calibration, data.test)
@@ -205,26 +207,6 @@ def trained(case: Case, name: str, rate: float, goal: Goal | None, seed: int, qu
         run = retrained(model, data, places, epochs=epochs, **training)
         touched = model.n_weights if places is None else count(model, places)
     return Run(run.model, looks.seen, [before + check.seconds for check in run.history], touched)
-
-
-def last_layer(model: gm.Model) -> str:
-    """Return the last operator with weights that multiplies."""
-    kinds = ("Gemm", "MatMul", "Conv")
-    heavy = [i for i, operator in enumerate(model.operators) if operator.op_type in kinds]
-    return model.operator_names[[i for i in heavy if any(name in model.constants for name in model.reads[i])][-1]]
-
-
-def normalized(model: gm.Model, clean: gm.Splits) -> tuple[gm.Model, list[Any]]:
-    """Return a network with normalisations that can be trained, and the selector of these."""
-    if any(operator.op_type == "LayerNormalization" for operator in model.operators):
-        return model, ["LayerNormalization"]
-    return gm.unfuse(model, clean.train[:512]), ["BatchNormalization"]
-
-
-def count(model: gm.Model, places: list[Any]) -> int:
-    """Return how many weights some places have."""
-    regions = [region for place in places for region in find_regions(model, place)]
-    return sum(model.tensors[name].size for name in trained_weights(model, regions) if name in model.constants)
 
 
 def worth(run: Run, goal: Goal) -> tuple[int, float]:
@@ -268,25 +250,23 @@ def reached(tuned: Tuned, goal: Goal) -> float | None:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Return every network's and every method's figures, over seeds."""
-    lines = [
-        "| network | method | weights trained | time, of full's | reached | shifted alone, of full's | reached "
-        "| shifted, test | clean lost, points |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows: list[tuple[str, ...]] = [
+        ("network", "method", "weights trained", "time, of full's", "reached", "shifted alone, of full's", "reached",
+         "shifted, test", "clean lost, points")
+    ]  # fmt: skip
     for name in dict.fromkeys(f"{one['architecture']}, {one['data']}" for one in found):
         cells = [one for one in found if f"{one['architecture']}, {one['data']}" == name]
-        start = _mean([100 * one["shifted before"] for one in cells])
-        lines.append(f"| {name} | as it is | | | | | | {start} | |")
+        start = spread([100 * one["shifted before"] for one in cells])
+        rows.append((name, "as it is", *[""] * 5, start, ""))
         for method in ("full", *BASELINES, "ours"):
             runs = [one["runs"][method] for one in cells]
-            row = (
-                name, method, f"{_mean([100 * run['share'] for run in runs])} %",
+            rows.append((
+                name, method, spread([100 * run["share"] for run in runs], unit=" %"),
                 *_times(cells, method, "seconds"), *_times(cells, method, "alone"),
-                _mean([100 * run["shifted"] for run in runs]),
-                _mean([100 * (one["clean before"] - run["clean"]) for one, run in zip(cells, runs, strict=True)]),
-            )  # fmt: skip
-            lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+                spread([100 * run["shifted"] for run in runs]),
+                spread([100 * (one["clean before"] - run["clean"]) for one, run in zip(cells, runs, strict=True)]),
+            ))  # fmt: skip
+    return as_table(rows)
 
 
 def _times(cells: list[dict[str, Any]], method: str, kind: str) -> tuple[str, str]:
@@ -294,8 +274,4 @@ def _times(cells: list[dict[str, Any]], method: str, kind: str) -> tuple[str, st
     pairs = [(one["runs"][method][kind], one["runs"]["full"][kind]) for one in cells]
     shares = [100 * own / full for own, full in pairs if own is not None and full is not None]
     n = sum(own is not None for own, _ in pairs)
-    return f"{_mean(shares)} %" if shares else "-", f"{n} of {len(pairs)}"
-
-
-def _mean(values: list[float]) -> str:
-    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    return spread(shares, unit=" %"), f"{n} of {len(pairs)}"

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from markdown import spread
+from markdown import table as as_table
 from trained_networks import network, splits
 
 import graphmod as gm
@@ -105,27 +108,22 @@ def table(found: list[dict[str, Any]]) -> str:
         "network", "faster at batch 1", "at batch 64", "test accuracy before", "points gained", "weights left",
         "ever trained", "CPU seconds", "random blocks skipped, all trained: faster at 1, 64", "points gained",
     )  # fmt: skip
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    rows: list[Sequence[str]] = [columns]
     for name in dict.fromkeys((one["architecture"], one["data"]) for one in found):
         cells = [one for one in found if (one["architecture"], one["data"]) == name]
         ours, other = [one["compress"] for one in cells], [one["random"] for one in cells]
         before = [one["before"] for one in ours]
         values = [
             " on ".join(name),
-            _spread([one["speedup"]["1"] for one in ours], ".2f", "x"),
-            _spread([one["speedup"]["64"] for one in ours], ".2f", "x"),
-            _spread([100 * one for one in before], ".2f", " %"),
-            _spread([100 * (one["after"] - one["before"]) for one in ours], "+.2f"),
-            _spread([100 * one["weights left"] for one in ours], ".0f", " %"),
-            _spread([100 * one["weights trained"] for one in ours], ".0f", " %"),
-            _spread([one["seconds"] for one in ours], ".0f"),
-            ", ".join(_spread([one["speedup"][size] for one in other], ".2f", "x") for size in ("1", "64")),
-            _spread([100 * (one["after"] - was) for one, was in zip(other, before, strict=True)], "+.2f"),
+            spread([one["speedup"]["1"] for one in ours], ".2f", "x"),
+            spread([one["speedup"]["64"] for one in ours], ".2f", "x"),
+            spread([100 * one for one in before], ".2f", " %"),
+            spread([100 * (one["after"] - one["before"]) for one in ours], "+.2f"),
+            spread([100 * one["weights left"] for one in ours], ".0f", " %"),
+            spread([100 * one["weights trained"] for one in ours], ".0f", " %"),
+            spread([one["seconds"] for one in ours], ".0f"),
+            ", ".join(spread([one["speedup"][size] for one in other], ".2f", "x") for size in ("1", "64")),
+            spread([100 * (one["after"] - was) for one, was in zip(other, before, strict=True)], "+.2f"),
         ]
-        lines.append(f"| {' | '.join(values)} |")
-    return "\n".join(lines)
-
-
-def _spread(values: list[float], form: str, unit: str = "") -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{form}} ± {deviation:{form.lstrip('+')}}{unit}"
+        rows.append(values)
+    return as_table(rows)

@@ -16,10 +16,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
+from markdown import spread
+from markdown import table as as_table
 from trained_networks import drawn, network, splits
 
 import graphmod as gm
@@ -143,22 +145,17 @@ def table(found: list[dict[str, Any]]) -> str:
     """Return a table a network: rules by number of blocks."""
     counts = max(len(changes) for cell in found for changes in cell["changes"].values())
     rows = [["network", "rule", *(str(k) for k in range(1, counts + 1)), "CPU s"]]
-    rows.append(["---"] * len(rows[0]))
     for name in dict.fromkeys((cell["architecture"], cell["data"]) for cell in found):
         own = [cell for cell in found if (cell["architecture"], cell["data"]) == name]
         for rule in RULES:
             columns = [_points([cell["changes"][rule][k : k + 1] for cell in own]) for k in range(counts)]
             rows.append([" ".join(name), rule, *columns, f"{mean(cell['seconds'][rule] for cell in own):.0f}"])
-    told = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"Change of accuracy on test data in points when so many blocks go.\n\n{told}\n\n{_verdict(found)}"
+    return f"Change of accuracy on test data in points when so many blocks go.\n\n{as_table(rows)}\n\n{_verdict(found)}"
 
 
 def _points(changes: list[list[float | None]]) -> str:
-    """Return mean and deviation over seeds, in points; a dash where no seed has a value."""
-    values = [100 * value for one in changes for value in one if value is not None]
-    if not values:
-        return "-"
-    return f"{mean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    """Return mean and deviation over seeds, in points."""
+    return spread([100 * value for one in changes for value in one if value is not None], "+.2f")
 
 
 def _verdict(found: list[dict[str, Any]]) -> str:

@@ -25,10 +25,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import fmean, median, stdev
+from statistics import median
 from typing import Any
 
 import numpy as np
+from baselines import count, last_layer, normalized
+from markdown import spread
 from trained_networks import drawn, network, splits
 
 import graphmod as gm
@@ -39,8 +41,7 @@ from graphmod.methods.deeparc.weaken import weaken
 from graphmod.methods.repair import faults, repair, units
 from graphmod.methods.repair.patching import sound_values, values
 from graphmod.methods.repair.suspicion import suspects
-from graphmod.rewrite.region import find_regions
-from graphmod.train import Retrained, retrained, trained_weights
+from graphmod.train import Retrained, retrained
 from graphmod.train.losses import cross_entropy
 
 NAME = "repair"
@@ -135,7 +136,7 @@ CPU seconds of what came before it."""
 def method(name: str, healthy: gm.Model, parts: gm.Splits, rng: np.random.Generator) -> Method:
     """Return a baseline: from a fault and a learning rate to a training and the weights that it may change."""
     blocks = deeparc.residual_blocks(healthy)
-    last = units(healthy)[-1].place
+    last = last_layer(healthy)
     places: dict[str, list[Any] | None] = {
         "full": None,
         "full, epochs": None,
@@ -157,7 +158,7 @@ def method(name: str, healthy: gm.Model, parts: gm.Splits, rng: np.random.Genera
         if name == "faithful":
             found = list(locate(weak, gm.load(healthy.proto()), parts))
         elif name == "norm":
-            weak, found = normalized(weak, parts)
+            weak, found = normalized(weak, parts.train)
         before = time.process_time() - start
         touched = healthy.n_weights if found is None else count(weak, found)
         return retrained(weak, parts, found, **training), touched, before
@@ -168,19 +169,6 @@ def method(name: str, healthy: gm.Model, parts: gm.Splits, rng: np.random.Genera
 def epochs_of(steps: int, parts: gm.Splits) -> int:
     """Return epochs of so many steps or a few more."""
     return -(-steps * BATCH // len(parts.train))
-
-
-def normalized(model: gm.Model, parts: gm.Splits) -> tuple[gm.Model, list[Any]]:
-    """Return a network with normalisations that can be trained, and the selector of these."""
-    if any(operator.op_type == "LayerNormalization" for operator in model.operators):
-        return model, ["LayerNormalization"]
-    return gm.unfuse(model, parts.train[:512]), ["BatchNormalization"]
-
-
-def count(model: gm.Model, places: Sequence[Any]) -> int:
-    """Return how many weights some places have."""
-    regions = [region for place in places for region in find_regions(model, place)]
-    return sum(model.tensors[name].size for name in trained_weights(model, regions))
 
 
 def best_rate(one: Method, fault: Fault, quick: bool) -> float:
@@ -315,12 +303,7 @@ def cells(runs: list[dict[str, Any]]) -> list[str]:
     return [
         f"{len(held)} of {len(runs)}",
         f"{median(run['seconds'] for run in held):.2f}" if held else "not reached",
-        *(spread(one) if one else "–" for one in shares),
-        spread([run["recovered"] for run in runs]),
-        spread([run["touched"] for run in runs]),
+        *(spread([100 * share for share in one], unit=" %") for one in shares),
+        spread([100 * run["recovered"] for run in runs], unit=" %"),
+        spread([100 * run["touched"] for run in runs], unit=" %"),
     ]
-
-
-def spread(values: list[float]) -> str:
-    """Return mean and deviation of shares, in percent."""
-    return f"{fmean(values):.1%} ± {stdev(values) if len(values) > 1 else 0:.1%}"

@@ -12,12 +12,14 @@
 from __future__ import annotations
 
 import warnings
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import DATASETS, Parts
+from markdown import spread
+from markdown import table as as_table
 from trained_networks import drawn, network, splits, train
 
 import graphmod as gm
@@ -140,10 +142,10 @@ def table(found: list[dict[str, Any]]) -> str:
         removal.append([name, *(_told([_points(c["removal"][key]) for c in cells]) for key in found[0]["removal"])])
         criteria.append([name, *(_told([c["correlation"][key] for c in cells]) for key in found[0]["correlation"])])
     texts = [
-        f"Modularity by threshold.\n\n{_markdown(modules)}",
-        f"Points of probe accuracy from one boundary to the next.\n\n{_markdown(properties)}",
-        f"Change of accuracy in points, a block at a time, within modules and where two meet.\n\n{_markdown(removal)}",
-        f"Rank correlation of each criterion with the true loss.\n\n{_markdown(criteria)}",
+        f"Modularity by threshold.\n\n{as_table(modules)}",
+        f"Points of probe accuracy from one boundary to the next.\n\n{as_table(properties)}",
+        f"Change of accuracy in points, a block at a time, within modules and where two meet.\n\n{as_table(removal)}",
+        f"Rank correlation of each criterion with the true loss.\n\n{as_table(criteria)}",
     ]
     with_trends = [cell["trends"] for cell in found if "trends" in cell]
     if with_trends:
@@ -153,22 +155,14 @@ def table(found: list[dict[str, Any]]) -> str:
                 _told([one[key][what] for one in with_trends], 4) for what in ("slope", "correlation", "p_value")
             )
             trends.append([key, *columns])
-        texts.append(f"Trends, ResNets on the digits.\n\n{_markdown(trends)}")
+        texts.append(f"Trends, ResNets on the digits.\n\n{as_table(trends)}")
     return "\n\n".join(texts)
 
 
-def _points(change: float | None) -> float:
-    return float("nan") if change is None else 100 * change
+def _points(change: float | None) -> float | None:
+    return None if change is None else 100 * change
 
 
-def _told(values: list[float], digits: int = 2) -> str:
-    """Return mean and deviation over seeds; a dash where none has a value."""
-    known = [value for value in values if value is not None and not np.isnan(value)]
-    if not known:
-        return "-"
-    return f"{mean(known):.{digits}f}" + (f" ± {stdev(known):.{digits}f}" if len(known) > 1 else "")
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+def _told(values: list[float | None], digits: int = 2) -> str:
+    """Return mean and deviation over the seeds that have a value."""
+    return spread([None if value is None or np.isnan(value) else value for value in values], f".{digits}f")

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from markdown import spread
+from markdown import table as as_table
 from trained_networks import drawn, network, splits
 
 import graphmod as gm
@@ -28,6 +30,7 @@ from graphmod.methods.deeparc.sparsity import n_parameters, prune_retrain, short
 from graphmod.methods.skipping import skip
 
 NAME = "sparsity"
+WAYS = ("DeepArc", "ours", "random")
 SCHEDULES = ("lamp", "global", "uniform_plus", "erk")
 REMAINING = {"resnet44": 0.1, "vit12": 0.2}
 MAY_LOSE = 0.01
@@ -127,28 +130,27 @@ def _run(
 
 def table(found: list[Found]) -> str:
     """Return a line a network and schedule, and the mean of all runs that reached the target."""
-    lines = [
-        "| network | schedule | original: time (iterations) | DeepArc | change | ours | change | random | change |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    rows = [
+        ["network", "schedule", "original: time (iterations)", *(one for way in WAYS for one in (way, "change"))],
     ]
-    told: dict[str, list[float]] = {"DeepArc": [], "ours": [], "random": []}
+    told: dict[str, list[float]] = {way: [] for way in WAYS}
     for architecture, data in dict.fromkeys((one["architecture"], one["data"]) for one in found):
         cells = [one for one in found if (one["architecture"], one["data"]) == (architecture, data)]
-        network_ = f"{architecture}, {data}: {cells[0]['remaining']:.0%}, test {_mean(c['test'] for c in cells):.1%}"
+        test = statistics.fmean(one["test"] for one in cells)
+        network_ = f"{architecture}, {data}: {cells[0]['remaining']:.0%}, test {test:.1%}"
         for schedule in dict.fromkeys(run["schedule"] for one in cells for run in one["runs"]):
-            by_way = {way: _of(cells, way, schedule) for way in ("original", "DeepArc", "ours", "random")}
+            by_way = {way: _of(cells, way, schedule) for way in ("original", *WAYS)}
             columns = [_side(by_way["original"])]
-            for way in ("DeepArc", "ours", "random"):
+            for way in WAYS:
                 changes = _changes(by_way["original"], by_way[way])
-                columns += [_side(by_way[way]), _spread(changes)]
+                columns += [_side(by_way[way]), _percent(changes)]
                 told[way] += changes
-            lines.append(f"| {network_} | {schedule} | " + " | ".join(columns) + " |")
+            rows.append([network_, schedule, *columns])
             network_ = ""
     missed = {way: [run["reached"] for one in found for run in one["runs"] if run["way"] == way].count(False)
               for way in ("original", *told)}  # fmt: skip
-    sides = (f"{missed[way]} missed it | {_spread(changes)}" for way, changes in told.items())
-    lines.append(f"| all | | {missed['original']} missed it | " + " | ".join(sides) + " |")
-    return "\n".join(lines)
+    sides = [side for way, changes in told.items() for side in (f"{missed[way]} missed it", _percent(changes))]
+    return as_table([*rows, ["all", "", f"{missed['original']} missed it", *sides]])
 
 
 def _of(cells: list[Found], way: str, schedule: str) -> list[Found]:
@@ -171,15 +173,8 @@ def _side(runs: list[Found]) -> str:
     seconds, iterations = (statistics.median(run[key] for run in runs) for key in ("seconds", "iterations"))
     missed = sum(not run["reached"] for run in runs)
     note = f", {missed} of {len(runs)} missed it" if missed else ""
-    return f"{seconds:.1f} s ({iterations:g}), {_mean(run['test'] for run in runs):.1%}{note}"
+    return f"{seconds:.1f} s ({iterations:g}), {statistics.fmean(run['test'] for run in runs):.1%}{note}"
 
 
-def _mean(values: Any) -> float:
-    return statistics.fmean(values)
-
-
-def _spread(changes: list[float]) -> str:
-    if not changes:
-        return ""
-    spread = statistics.stdev(changes) if len(changes) > 1 else 0.0
-    return f"{100 * statistics.fmean(changes):+.0f} ± {100 * spread:.0f} %"
+def _percent(changes: list[float]) -> str:
+    return spread([100 * change for change in changes], "+.0f", " %")
