@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data import Data
-from graphmod.errors import RefusedError
 from graphmod.methods.skipping import outputs_without
 from graphmod.model import Model
+from graphmod.registry import Registry
 from graphmod.rewrite import Region
 from graphmod.train.retrain import logits
 
@@ -62,27 +62,10 @@ class Evidence:
 Criterion = Callable[[Evidence], Scores]
 """Returns an array of shape (blocks,), finite, larger for blocks that are missed more."""
 
-CRITERIA: dict[str, Criterion] = {}
+CRITERIA: Registry[Criterion] = Registry("a criterion")
 """All criteria by name."""
 
-
-def criterion(name: str) -> Callable[[Criterion], Criterion]:
-    """Register a criterion.
-
-    Raises
-    ------
-    RefusedError
-        Another module has registered one of that name.
-    """
-
-    def register(function: Criterion) -> Criterion:
-        known = CRITERIA.get(name, function)
-        if known.__module__ != function.__module__:
-            raise RefusedError(f"there is a criterion '{name}' in {known.__module__}; choose another name")
-        CRITERIA[name] = function
-        return function
-
-    return register
+criterion = CRITERIA.register
 
 
 def log_softmax(outputs: NDArray[np.generic]) -> Scores:

@@ -19,6 +19,7 @@ from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import subgraph
 from graphmod.model import Model
 from graphmod.pytorch import to_torch
+from graphmod.registry import Registry
 from graphmod.rewrite import rebatch
 from graphmod.train.retrain import logits
 
@@ -50,17 +51,10 @@ class Setting:
 Attack = Callable[[Any, Any, Setting], Any]
 """From the toolbox's module of attacks, a classifier and a setting to an attack of the toolbox."""
 
-ATTACKS: dict[str, Attack] = {}
+ATTACKS: Registry[Attack] = Registry("an attack")
+"""All attacks by name."""
 
-
-def attack_method(name: str) -> Callable[[Attack], Attack]:
-    """Register an attack."""
-
-    def register(attack: Attack) -> Attack:
-        ATTACKS[name] = attack
-        return attack
-
-    return register
+attack_method = ATTACKS.register
 
 
 @attack_method("fgsm")

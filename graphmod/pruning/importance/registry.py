@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
-from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.errors import InvalidDataError
 from graphmod.pruning.groups import Group, Groups
+from graphmod.registry import Registry
 
 Scores = NDArray[np.float64]
 
@@ -82,27 +83,10 @@ def _drawn(evidence: Evidence) -> Data:
 Importance = Callable[[Group, Evidence], Scores]
 """Returns an array of shape (n_units,), finite, at least 0, larger for units that matter more."""
 
-IMPORTANCE: dict[str, Importance] = {}
+IMPORTANCE: Registry[Importance] = Registry("an importance")
 """All importances by name."""
 
-
-def importance(name: str) -> Callable[[Importance], Importance]:
-    """Register an importance.
-
-    Raises
-    ------
-    RefusedError
-        Another module has registered one of that name.
-    """
-
-    def register(function: Importance) -> Importance:
-        known = IMPORTANCE.get(name, function)
-        if known.__module__ != function.__module__:
-            raise RefusedError(f"there is an importance '{name}' in {known.__module__}; choose another name")
-        IMPORTANCE[name] = function
-        return function
-
-    return register
+importance = IMPORTANCE.register
 
 
 def by_unit(units: NDArray[np.int64], by_index: Scores, n_units: int) -> Scores:
