@@ -7,7 +7,8 @@ import pytest
 from small_networks import samples, trained
 
 import graphmod as gm
-from graphmod.methods.deeparc.repair import agreement, locate
+from graphmod.methods.deeparc.agreement import agreement
+from graphmod.methods.deeparc.repair import locate
 from graphmod.methods.deeparc.weaken import matrices, weaken
 
 M = gm.load(gm.demo.model_path())

@@ -8,20 +8,17 @@ attacks. The top blocks learn to give, at the last of them, the activations of t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphmod.data import PARTS, Data, Splits, as_splits, fixed_batch
+from graphmod.data import PARTS, Data, Splits, as_splits
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import Block
-from graphmod.methods.deeparc.residual_sums import residual_blocks, residual_sums
-from graphmod.methods.deeparc.similarity import BATCH_SIZE
+from graphmod.methods.deeparc.agreement import agreement, falls
+from graphmod.methods.deeparc.residual_sums import residual_blocks
 from graphmod.model import Model
-from graphmod.probe import stream
-from graphmod.probe.similarity import cka, hsic_of_batch
 from graphmod.rewrite import Region
 from graphmod.train import Imitation, Retrained, retrained, trained_weights
 
@@ -36,18 +33,8 @@ def vulnerability(model: Model, clean: Data, attacked: Mapping[str, Data]) -> ND
     attacked : mapping of str to Data
         By attack; row i is made of row i of ``clean``.
     """
-    names = residual_sums(model)
-    total = np.zeros(len(names))
-    for data in attacked.values():
-        sums = [np.zeros((2, 2)) for _ in names]
-        unit = fixed_batch(model) or 1
-        both = (stream(model, one, names, BATCH_SIZE, unit=unit) for one in (clean, data))
-        for (_, first), (_, second) in zip(*both, strict=True):
-            for one, name in zip(sums, names, strict=True):
-                one += hsic_of_batch([first[name], second[name]])
-        found = [1.0, *(cka(one)[0, 1] for one in sums)]
-        total += [before - after for before, after in pairwise(found)]
-    return total
+    drops = np.array([falls(agreement(model, model, clean, data)) for data in attacked.values()])
+    return np.asarray(drops.sum(axis=0))
 
 
 def top_blocks(model: Model, scores: NDArray[np.float64], share: float) -> list[Block]:

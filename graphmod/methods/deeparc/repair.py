@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from math import lcm
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from graphmod.data import Data, Splits, as_splits, fixed_batch
+from graphmod.data import Splits, as_splits
 from graphmod.graph import Block
+from graphmod.methods.deeparc.agreement import agreement, falls
 from graphmod.methods.deeparc.decompose import decompose
 from graphmod.methods.deeparc.residual_sums import residual_blocks, residual_sums
-from graphmod.methods.deeparc.similarity import BATCH_SIZE, similarity
+from graphmod.methods.deeparc.similarity import similarity
 from graphmod.model import Model
-from graphmod.probe import stream
-from graphmod.probe.similarity import cka, hsic_of_batch
 from graphmod.train import Retrained, retrained
-
-
-def agreement(model: Model, healthy: Model, data: Data, *, batch_size: int = BATCH_SIZE) -> NDArray[np.float64]:
-    """Return, for every residual sum, the CKA between what two networks of one graph make there.
-
-    Parameters
-    ----------
-    model, healthy : Model
-    data : Data
-        Samples; targets are not used.
-    batch_size : int
-
-    Examples
-    --------
-    >>> import graphmod as gm
-    >>> m = gm.load(gm.demo.model_path())
-    >>> bool((agreement(m, m, gm.demo.splits().calibration) > 0.999).all())
-    True
-    """
-    names = residual_sums(model)
-    unit = lcm(*(fixed_batch(one) or 1 for one in (model, healthy)))
-    sums = [np.zeros((2, 2)) for _ in names]
-    both = (stream(one, data, names, batch_size, unit=unit) for one in (model, healthy))
-    for (_, weak), (_, sound) in zip(*both, strict=True):
-        for total, name in zip(sums, names, strict=True):
-            total += hsic_of_batch([weak[name], sound[name]])
-    return np.array([cka(total)[0, 1] for total in sums])
 
 
 def locate(model: Model, healthy: Model, data: Splits, *, threshold: float = 0.95, seed: int = 0) -> list[Block]:
@@ -61,14 +30,17 @@ def locate(model: Model, healthy: Model, data: Splits, *, threshold: float = 0.9
     threshold : float
         Of the decomposition into modules.
     seed : int
+
+    Raises
+    ------
+    RefusedError
+        The networks have other residual sums, or the first axis of one is not the batch.
     """
-    found = agreement(model, healthy, data.train)
-    falls = [before - after for before, after in pairwise([1.0, *found])]
+    worst = residual_sums(model)[int(np.argmax(falls(agreement(model, healthy, data.train))))]
     modules = decompose(similarity(healthy, data.train, seed=seed), threshold)
-    names = residual_sums(model)
-    worst = names[int(np.argmax(falls))]
     module = next(one for one in modules.modules if worst in one.boundaries)
-    return [block for name, block in zip(names, residual_blocks(model), strict=True) if name in module.boundaries]
+    pairs = zip(residual_sums(model), residual_blocks(model), strict=True)
+    return [block for name, block in pairs if name in module.boundaries]
 
 
 def repair(
