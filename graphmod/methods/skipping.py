@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
-from graphmod.errors import RefusedError
+from graphmod.errors import InvalidDataError
 from graphmod.graph import Block, subgraph
 from graphmod.model import Model
-from graphmod.probe import predict, stream
+from graphmod.probe import gathered, predict
 from graphmod.rewrite import Region
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.region import bridge, check_passes_through
@@ -95,30 +95,27 @@ def outputs_without(
     Raises
     ------
     RefusedError
-        The first axis at a region's entry is not the batch.
+        The first axis at a region's entry, or of the output, is not the batch.
+    InvalidDataError
+        The number of samples is no multiple of what the model's inputs fix.
     """
     wanted = output or model.main_output
     entries = list(dict.fromkeys(region.entry for region in regions))
     unit = fixed_batch(model) or 1
+    if len(data) % unit:
+        raise InvalidDataError(
+            f"the model takes {unit} samples at a time and the data has {len(data)}; leave {len(data) % unit} out"
+        )
     size = sum(4 * model.tensors[name].size for name in entries if name in model.tensors)
     whole: list[Array] = []
     without: list[list[Array]] = [[] for _ in regions]
-    suffixes: dict[str, Model] = {}
     for chunk in data.batches(max(unit, _BUDGET // max(1, size)), unit):
-        batches = [values for _, values in stream(model, chunk, list(dict.fromkeys([*entries, wanted])), 256)]
-        values = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        values = gathered(model, chunk, [*entries, wanted])
         whole.append(values[wanted])
         for place, (region, found) in enumerate(zip(regions, without, strict=True)):
-            activations = values[region.entry]
-            if len(activations) != len(chunk):
-                raise RefusedError(
-                    f"the first axis of '{region.entry}' is not the batch, so nothing can stand in for what follows"
-                )
-            instead = activations if stand_ins is None else stand_ins[place](activations)
-            if region.exit != wanted:
-                if region.exit not in suffixes:
-                    suffixes[region.exit] = subgraph(model, [region.exit], [wanted])
-                suffix = suffixes[region.exit]
+            instead = values[region.entry] if stand_ins is None else stand_ins[place](values[region.entry])
+            if region.exit != wanted:  # its session is not kept: those of all regions hold most weights many times
+                suffix = subgraph(model, [region.exit], [wanted])
                 shared = {name: chunk.inputs[name] for name in suffix.inputs if name in chunk.inputs}
                 instead = predict(suffix, Data({**shared, region.exit: instead}), output=wanted)
             found.append(instead)

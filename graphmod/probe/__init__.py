@@ -5,7 +5,7 @@ from graphmod.probe.latency import Latency, block_latency, latency, least_latenc
 from graphmod.probe.moments import Moments, moments
 from graphmod.probe.operator_latency import Clusters, LatencyTable, Signature, clusters, signature
 from graphmod.probe.similarity import Similarity, cka, similarity
-from graphmod.probe.stream import stream
+from graphmod.probe.stream import gathered, stream
 
 __all__ = [
     "Clusters",
@@ -18,6 +18,7 @@ __all__ = [
     "block_latency",
     "cka",
     "clusters",
+    "gathered",
     "latency",
     "least_latency",
     "moments",

@@ -130,6 +130,23 @@ def stream(
         yield batch, {name: computed[name] if name in computed else batch.inputs[name] for name in wanted}
 
 
+def gathered(model: Model, data: Data, tensors: Sequence[str], batch_size: int = 256) -> dict[str, Array]:
+    """Return tensors for all samples, each of shape (samples, ...).
+
+    Raises
+    ------
+    RefusedError
+        The first axis of one is not the batch.
+    """
+    batches = [values for _, values in stream(model, data, tensors, batch_size, by_sample=True)]
+    folded = next((name for name in tensors if name not in batches[0]), None)
+    if folded is not None:
+        raise RefusedError(
+            f"the first axis of '{folded}' is not the batch, so samples have no values of their own there"
+        )
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in tensors}
+
+
 def _few(data: Data) -> int:
     """Return a small number of samples that no other axis of the inputs has."""
     sizes = {size for array in data.inputs.values() for size in array.shape[1:]}

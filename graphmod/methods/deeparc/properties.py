@@ -20,7 +20,7 @@ from graphmod.methods.deeparc.linear_probe import RIDGE, fit_probe
 from graphmod.methods.drawing import drawn
 from graphmod.model import Model
 from graphmod.modules import ModuleMap
-from graphmod.probe import stream
+from graphmod.probe import gathered
 
 PROPERTIES = ("fitting", "separability", "robustness")
 
@@ -125,7 +125,7 @@ def properties(
     labels = [check_labels(model, part) for part in parts]
     found = []
     for group in _groups(model, names, sum(map(len, parts))):
-        values = [_activations(model, part, group) for part in parts]
+        values = [gathered(model, part, group) for part in parts]
         for name in group:
             probe = fit_probe(values[0][name], labels[0], ridge)
             found.append([probe.accuracy(seen[name], own) for seen, own in zip(values, labels, strict=True)])
@@ -150,15 +150,6 @@ def _groups(model: Model, names: Sequence[str], n: int) -> Iterator[list[str]]:
     sizes = np.cumsum([4 * n * model.tensors[name].size if name in model.tensors else 0 for name in names])
     for _, own in groupby(zip(names, sizes // _BUDGET, strict=True), key=lambda pair: pair[1]):
         yield [name for name, _ in own]
-
-
-def _activations(model: Model, data: Data, names: Sequence[str]) -> dict[str, NDArray[np.generic]]:
-    batches = [values for _, values in stream(model, data, names, 256)]
-    found = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
-    folded = next((name for name, value in found.items() if len(value) != len(data)), None)
-    if folded is not None:
-        raise RefusedError(f"the first axis of '{folded}' is not the batch, so no sample has a representation there")
-    return found
 
 
 def _mean(values: NDArray[np.float64]) -> float:

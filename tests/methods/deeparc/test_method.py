@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from networks import residual, samples
@@ -10,9 +12,10 @@ from scipy.stats import norm
 from sklearn.linear_model import Ridge
 
 import graphmod as gm
-from graphmod.methods import deeparc
+from graphmod.methods import deeparc, skipping
 from graphmod.methods.skipping import outputs_without, skip
 from graphmod.modules import Module, ModuleMap
+from graphmod.probe import predict
 from graphmod.rewrite import Region
 
 
@@ -136,6 +139,45 @@ def test_a_stand_in_takes_the_regions_place(model):
     entry = model.run(data.inputs, [block.entry])[block.entry]
     behind = gm.extract(model, block.exit, "y")
     np.testing.assert_allclose(found, behind.run({block.exit: 2 * entry})["y"], rtol=1e-5, atol=1e-5)
+
+
+TIME_FIRST = """(float[n,6,4] x) => (float[n,3] y) {
+    t = Transpose<perm=[1,0,2]>(x)  h0 = Tanh(t)  u = MatMul(h0, a)  h1 = Add(u, h0)
+    g = ReduceMean<axes=[0], keepdims=0>(h1)  y = MatMul(g, q) }"""
+
+
+@pytest.mark.parametrize("n", [6, 40])
+def test_an_axis_of_time_is_no_axis_of_samples_however_many_there_are(n):
+    rng = np.random.default_rng(0)
+    model = net(TIME_FIRST, {name: rng.normal(size=(4, k)).astype(np.float32) for name, k in (("a", 4), ("q", 3))})
+    part = gm.Data({"x": rng.normal(size=(n, 6, 4)).astype(np.float32)}, np.arange(n) % 3)
+    (block,) = deeparc.residual_blocks(model)
+    with pytest.raises(gm.RefusedError, match="'h0' is not the batch"):
+        outputs_without(model, [Region(block.entry, block.exit)], part)
+    with pytest.raises(gm.RefusedError, match="'h1' is not the batch"):
+        deeparc.properties(model, gm.Splits(part, part, part), modules_of(model, 1))
+
+
+def test_no_sample_is_left_out_in_silence(model):
+    with pytest.raises(gm.InvalidDataError, match="takes 5 samples at a time and the data has 13; leave 3 out"):
+        outputs_without(gm.rebatch(model, 5), [], samples(model).test[:13])
+
+
+def test_sessions_behind_regions_are_not_kept_open(model, monkeypatch):
+    blocks = [block for block in deeparc.residual_blocks(model) if deeparc.is_skippable(model, block)]
+    alive: list[weakref.ref[gm.Model]] = []
+    most = 0
+
+    def watched(part, data, **options):
+        nonlocal most
+        alive.append(weakref.ref(part))
+        most = max(most, sum(one() is not None for one in alive))
+        return predict(part, data, **options)
+
+    monkeypatch.setattr(skipping, "predict", watched)
+    outputs_without(model, [Region(block.entry, block.exit) for block in blocks], samples(model).test)
+    assert len(alive) == len(blocks) > 3
+    assert most <= 2
 
 
 @pytest.mark.parametrize(("n", "features"), [(80, 7), (30, 60)])
