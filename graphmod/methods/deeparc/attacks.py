@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -130,10 +129,10 @@ def attack(
     Raises
     ------
     RefusedError
-        There is no such attack, an argument is out of range, the model has another signature, or the package
-        adversarial-robustness-toolbox is missing.
+        There is no such attack, an argument is out of range, the model has another signature, no gradient
+        reaches its input, or the package adversarial-robustness-toolbox is missing.
     InvalidDataError
-        The data does not fit, or all its values are the same.
+        The data does not fit, all its values are the same, or some lie outside of the bounds.
 
     Examples
     --------
@@ -151,20 +150,46 @@ def attack(
     low, high = bounds if bounds is not None else (float(x.min()), float(x.max()))
     if not low < high:
         raise InvalidDataError(f"values of the samples lie between {low} and {high}; give bounds=(low, high)")
+    if x.min() < np.float32(low) or x.max() > np.float32(high):
+        raise InvalidDataError(f"the samples have values from {x.min():g} to {x.max():g}, outside of bounds={bounds}")
     largest = _EPS_SHARE * (high - low) if eps is None else eps
-    free = model if fixed_batch(model) is None else rebatch(model)
-    net = to_torch(subgraph(free, [name], [logits(free)]), dtype=torch.float32)
     evasion, estimators = _toolbox()
-    n_classes = model.n_classes or int(labels.max()) + 1
+    net = _network(model, name)
+    found = net(torch.tensor(x[:1], requires_grad=True))
+    if not found.requires_grad:
+        raise RefusedError(
+            f"no gradient reaches input '{name}', and attacks follow it; an operator such as ArgMax or a tree has none"
+        )
+    n_classes = found.shape[1]
     classifier = estimators.PyTorchClassifier(
-        net.eval(), torch.nn.CrossEntropyLoss(), x.shape[1:], n_classes, clip_values=(low, high), device_type="cpu"
+        net, torch.nn.CrossEntropyLoss(), x.shape[1:], n_classes, clip_values=(low, high), device_type="cpu"
     )
     setting = Setting(largest, steps, batch_size, n_classes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        found = ATTACKS[method](evasion, classifier, setting).generate(x, np.eye(n_classes)[labels])
-    near = np.clip(found, x - largest, x + largest).clip(low, high)
+        moved = ATTACKS[method](evasion, classifier, setting).generate(x, np.eye(n_classes)[labels])
+    near = np.clip(moved, x - largest, x + largest).clip(low, high)
     return Data({name: near.astype(samples.inputs[name].dtype)}, samples.targets)
+
+
+class _Classifier(torch.nn.Module):
+    """A network that takes single precision and gives logits of shape (samples, classes) in it, as the toolbox does."""
+
+    def __init__(self, net: torch.nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._net, self._dtype = net, dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self._net(x.to(self._dtype))
+        return found.flatten(1).float()
+
+
+def _network(model: Model, name: str) -> _Classifier:
+    """Return a model of one input, for any number of samples, up to its logits."""
+    free = model if fixed_batch(model) is None else rebatch(model)
+    net = to_torch(subgraph(free, [name], [logits(free)]), dtype=torch.float32)
+    dtype = torch.float64 if model.inputs[name].dtype == np.float64 else torch.float32
+    return _Classifier(net, dtype).eval().requires_grad_(False)
 
 
 def _check(model: Model, method: str, eps: float | None, steps: int, batch_size: int) -> None:
@@ -187,6 +212,7 @@ def _toolbox() -> tuple[Any, Any]:
     RefusedError
         It is not installed.
     """
-    if find_spec("art") is None:
-        raise RefusedError(f"attacks need the package adversarial-robustness-toolbox: {INSTALL}")
-    return import_module("art.attacks.evasion"), import_module("art.estimators.classification")
+    try:
+        return import_module("art.attacks.evasion"), import_module("art.estimators.classification")
+    except ImportError as error:  # another package is called art, too
+        raise RefusedError(f"attacks need the package adversarial-robustness-toolbox ({error}): {INSTALL}") from error

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from onnx import numpy_helper as values
+from planted import net
 
 import graphmod as gm
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.methods.deeparc import ATTACKS, attack
-from graphmod.methods.deeparc import attacks as module
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +78,49 @@ def test_bad_arguments_are_refused_in_a_sentence(demo: tuple[gm.Model, gm.Data])
         attack(linear(), (np.ones((2, 2), np.float32), np.array([0, 1])))
 
 
+@pytest.mark.parametrize("name", ["art", "art.attacks.evasion"])  # there is another package of that name
 def test_a_missing_package_is_named_with_what_installs_it(
-    demo: tuple[gm.Model, gm.Data], monkeypatch: pytest.MonkeyPatch
+    demo: tuple[gm.Model, gm.Data], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(module, "find_spec", _nothing)
+    for loaded in [one for one in sys.modules if one.startswith(name)]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RefusedError, match=r'pip install "graphmod\[attacks\]"'):
         attack(*demo)
 
 
-def _nothing(name: str) -> None:
-    assert name == "art"
+POOLED = "(float[n,3,4,4] x) => (float[n,2,1,1] y) { c = Conv(x, w)  y = GlobalAveragePool(c) }"
+DOUBLE = "(double[n,3] x) => (double[n,2] y) { y = MatMul(x, w) }"
+SYMBOLIC = "(float[n,3] x) => (float[n,classes] y) { y = MatMul(x, w) }"
+
+
+@pytest.mark.parametrize("method", ["fgsm", "pgd", "deepfool"])
+@pytest.mark.parametrize(
+    ("text", "shape", "dtype"),
+    [(POOLED, (2, 3, 1, 1), np.float32), (DOUBLE, (3, 2), np.float64), (SYMBOLIC, (3, 2), np.float32)],
+    ids=["pooled", "double", "symbolic"],
+)
+def test_whatever_the_logits_shape_and_the_type(
+    method: str, text: str, shape: tuple[int, ...], dtype: type[np.floating]
+) -> None:
+    rng = np.random.default_rng(0)
+    model = net(text, {"w": rng.normal(size=shape).astype(dtype)})
+    x = rng.normal(size=(20, 3, 4, 4) if text is POOLED else (20, 3)).astype(dtype)
+    y = model.run({"x": x})["y"].reshape(20, 2).argmax(1)
+    found = attack(model, (x, y), method, eps=0.5)
+    assert found.inputs["x"].dtype == dtype
+    assert gm.accuracy(model, found) < 0.9
+
+
+def test_what_has_no_gradient_is_refused() -> None:
+    text = "(float[n,3] x) => (float[n,3] y) { h = Round(x)  i = Cast<to=7>(h)  f = Cast<to=1>(i)  y = MatMul(f, w) }"
+    model = net(text, {"w": np.eye(3, dtype=np.float32)})
+    x = np.eye(3, dtype=np.float32)
+    with pytest.raises(RefusedError, match="no gradient reaches input 'x'"):
+        attack(model, (x, np.arange(3)))
+
+
+def test_samples_outside_of_the_bounds_are_refused() -> None:
+    x = np.array([[0.5, 0.2], [0.1, 0.9]], np.float32)
+    with pytest.raises(InvalidDataError, match=r"from 0.1 to 0.9, outside of bounds=\(0.1, 0.8\)"):
+        attack(linear(), (x, np.array([0, 1])), bounds=(0.1, 0.8))
