@@ -19,6 +19,7 @@ from scipy.special import logsumexp
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import Block, boundaries, primary_input
+from graphmod.graph import blocks as block_tree
 from graphmod.methods.drawing import drawn
 from graphmod.methods.gain import rank_regions
 from graphmod.methods.tuning import Candidate, Tuned, TuningReport
@@ -96,8 +97,9 @@ def adapt(
         original's until it does not.
     target : float, optional
         Accuracy on shifted calibration data at which training stops.
-    blocks : block, path, selector, pair of tensors, or a sequence of these, optional
-        What is trained; if None, the region that promises most a second (:func:`graphmod.methods.gain.rank_regions`).
+    blocks : sequence of Block, str or (str, str), optional
+        What is trained, as in :func:`graphmod.retrain`; if None, the region that promises most a second
+        (:func:`graphmod.methods.gain.rank_regions`).
     epochs : int
         At most; each goes through the chosen samples once.
     learning_rate : float
@@ -129,7 +131,7 @@ def adapt(
     >>> tuned.report.after["shifted"] > tuned.report.before["shifted"], tuned.report.trained_share < 0.2
     (True, True)
     """
-    _check_arguments(share, max_drop, target)
+    _check_arguments(share, max_drop, target, batch_size, seed)
     start = process_time()
     clean = as_splits(model, data, seed, labels=True)
     moved = as_splits(model, shifted, seed, labels=True)
@@ -158,8 +160,10 @@ def adapt(
         seed=seed,
         progress=progress,
     )
+    start = process_time()
     tuned = _mixed(free, run.model, judge)
     found = tuned if free is model else write_back(model, to_torch(tuned))
+    mixing = process_time() - start
     names = trained_weights(model, regions)
     n_trained = sum(model.constants[name].size for name in names if name in model.constants)
     settings = {
@@ -167,7 +171,7 @@ def adapt(
         "batch_size": batch_size, "seed": seed, "samples": len(lesson.data),
     }  # fmt: skip
     report = TuningReport(
-        blocks=ranking[0].blocks if ranking else tuple(f"{one.entry}..{one.exit}" for one in regions),
+        blocks=ranking[0].blocks if ranking else _named(model, regions),
         entry=regions[0].entry,
         exit=regions[-1].exit,
         weights_trained=n_trained,
@@ -175,10 +179,10 @@ def adapt(
         seconds={
             "analysis": analysis + run.seconds["import"],
             "caching": run.seconds["caching"],
-            "training": run.seconds["training"],
+            "training": run.seconds["training"] + mixing,
         },
-        before=_accuracies(model, clean, moved),
-        after=_accuracies(found, clean, moved),
+        before=_accuracies(free, clean, moved),
+        after=_accuracies(tuned, clean, moved),
         ranking=ranking,
         settings=settings,
         history=tuple(replace(check, seconds=check.seconds + analysis) for check in run.history),
@@ -186,13 +190,15 @@ def adapt(
     return Tuned(found, report, model)
 
 
-def _check_arguments(share: float, max_drop: float, target: float | None) -> None:
+def _check_arguments(share: float, max_drop: float, target: float | None, batch_size: int, seed: int) -> None:
     if not 0 < share <= 1:
         raise RefusedError(f"share={share} is out of range; it is a share of the weights above 0 and at most 1")
     if not 0 <= max_drop < 1:
         raise RefusedError(f"max_drop={max_drop} is out of range; it is a share of the accuracy between 0 and 1")
     if target is not None and not 0 < target <= 1:
         raise RefusedError(f"target={target} is out of range; it is an accuracy above 0 and at most 1")
+    if batch_size < 1 or seed < 0:
+        raise RefusedError(f"batch_size={batch_size} or seed={seed} is out of range; the least are 1 and 0")
 
 
 def _check_classes(clean: Splits, moved: Splits) -> None:
@@ -209,7 +215,7 @@ def _labels(data: Data) -> NDArray[np.int64]:
 
 
 def _regions(model: Model, blocks: Place | Sequence[Place], share: float) -> list[Region]:
-    """Return what is trained.
+    """Return what is trained, in the network's order.
 
     Raises
     ------
@@ -225,7 +231,13 @@ def _regions(model: Model, blocks: Place | Sequence[Place], share: float) -> lis
             f"the blocks have {size:,} of the {model.n_weights:,} weights, more than share={share}; name fewer or give "
             "a larger share"
         )
-    return found
+    return sorted(found, key=lambda region: model.producer[region.exit])
+
+
+def _named(model: Model, regions: Sequence[Region]) -> tuple[str, ...]:
+    """Return the paths of regions that are blocks, and the tensors around the others."""
+    known = {(block.entry, block.exit): block.path for block in block_tree(model).walk() if block.path}
+    return tuple(known.get((one.entry, one.exit), f"{one.entry}..{one.exit}") for one in regions)
 
 
 def _tried(

@@ -74,7 +74,8 @@ def rank_regions(model: Model, data: Data, share: float = 0.2, *, loss: Loss | N
     Raises
     ------
     RefusedError
-        The share is out of range, or no run of the trunk has so few weights; there is but one sample.
+        The share is out of range, or no run of the trunk has so few weights; there is but one sample; or the model has
+        no weights that a gradient reaches.
 
     Examples
     --------
@@ -169,6 +170,8 @@ def _gains(model: Model, data: Data, loss: Loss | None) -> tuple[dict[str, float
         start = process_time()
         outputs = net(*(to_tensor(half.inputs[name]) for name in part.inputs))
         value = (loss or cross_entropy)(outputs, to_tensor(np.asarray(half.targets)))
+        if not value.requires_grad:
+            raise RefusedError("no gradient reaches a weight of the model, so nothing tells where it learns")
         net.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
         seconds = (process_time() - start) * 64 / len(half)

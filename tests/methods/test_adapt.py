@@ -70,6 +70,16 @@ def test_training_stops_at_the_target_and_trains_what_is_named(
     assert report.trained_share < tuned.report.trained_share
 
 
+def test_a_model_of_a_fixed_batch_is_measured_on_all_samples(case: tuple[gm.Model, gm.Splits, gm.Splits]) -> None:
+    model, data, moved = case
+    some, shifted_ = (gm.Splits(one.train[:60], one.calibration[:60], one.test[:60]) for one in (data, moved))
+    tuned = gm.adapt(gm.rebatch(model, 7), some, shifted_, blocks=["layer1.1", "layer1.0"], epochs=1)
+    assert tuned.model.inputs["image"].shape == (7, 1, 8, 8)
+    assert tuned.report.before["shifted"] == gm.accuracy(model, shifted_.test)
+    assert tuned.report.blocks == ("layer1.0", "layer1.1")
+    assert tuned.report.exit == gm.blocks(model)["layer1.1"].exit
+
+
 def test_partners_are_the_rows_themselves_or_of_the_class() -> None:
     clean = np.array([0, 1, 2, 0, 1, 2])
     moved = np.array([0, 1, 0, 0, 2, 2, 1])
@@ -99,7 +109,8 @@ def test_weights_that_lose_too_much_are_mixed_with_the_original(
 
 def test_bad_input_is_refused_in_a_sentence(case: tuple[gm.Model, gm.Splits, gm.Splits]) -> None:
     model, data, moved = case
-    for wrong in ({"share": 0}, {"share": 1.2}, {"max_drop": -0.1}, {"target": 0}, {"target": 1.5}):
+    ranges = {"share": (0, 1.2), "max_drop": (-0.1,), "target": (0, 1.5), "batch_size": (0,), "seed": (-1,)}
+    for wrong in ({name: value} for name, values in ranges.items() for value in values):
         with pytest.raises(RefusedError, match="out of range"):
             gm.adapt(model, data, moved, **wrong)
     with pytest.raises(RefusedError, match="more than share"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from planted import net
 
 import graphmod as gm
 from graphmod.errors import RefusedError
@@ -81,3 +82,10 @@ def test_bad_arguments_are_refused(case: tuple[gm.Model, gm.Data]) -> None:
         rank_regions(model, data, 1e-9)
     with pytest.raises(RefusedError, match="at least two"):
         rank_regions(model, data[:1])
+
+
+def test_a_network_without_weights_is_refused() -> None:
+    model = net("(float[n,3] x) => (float[n,3] y) { y = Relu(x) }", {})
+    data = gm.Data({"x": np.eye(3, dtype=np.float32)}, np.arange(3))
+    with pytest.raises(RefusedError, match="no gradient reaches a weight"):
+        rank_regions(model, data)
