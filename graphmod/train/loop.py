@@ -54,10 +54,10 @@ class Settings:
     progress: bool
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.seed < 0 or self.learning_rate <= 0 or min(self.patience, self.batch_size) < 1:
-            raise RefusedError(
-                "epochs and seed must be at least 0, patience and batch_size at least 1, learning_rate above 0"
-            )
+        if self.epochs < 0 or self.seed < 0 or min(self.patience, self.batch_size) < 1:
+            raise RefusedError("epochs and seed must be at least 0, patience and batch_size at least 1")
+        if not 0 < self.learning_rate < inf:
+            raise RefusedError(f"learning_rate={self.learning_rate} is out of range; it is a number above 0")
         if self.check_every is not None and self.check_every < 1:
             raise RefusedError("check_every must be at least 1 step")
 

@@ -41,6 +41,12 @@ def objective_of(
         if "taught" not in goals:
             return hard
         soft = goals["taught"]
+        if soft.shape[1:].numel() != outputs.shape[1:].numel():
+            raise RefusedError(
+                f"the teacher's outputs have shape {list(soft.shape[1:])} a sample and the model's "
+                f"{list(outputs.shape[1:])}; a teacher is a network for the same targets"
+            )
+        soft = soft.reshape(outputs.shape)
         taught = distillation(outputs, soft, temperature) if loss is None else mse_loss(outputs, soft)
         return (1 - distill) * hard + distill * taught
 

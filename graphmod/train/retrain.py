@@ -76,10 +76,11 @@ def retrain(
 ) -> Model:
     """Train a model, or some of its blocks with everything else frozen.
 
-    Activations at the entry of the first trained block are computed once with ONNX Runtime and kept on disk, so that
-    an epoch runs only from there on. Adam with a cosine schedule; the epoch that does best on calibration data is
-    kept, and the model as it was counts as epoch 0, so that training never makes it worse there. A model of half
-    precision is trained in single precision; the weights are rounded when they are written back.
+    Activations at the entry of the first trained block are computed once with ONNX Runtime and kept, on disk where
+    they are large, so that an epoch runs only from there on. Adam with a cosine schedule; the epoch that does best
+    on calibration data is kept, and the model as it was counts as epoch 0, so that training never makes it worse
+    there. A model of half precision is trained in single precision; the weights are rounded when they are written
+    back.
 
     Parameters
     ----------

@@ -418,10 +418,29 @@ def test_one_place_need_not_be_a_sequence(resnet):
     assert retrain(resnet, data, "layer4.1", epochs=1).digest == retrain(resnet, data, ["layer4.1"], epochs=1).digest
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0}, {"seed": -1}])
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"seed": -1}])
 def test_arguments_out_of_range(resnet, wrong):
     with pytest.raises(gm.RefusedError, match="at least"):
         retrain(resnet, splits(resnet, 8), ["fc"], **wrong)
+
+
+@pytest.mark.parametrize("rate", [0, -1e-3, float("nan"), float("inf")])
+def test_a_learning_rate_out_of_range(resnet, rate):
+    with pytest.raises(gm.RefusedError, match=r"learning_rate=.* is out of range"):
+        retrain(resnet, splits(resnet, 8), ["fc"], learning_rate=rate)
+
+
+@pytest.mark.parametrize("own", [{}, {"loss": functional.cross_entropy}])
+@pytest.mark.parametrize("classes", [1, 5])
+def test_a_teacher_of_other_classes_is_refused(own, classes):
+    def linear(n):
+        weights = {"w": np.ones((4, n), np.float32)}
+        return model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["n", 4]}, {"y": ["n", n]}, weights)
+
+    network = linear(3)
+    data = splits(network, 8, classes=3, shape=(4,))
+    with pytest.raises(gm.RefusedError, match=rf"the teacher's outputs have shape \[{classes}\] .* model's \[3\]"):
+        retrain(network, data, teacher=linear(classes), epochs=1, **own)
 
 
 def trained_whole(module, data, *, epochs, lr, batch_size, seed):
