@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from small_networks import samples, trained
 
 import graphmod as gm
+from graphmod.methods.deeparc import weaken as weakening
 from graphmod.methods.deeparc.agreement import agreement
 from graphmod.methods.deeparc.repair import locate
 from graphmod.methods.deeparc.weaken import matrices, weaken
@@ -38,6 +41,21 @@ def test_same_seed_same_values():
     net, data = trained("plain"), samples("plain")
     one, same, other = (weaken(net, data, 30, ["4"], seed=seed) for seed in (1, 1, 2))
     assert one.digest == same.digest != other.digest
+
+
+def test_weakened_networks_are_not_kept_open(monkeypatch):
+    alive: list[weakref.ref[gm.Model]] = []
+
+    def watched(network, part):
+        alive.append(weakref.ref(network))
+        return gm.accuracy(network, part)
+
+    monkeypatch.setattr(weakening, "accuracy", watched)
+    net = trained("plain")
+    weak = weaken(net, samples("plain"), 30, ["4"])
+    assert len(alive) > 2
+    assert {one() for one in alive} <= {net, None}
+    assert differing(net, weak)
 
 
 def test_several_blocks():

@@ -77,12 +77,11 @@ def weaken(model: Model, data: object, points: float, blocks: Sequence[Place], *
     names = matrices(model, blocks)
     goal = accuracy(model, samples) - points / 100
     damage = _Damage(model, names, seed)
-    found: list[tuple[float, float, Model]] = []
+    found: list[tuple[float, float]] = []
 
     def lower(strength: float) -> bool:
-        weak = damage.at(strength)
-        reached = accuracy(weak, samples)
-        found.append((abs(reached - goal), strength, weak))
+        reached = accuracy(damage.at(strength), samples)
+        found.append((abs(reached - goal), strength))
         return reached <= goal
 
     low, high = 0.0, 1.0
@@ -98,7 +97,7 @@ def weaken(model: Model, data: object, points: float, blocks: Sequence[Place], *
             break
         middle = (low + high) / 2
         low, high = (low, middle) if lower(middle) else (middle, high)
-    return min(found, key=lambda one: one[:2])[2]
+    return damage.at(min(found)[1])
 
 
 def matrices(model: Model, blocks: Iterable[Place]) -> list[str]:
