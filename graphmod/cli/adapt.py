@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, console
+from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
+from graphmod.cli.outcome import files_of
 from graphmod.model import check_writable, load
 
 
@@ -46,15 +46,16 @@ def adapt(
     )  # fmt: skip
     tuned.model.save(out)
     report = tuned.report
+    written = [str(file) for file in files_of(out)]
     if as_json:
-        typer.echo(json.dumps({**report.as_dict(), "files": [str(out)]}, indent=2))
+        _print_json({**report.as_dict(), "files": written})
         return
     console.print(f"trained: {escape(', '.join(report.blocks))}")
     console.print(f"{report.weights_trained:,} weights, {report.trained_share:.1%} of all")
     for name, before in report.before.items():
         console.print(f"accuracy on {name} test data: {before:.2%} before, {report.after[name]:.2%} after")
     console.print(f"CPU seconds: {', '.join(f'{name} {value:.1f}' for name, value in report.seconds.items())}")
-    console.print(f"written: {escape(str(out))}")
+    console.print(f"written: {', '.join(map(escape, written))}")
 
 
 COMMANDS = (adapt,)

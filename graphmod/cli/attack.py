@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import typer
 from rich.markup import escape
 
-from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, console
+from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
 from graphmod.errors import NotWritableError
 from graphmod.model import check_writable, load, replace_file
 
@@ -53,7 +52,7 @@ def attack(
         scores[part] = {"clean": accuracy(loaded, clean), "attacked": accuracy(loaded, found)}
     replace_file(out, lambda stream: np.savez_compressed(stream, **arrays))
     if as_json:
-        typer.echo(json.dumps({"attack": by, "accuracy": scores, "file": str(out)}, indent=2))
+        _print_json({"attack": by, "accuracy": scores, "file": str(out)})
         return
     for part, score in scores.items():
         console.print(f"{part}: accuracy {score['clean']:.2%}, attacked {score['attacked']:.2%}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, console
+from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
 from graphmod.model import load
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def rank(
     found = rank_blocks(load(model), data, wanted, block, seed=seed)
     order = found.order(by)
     if as_json:
-        typer.echo(json.dumps({**found.as_dict(), "by": by, "order": list(order)}, indent=2))
+        _print_json({**found.as_dict(), "by": by, "order": list(order)})
         return
     console.print(_table(found, order))
 

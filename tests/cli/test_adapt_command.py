@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 from command_line import graphmod
 
 import graphmod as gm
 
 
 def test_a_model_is_attacked_and_adapted(tmp_path: Path) -> None:
-    model, data = gm.demo.model_path(), gm.demo.data_path()
+    model, data = tmp_path / "external.onnx", gm.demo.data_path()
+    external = {"save_as_external_data": True, "location": "external.data", "size_threshold": 1024}
+    onnx.save_model(onnx.load(gm.demo.model_path()), model, **external)
     moved, adapted = tmp_path / "moved.npz", tmp_path / "adapted.onnx"
     ran = graphmod("attack", model, data, "--by", "fgsm", "--eps", 0.15, "--out", moved, "--json")
     assert ran.returncode == 0, ran.stderr
@@ -23,6 +26,9 @@ def test_a_model_is_attacked_and_adapted(tmp_path: Path) -> None:
     ran = graphmod("adapt", model, data, moved, "--epochs", 2, "--out", adapted, "--json")
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout)
+    written = [path for path in tmp_path.iterdir() if path.name.startswith("adapted")]
+    assert sorted(report["files"]) == sorted(map(str, written))
+    assert len(written) == 2
     assert report["after"]["shifted"] > report["before"]["shifted"]
     assert gm.accuracy(gm.load(adapted), gm.demo.splits().test) == report["after"]["clean"]
 
