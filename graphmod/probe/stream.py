@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain
 from math import lcm
 
 import numpy as np
@@ -148,9 +148,10 @@ def gathered(model: Model, data: Data, tensors: Sequence[str], batch_size: int =
 
 
 def _few(data: Data) -> int:
-    """Return a small number of samples that no other axis of the inputs has."""
+    """Return a small number of samples that no other axis of the inputs has, if there are so many."""
     sizes = {size for array in data.inputs.values() for size in array.shape[1:]}
-    return next(n for n in count(_PROBE) if n not in sizes)
+    numbers = chain(range(_PROBE, len(data) + 1), range(min(_PROBE - 1, len(data)), 1, -1))
+    return next((n for n in numbers if n not in sizes), len(data))
 
 
 def _refuse_foreign(model: Model, tensors: Sequence[str]) -> None:

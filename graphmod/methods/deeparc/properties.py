@@ -99,7 +99,7 @@ def properties(
     ------
     RefusedError
         The map is of another model, the first axis of a boundary is not the batch, there is no input to add noise to,
-        or the ridge is out of range.
+        or the ridge or the noise is out of range.
     InvalidDataError
         The data does not fit, or has no labels, or activations are not finite.
 
@@ -113,6 +113,8 @@ def properties(
     >>> bool(found.separability[-1] > 0.95)
     True
     """
+    if not 0 <= noise < np.inf:
+        raise RefusedError(f"noise={noise} is out of range; it is a standard deviation of at least 0")
     modules.check(model)
     splits = as_splits(model, data, seed, labels=True)
     train, test = (drawn(model, part, MOST, seed) for part in (splits.train, splits.test))

@@ -146,11 +146,13 @@ TIME_FIRST = """(float[n,6,4] x) => (float[n,3] y) {
     g = ReduceMean<axes=[0], keepdims=0>(h1)  y = MatMul(g, q) }"""
 
 
-@pytest.mark.parametrize("n", [6, 40])
-def test_an_axis_of_time_is_no_axis_of_samples_however_many_there_are(n):
+@pytest.mark.parametrize("n", [4, 5, 6, 40])
+@pytest.mark.parametrize("length", [5, 6])
+def test_an_axis_of_time_is_no_axis_of_samples_however_many_there_are(n, length):
     rng = np.random.default_rng(0)
-    model = net(TIME_FIRST, {name: rng.normal(size=(4, k)).astype(np.float32) for name, k in (("a", 4), ("q", 3))})
-    part = gm.Data({"x": rng.normal(size=(n, 6, 4)).astype(np.float32)}, np.arange(n) % 3)
+    weights = {name: rng.normal(size=(4, k)).astype(np.float32) for name, k in (("a", 4), ("q", 3))}
+    model = net(TIME_FIRST.replace("n,6,4", f"n,{length},4"), weights)
+    part = gm.Data({"x": rng.normal(size=(n, length, 4)).astype(np.float32)}, np.arange(n) % 3)
     (block,) = deeparc.residual_blocks(model)
     with pytest.raises(gm.RefusedError, match="'h0' is not the batch"):
         outputs_without(model, [Region(block.entry, block.exit)], part)
@@ -238,6 +240,12 @@ def test_noise_on_tokens_is_refused():
         deeparc.properties(model, data, modules_of(model, 1))
     found = deeparc.properties(model, data, modules_of(model, 1), perturbed=part)
     np.testing.assert_array_equal(found.robustness, found.separability)
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf")])
+def test_noise_out_of_range_is_refused(model, noise):
+    with pytest.raises(gm.RefusedError, match=r"noise=.* is out of range"):
+        deeparc.properties(model, samples(model), modules_of(model, 6), noise=noise)
 
 
 def test_properties_of_a_model_that_takes_more_samples_than_there_are(model):
