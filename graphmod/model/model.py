@@ -164,6 +164,8 @@ class Model:
     def n_classes(self) -> int | None:
         """The size of axis 1 of the main output: a classifier's classes. None where it is dynamic or there is none."""
         size = (self.outputs[self.main_output].shape or ())[1:2]
+        if size and not isinstance(size[0], int):  # declared by a symbol, which the weights may tell the value of
+            size = (self.tensors[self.main_output].shape or ())[1:2]
         return size[0] if size and isinstance(size[0], int) else None
 
     @cached_property

@@ -112,6 +112,12 @@ def test_whatever_the_logits_shape_and_the_type(
     assert gm.accuracy(model, found) < 0.9
 
 
+def test_labels_beyond_the_classes_are_refused_whatever_the_output_is_declared_as() -> None:
+    model = net(SYMBOLIC, {"w": np.eye(3, 2, dtype=np.float32)})
+    with pytest.raises(InvalidDataError, match="label 2 is out of range"):
+        attack(model, (np.eye(3, dtype=np.float32), np.arange(3)))
+
+
 def test_what_has_no_gradient_is_refused() -> None:
     text = "(float[n,3] x) => (float[n,3] y) { h = Round(x)  i = Cast<to=7>(h)  f = Cast<to=1>(i)  y = MatMul(f, w) }"
     model = net(text, {"w": np.eye(3, dtype=np.float32)})
