@@ -119,7 +119,7 @@ def matrices(model: Model, blocks: Iterable[Place]) -> list[str]:
         if name in model.initializers and model.tensors[name].is_float
     ]
     if not read:
-        raise RefusedError(f"there are no matrices or kernels in {', '.join(map(str, blocks)) or 'no blocks'}")
+        raise RefusedError(f"no matrices or kernels in {', '.join(map(str, blocks)) or 'no blocks'} are initializers")
     return list(dict.fromkeys(read))
 
 
