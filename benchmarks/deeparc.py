@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 from itertools import cycle, product
@@ -48,20 +49,18 @@ def measure(section: str, cell: Cell, quick: bool) -> dict[str, Any]:
     return {"architecture": architecture, "data": data, "seed": seed, **took, **found}
 
 
-def run(section: str, cells: list[Cell], quick: bool, processes: int) -> list[dict[str, Any]]:
-    """Measure all cells, as many beside each other as there are processes."""
+def run(section: str, cells: list[Cell], quick: bool, processes: int) -> Iterator[dict[str, Any]]:
+    """Measure all cells, as many beside each other as there are processes, and yield what each has found."""
     context = get_context("spawn")
     cores = context.Queue()
     for _, core in zip(range(processes), cycle(sorted(os.sched_getaffinity(0)))):
         cores.put(core)
-    found: dict[Cell, dict[str, Any]] = {}
     with ProcessPoolExecutor(processes, context, _begin, (cores, dict(datasets.PATHS), quick)) as pool:
         futures = {pool.submit(measure, section, cell, quick): cell for cell in cells}
         for future in as_completed(futures):
-            cell = futures[future]
-            found[cell] = future.result()
-            print(f"{section}: {cell}, {found[cell]['minutes']:.1f} minutes", flush=True)
-    return [found[cell] for cell in cells]
+            found = future.result()
+            print(f"{section}: {futures[future]}, {found['minutes']:.1f} minutes", flush=True)
+            yield found
 
 
 def _begin(cores: Queue[int], paths: dict[str, Path], quick: bool) -> None:
@@ -97,15 +96,12 @@ def main() -> None:
         if arguments.networks is None or f"{architecture}-{data}" in arguments.networks
     ]
     for section in arguments.only:
+        found: list[dict[str, Any]] = []
         if arguments.table:
             found = _kept().get(section, {}).get("found", [])
         else:
-            found = run(section, cells, arguments.quick, arguments.processes)
-        if not arguments.quick and not arguments.table:
-            kept = _kept()
-            found = _merged(kept.get(section, {}).get("found", []), found)
-            kept[section] = {"machine": machine(), "found": found}
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            for one in run(section, cells, arguments.quick, arguments.processes):
+                found = sorted([*found, one], key=_key) if arguments.quick else _keep(section, one)
         if found:
             print(f"\n### {section}\n\n{import_module(f'deeparc_{section}').table(found)}\n", flush=True)
 
@@ -115,14 +111,18 @@ def _kept() -> dict[str, Any]:
     return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
 
 
-def _merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return new results, and old ones of networks that were not measured now."""
+def _keep(section: str, one: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write what was found on a network beside what is there of others, and return all of the section."""
+    kept = _kept()
+    others = [found for found in kept.get(section, {}).get("found", []) if _key(found) != _key(one)]
+    found = sorted([*others, one], key=_key)
+    kept[section] = {"machine": machine(), "found": found}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    return found
 
-    def key(found: dict[str, Any]) -> tuple[str, str, int]:
-        return found["architecture"], found["data"], found["seed"]
 
-    fresh = {key(found) for found in new}
-    return sorted([*(found for found in old if key(found) not in fresh), *new], key=key)
+def _key(found: dict[str, Any]) -> Cell:
+    return found["architecture"], found["data"], found["seed"]
 
 
 if __name__ == "__main__":
