@@ -6,8 +6,9 @@ the best of three learning rates, sets the goal: 98 % of what it has gained on a
 last quarter of its looks at them, averaged; with no more than half a point lost on clean calibration samples, or what
 full retraining has lost there over the same looks if that is more. A method's time is that of its first look at which
 both hold: CPU seconds of the process, with localisation, caching, import and looks counted in. *Shifted alone* is the
-time to the first part of the goal, whatever becomes of clean accuracy. Every baseline gets the best of several rates;
-ours has its defaults. Those that get no better for 60 steps are given up. Test accuracies are those of the state that is kept: the first at the goal, or the best one.
+time to the first part of the goal, whatever becomes of clean accuracy. Every baseline gets the best of several rates,
+and is given up when it gets no better for 60 steps; ours has its defaults. Test accuracies are those of the state that
+is kept: the first at the goal, or the best one.
 
 - *faithful*: DeepArc's re-adaption, `deeparc.readapt`, on adversarial samples with their clean partners.
 - *first*, *last*, *random*: three blocks; *layer*: the last layer; *norm*: LayerNormalizations, or the
