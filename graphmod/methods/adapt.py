@@ -23,7 +23,7 @@ from graphmod.graph import blocks as block_tree
 from graphmod.methods.drawing import drawn
 from graphmod.methods.gain import rank_regions
 from graphmod.methods.tuning import Candidate, Tuned, TuningReport
-from graphmod.model import Model
+from graphmod.model import Model, edits_of, record
 from graphmod.probe import accuracy, predict, share_correct
 from graphmod.pytorch import to_torch, write_back
 from graphmod.rewrite import Region, merge_weights, rebatch
@@ -375,6 +375,7 @@ def _mixed(model: Model, tuned: Model, judge: _Judge) -> Model:
     for part in range(_MIXTURES - 1, 0, -1):
         found = merge_weights(model, [tuned], coefficients=[_MIXTURES - part, part])
         if judge.allows(found):
+            record(found, edits_of(model))  # what it is mixed with is in no file, so that no recipe could repeat it
             return found
     return model
 

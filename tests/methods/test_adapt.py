@@ -9,6 +9,7 @@ import torch
 import graphmod as gm
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.methods.adapt import _cross_entropies, _Judge, _mixed, _partners
+from graphmod.model import edits_of
 
 torch.set_num_threads(1)
 
@@ -104,6 +105,7 @@ def test_weights_that_lose_too_much_are_mixed_with_the_original(
     assert not judge.allows(far)
     found = _mixed(model, far, judge)
     assert judge.allows(found)
+    assert edits_of(found) == edits_of(model)
     assert _mixed(model, tuned.model, judge) is tuned.model
 
 

@@ -134,6 +134,9 @@ def test_refusals():
     for share in (0, 1.5):
         with pytest.raises(gm.RefusedError, match="out of range"):
             gm.repair(M, DATA, share=share)
+    for wrong in ({"samples": 0}, {"batch_size": 0}):
+        with pytest.raises(gm.RefusedError, match="must be at least 1"):
+            gm.repair(M, DATA, **wrong)
     with pytest.raises(gm.RefusedError, match="another graph: 'image' is"):
         gm.repair(M, DATA, healthy=trained("plain"))
     with pytest.raises(gm.RefusedError, match=r"another graph: it has no tensor '.+' of type"):

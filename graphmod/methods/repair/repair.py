@@ -130,8 +130,8 @@ def repair(
     """
     if not 0 < share <= 1:
         raise RefusedError(f"share={share} is out of range; it is a share of the weights above 0 and at most 1")
-    if samples is not None and samples < 1:
-        raise RefusedError("samples must be at least 1")
+    if min(batch_size, 1 if samples is None else samples) < 1:
+        raise RefusedError("samples and batch_size must be at least 1")
     start = process_time()
     splits = as_splits(model, data, seed, targets=False)
     has_labels = all(part.targets is not None for part in _parts(splits).values())
