@@ -5,10 +5,10 @@ PGD leaves no more than 60 % right. Methods learn those of the training part bes
 the best of three learning rates, sets the goal: 98 % of what it has gained on adversarial calibration samples over the
 last quarter of its looks at them, averaged; with no more than half a point lost on clean calibration samples, or what
 full retraining has lost there over the same looks if that is more. Looks are noisy, so a method's time is that of the
-look at which the mean of three in a row is at the goal (a point missed on clean samples takes five): CPU seconds of the process, with localisation, caching, import
-and looks counted in. *First look* is the time of the first single one. Every baseline gets the best of several rates,
-stops at the goal, and is given up when it gets no better for 80 steps; ours has its defaults and runs to its end. Test
-accuracies are those of the state that is kept.
+look at which the mean of three in a row is at the goal, where each point that is missed on clean samples costs five:
+CPU seconds of the process, with localisation, caching, import and looks counted in. *First look* is the time of the
+first single one. Every baseline gets the best of several rates, stops at the goal, and is given up when it gets no
+better for 80 steps; ours has its defaults and runs to its end. Test accuracies are those of the state that is kept.
 
 - *faithful*: DeepArc's re-adaption, `deeparc.readapt`, on adversarial samples with their clean partners.
 - *first*, *last*, *random*: three blocks; *layer*: the last layer; *norm*: LayerNormalizations, or the
@@ -19,7 +19,6 @@ accuracies are those of the state that is kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
