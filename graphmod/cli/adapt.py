@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 
 from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
+from graphmod.cli.destination import check_destination
 from graphmod.cli.outcome import files_of
-from graphmod.model import check_writable, load
+from graphmod.model import load
 
 
 def adapt(
@@ -38,7 +39,7 @@ def adapt(
     """
     from graphmod.methods.adapt import adapt as run
 
-    check_writable(out)
+    check_destination(out, (".onnx",), model, data, shifted)
     loaded = load(model)
     tuned = run(
         loaded, str(data), str(shifted), share=share, max_drop=max_drop, target=target, epochs=epochs, seed=seed,

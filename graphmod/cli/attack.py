@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 
 from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
-from graphmod.errors import NotWritableError
-from graphmod.model import check_writable, load, replace_file
+from graphmod.cli.destination import check_destination
+from graphmod.model import load, replace_file
 
 
 def attack(
@@ -35,9 +35,7 @@ def attack(
     from graphmod.methods.deeparc import attack as run
     from graphmod.probe import accuracy
 
-    if out.suffix != ".npz":
-        raise NotWritableError(f"cannot write '{out}': its name must end in .npz")
-    check_writable(out)
+    check_destination(out, (".npz",), model, data)
     loaded = load(model)
     splits = as_splits(loaded, data, seed, labels=True)
     name = next(iter(loaded.inputs))

@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from graphmod.errors import InvalidModelError, NotWritableError
+from graphmod.cli.destination import check_destination
+from graphmod.errors import InvalidModelError
 from graphmod.graph import Block, boundaries, cost
 from graphmod.graph import blocks as block_tree
-from graphmod.model import Model, check_writable, load
+from graphmod.model import Model, load
 
 ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 DataFile = Annotated[
@@ -123,10 +124,9 @@ def similarity(
     """
     from graphmod.probe import similarity as measure
 
-    loaded = load(model)
     if out is not None:
-        _check_suffix(out)
-        check_writable(out)
+        check_destination(out, (".png", ".svg", ".pdf", ".npz"), model, data)
+    loaded = load(model)
     samples = _samples(loaded, data)
     found = measure(loaded, samples, batch_size=batch_size, passes=passes, seed=seed, progress=not as_json)
     if out is not None:
@@ -140,11 +140,6 @@ def similarity(
     console.print(f"{len(found.boundaries)} boundaries, {found.n_samples} samples")
     if out is not None:
         console.print(f"written: {escape(str(out))}")
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in (".png", ".svg", ".pdf", ".npz"):
-        raise NotWritableError(f"cannot write '{path}': its name must end in .png, .svg, .pdf or .npz")
 
 
 def _plain(matrix: Any) -> dict[str, Any]:
@@ -191,9 +186,9 @@ def modules(
     from graphmod.probe import similarity as measure
     from graphmod.report.tables import modules_table
 
-    loaded = load(model)
     if out is not None:
-        check_writable(out)
+        check_destination(out, (".json",), model, data)
+    loaded = load(model)
     samples = _samples(loaded, data)
     found = measure(loaded, samples, batch_size=batch_size, passes=passes, seed=seed, progress=not as_json)
     if threshold is None and n_modules is None:

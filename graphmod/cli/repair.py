@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
+from graphmod.cli.destination import check_destination
 from graphmod.cli.outcome import files_of
-from graphmod.model import check_writable, load
+from graphmod.model import load
 
 _SHOWN = 5
 """Candidates that the table shows."""
@@ -41,7 +42,7 @@ def repair(
     """
     from graphmod.methods.repair import repair as run
 
-    check_writable(out)
+    check_destination(out, (".onnx",), model, data, healthy)
     broken = load(model)
     sound = None if healthy is None else load(healthy)
     done = run(broken, data, healthy=sound, share=share, target=target, epochs=epochs, seed=seed, progress=not as_json)
