@@ -35,9 +35,12 @@ def adapt(
 ) -> None:
     """Fit a model to shifted samples (adversarial, corrupted, another sensor) by training a small part of it.
 
+    Where no change is better, it says so, writes nothing, and ends with exit code 1.
+
     [dim]Example:[/] graphmod adapt model.onnx clean.npz shifted.npz --out adapted.onnx
     """
     from graphmod.methods.adapt import adapt as run
+    from graphmod.methods.chance import warn_of_chance
 
     check_destination(out, (".onnx",), model, data, shifted)
     loaded = load(model)
@@ -45,12 +48,19 @@ def adapt(
         loaded, str(data), str(shifted), share=share, max_drop=max_drop, target=target, epochs=epochs, seed=seed,
         progress=not as_json,
     )  # fmt: skip
-    tuned.model.save(out)
     report = tuned.report
-    written = [str(file) for file in files_of(out)]
+    warn_of_chance(report.before["clean"], loaded, "the clean test data")
+    written = []
+    if tuned.model.digest != loaded.digest:
+        tuned.model.save(out)
+        written = [str(file) for file in files_of(out)]
     if as_json:
         _print_json({**report.as_dict(), "files": written})
-        return
+        raise typer.Exit(0 if written else 1)
+    if not written:
+        told = ", ".join(f"{share:.2%} on {name} test data" for name, share in report.before.items())
+        console.print(f"no change was better than the model as it is ({told}), so nothing was written")
+        raise typer.Exit(1)
     console.print(f"trained: {escape(', '.join(report.blocks))}")
     console.print(f"{report.weights_trained:,} weights, {report.trained_share:.1%} of all")
     for name, before in report.before.items():

@@ -24,7 +24,10 @@ def repair(
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     healthy: Annotated[
         Path | None,
-        typer.Option(help="A model of the same graph that works; no labels are needed then.", show_default=False),
+        typer.Option(
+            help="A model that works, with the same tensors between blocks; no labels are needed then.",
+            show_default=False,
+        ),
     ] = None,
     share: Annotated[float, typer.Option(help="The largest share of the weights that may change.")] = 1.0,
     target: Annotated[
@@ -36,35 +39,38 @@ def repair(
 ) -> None:
     """Find the part of a model that is at fault, and make it work again.
 
-    Where nothing is found or helps, it says so and writes nothing.
+    Where nothing is found or helps, it says so, writes nothing, and ends with exit code 1.
 
     [dim]Example:[/] graphmod repair broken.onnx digits.npz --healthy old.onnx --out repaired.onnx
     """
+    from graphmod.methods.chance import warn_of_chance
     from graphmod.methods.repair import repair as run
 
     check_destination(out, (".onnx",), model, data, healthy)
     broken = load(model)
     sound = None if healthy is None else load(healthy)
     done = run(broken, data, healthy=sound, share=share, target=target, epochs=epochs, seed=seed, progress=not as_json)
-    report = done.report
-    written = []
+    report, written = done.report, []
+    name = report.settings["metric"]
+    if name == "accuracy":
+        warn_of_chance(report.after["test"], broken, "the test data")
     if report.blocks:
         done.model.save(out)
         written = [str(file) for file in files_of(out)]
     if as_json:
         _print_json({**report.as_dict(), "files": written})
-        return
+        raise typer.Exit(0 if written else 1)
     if report.ranking:
-        table = Table("at fault, most likely first", "weights", "score", *report.ranking[0].figures)
+        first = "at fault" if report.settings["healthy"] else "suspected"
+        table = Table(f"{first}, most likely first", "weights", "score", *report.ranking[0].figures)
         for one in report.ranking[:_SHOWN]:
             figures = (f"{value:.3f}" for value in one.figures.values())
             table.add_row(escape(", ".join(one.blocks)), f"{one.weights:,}", f"{one.score:.3f}", *figures)
         console.print(table)
     if not report.blocks:
-        found = "nothing brought it back" if report.ranking else "nothing is broken"
-        console.print(f"{found}, so nothing was written")
-        return
-    name = report.settings["metric"]
+        found = "nothing made it better" if report.ranking else "nothing is broken"
+        console.print(f"{found} ({name} on test data: {report.before['test']:.2%}), so nothing was written")
+        raise typer.Exit(1)
     took = sum(report.seconds.values())
     console.print(f"{name} on test data: {report.before['test']:.2%} before, {report.after['test']:.2%} after")
     console.print(

@@ -33,6 +33,24 @@ def test_a_model_is_attacked_and_adapted(tmp_path: Path) -> None:
     assert gm.accuracy(gm.load(adapted), gm.demo.splits().test) == report["after"]["clean"]
 
 
+def mislabelled(folder: Path) -> Path:
+    """Write some of the digits with labels of other classes."""
+    some = gm.demo.splits().train[:150]
+    np.savez(folder / "wrong.npz", x=some.inputs["image"], y=(np.asarray(some.targets) + 1) % 10)
+    return folder / "wrong.npz"
+
+
+def test_nothing_is_written_where_no_change_is_better(tmp_path: Path) -> None:
+    wrong, out = mislabelled(tmp_path), tmp_path / "adapted.onnx"
+    ran = graphmod("adapt", gm.demo.model_path(), wrong, wrong, "--epochs", 0, "--out", out)
+    assert ran.returncode == 1, ran.stderr
+    assert "no change was better than the model as it is (0.00% on clean test data, 0.00% on shifted" in ran.stdout
+    assert "right on 0.0% of the clean test data, about as often as chance among 10 classes" in ran.stderr
+    ran = graphmod("adapt", gm.demo.model_path(), wrong, wrong, "--epochs", 0, "--out", out, "--json")
+    assert (ran.returncode, json.loads(ran.stdout)["files"]) == (1, [])
+    assert not out.exists()
+
+
 def test_bad_input_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
     out = tmp_path / "moved.npz"
     for wrong, told in ((["--by", "magic"], "no attack 'magic'"), (["--eps", "-1"], "eps=-1.0 is out of range")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from command_line import graphmod
 
@@ -39,9 +40,29 @@ def test_json_has_everything(broken, tmp_path):
 @pytest.mark.slow
 def test_nothing_is_written_where_nothing_is_broken(tmp_path):
     told = graphmod("repair", DEMO, DATA, "--healthy", DEMO, "--out", tmp_path / "mended.onnx")
-    assert told.returncode == 0
-    assert told.stdout.strip() == "nothing is broken, so nothing was written"
+    assert told.returncode == 1
+    assert told.stdout.startswith("nothing is broken (accuracy on test data: 9")
+    assert told.stdout.endswith(", so nothing was written\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_where_nothing_is_better(tmp_path):
+    some = gm.demo.splits().train[:100]
+    np.savez(tmp_path / "few.npz", x=some.inputs["image"], y=some.targets)
+    out = tmp_path / "mended.onnx"
+    told = graphmod("repair", DEMO, tmp_path / "few.npz", "--epochs", "0", "--share", "0.1", "--out", out)
+    assert told.returncode == 1, told.stdout
+    assert "suspected, most likely first" in told.stdout
+    assert "nothing made it better (accuracy on test data: 100.00%), so nothing was written" in told.stdout
+    assert not out.exists()
+
+
+def test_a_model_at_chance_is_told(tmp_path):
+    some = gm.demo.splits().train[:100]
+    np.savez(tmp_path / "wrong.npz", x=some.inputs["image"], y=np.random.default_rng(0).permutation(some.targets))
+    command = ["repair", DEMO, tmp_path / "wrong.npz", "--epochs", "0", "--share", "0.1"]
+    told = graphmod(*command, "--out", tmp_path / "mended.onnx")
+    assert "of the test data, about as often as chance among 10 classes" in told.stderr
 
 
 def test_bad_input_is_one_line(broken, tmp_path):

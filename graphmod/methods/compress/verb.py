@@ -22,6 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.graph import cost
+from graphmod.methods.chance import warn_of_chance
 from graphmod.methods.compress.activations import Activations
 from graphmod.methods.compress.clock import Clock
 from graphmod.methods.compress.damage import Damage
@@ -149,7 +150,7 @@ def compress(
         modules = module_map or modularize(found, threshold=threshold)
         job = _Job(model, splits, modules, batch_sizes, metric, loss, epochs, seed, Path(folder), tell)
         if metric is None:
-            _warn_of_chance(job.score, model)
+            warn_of_chance(job.score, model)
         best = job.fastest(max_drop, target)
         tell("figures")
         after = best.recovered.model if best else model
@@ -405,16 +406,6 @@ def _warn_of_little_data(splits: Splits, max_drop: float) -> None:
     if n * max_drop < 1:
         warnings.warn(
             f"{n} calibration samples cannot show a drop of {max_drop:.2%}: one sample is {1 / n:.2%}", stacklevel=3
-        )
-
-
-def _warn_of_chance(score: float, model: Model) -> None:
-    classes = model.n_classes
-    if classes is not None and score < 1.5 / classes:
-        warnings.warn(
-            f"the model is right on {score:.1%} of the calibration data, about as often as chance among {classes} "
-            "classes; check the labels' order and how the inputs are scaled",
-            stacklevel=3,
         )
 
 
