@@ -22,7 +22,7 @@ _SHARES = {"calibration": 0.2, "test": 0.2}
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Three parts of a data set that share no sample."""
+    """Three parts of a data set that share no sample; :func:`as_splits` makes them of what a user holds."""
 
     train: Data
     calibration: Data
@@ -39,7 +39,8 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     data : Splits, mapping, path, or anything that :func:`as_data` takes
         A mapping of parts, ``{"train": ..., "calibration": ..., "test": ...}``; an ``.npz`` or a mapping with
         ``x_train, y_train, x_calibration, ...``. A missing calibration part is split off the training part (20 %),
-        a missing test part too, so that data without any split becomes 60 / 20 / 20 %, stratified by label.
+        a missing test part too, so that data without any split becomes 60 / 20 / 20 %, stratified by label. What is
+        ``Splits`` already is checked, and not split anew.
     seed : int
         Decides which samples go where.
     labels : bool
@@ -50,7 +51,15 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     Raises
     ------
     InvalidDataError
-        A part does not fit the model, or there is no training part.
+        A part does not fit the model, or there is no training part, or too few samples to split.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m, samples = gm.load(gm.demo.model_path()), np.zeros((50, 1, 8, 8), np.float32)
+    >>> mine = as_splits(m, (samples, np.arange(50) % 10))  # or a path: as_splits(m, "digits.npz")
+    >>> len(mine.train), len(mine.calibration), len(mine.test)
+    (30, 10, 10)
     """
     data = _opened(data)
     parts = _parts(data) or {"train": data}

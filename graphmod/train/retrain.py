@@ -86,7 +86,8 @@ def retrain(
     ----------
     model : Model
     data : anything that :func:`graphmod.data.as_splits` takes
-        Its training part is learnt, its calibration part decides when to stop; its test part is not used.
+        Its training part is learnt, its calibration part, as it is, decides when to stop and what is kept; its test
+        part is not used.
     blocks : sequence of Block, str or (str, str), optional
         What may learn: a block, its path, an operator's name, a pair of tensors, or a selector, of which all matches
         learn (``"LayerNormalization"``, ``"Conv[scope=layer3]"``); or a sequence of these (a pair alone too is given in
@@ -95,9 +96,9 @@ def retrain(
     teacher : Model, optional
         The original; its predictions are learnt beside the targets.
     distill : float
-        Share of the teacher in the loss, between 0 and 1; without a teacher there is none.
+        Share of the teacher in the loss, between 0 and 1; of no effect without a teacher.
     temperature : float
-        Of the distillation.
+        Of the distillation, above 0; of no effect without a teacher, or with a ``loss`` of one's own.
     imitate : Imitation, optional
         Activations that an inner tensor is to have, beside the loss or in its place.
     loss : callable, optional
@@ -119,6 +120,7 @@ def retrain(
         Weights that are exactly 0 stay so: what masks have set to zero is not trained.
     augment : callable, optional
         ``augment(data, rng) -> Data``: the training data changed at random, sample by sample, targets as they then are.
+        Calibration data are not augmented: give such as have what is to be learnt, or nothing of it is seen.
     views : int
         How many views of the training data there are: the data as it is, and so many less one that ``augment`` makes
         of it, each computed once and gone through in turn, one an epoch.
@@ -138,8 +140,8 @@ def retrain(
     ------
     RefusedError
         A block does not exist, there are no weights in the blocks that have a part in the first output (or in the
-        tensor that imitates), a model takes a fixed number of samples that cannot be freed, or an argument is out of
-        range or has no effect beside another.
+        tensor that imitates), a model takes a fixed number of samples that cannot be freed, an argument is out of
+        range, or a teacher, loss, metric or augmentation has no effect beside another argument.
     UnsupportedOperatorError
         An operator behind the first block's entry cannot be imported into PyTorch.
     InvalidDataError
