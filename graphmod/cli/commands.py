@@ -32,6 +32,8 @@ Threshold = Annotated[float, typer.Option(min=0, max=1, help="Similarity that ev
 Passes = Annotated[int, typer.Option(min=1, help="Passes over the samples; of several each is shuffled anew.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 
+_PICTURES = (".png", ".svg", ".pdf")
+
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000)
 """What prints: in a file or a pipe nothing is cut to the width of a terminal."""
 
@@ -125,7 +127,7 @@ def similarity(
     from graphmod.probe import similarity as measure
 
     if out is not None:
-        check_destination(out, (".png", ".svg", ".pdf", ".npz"), model, data)
+        check_destination(out, (*_PICTURES, ".npz"), model, data)
     loaded = load(model)
     samples = _samples(loaded, data)
     found = measure(loaded, samples, batch_size=batch_size, passes=passes, seed=seed, progress=not as_json)
@@ -158,6 +160,10 @@ def modules(
     model: ModelFile,
     data: DataFile,
     out: Out = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw similarity and modules to this .png, .svg or .pdf.", show_default=False),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Similarity that pairs within a module must have.", show_default="0.8")
     ] = None,
@@ -180,7 +186,7 @@ def modules(
 
     With --resamples the table tells how often a module begins there when the batches are resampled.
 
-    [dim]Example:[/] graphmod modules resnet.onnx digits.npz --threshold 0.9 --resamples 200 --out modules.json
+    [dim]Example:[/] graphmod modules resnet.onnx digits.npz --threshold 0.9 --out modules.json --plot modules.png
     """
     from graphmod.modules import modularize, shape_cuts, stability
     from graphmod.probe import similarity as measure
@@ -188,6 +194,8 @@ def modules(
 
     if out is not None:
         check_destination(out, (".json",), model, data)
+    if plot is not None:
+        check_destination(plot, _PICTURES, model, data)
     loaded = load(model)
     samples = _samples(loaded, data)
     found = measure(loaded, samples, batch_size=batch_size, passes=passes, seed=seed, progress=not as_json)
@@ -209,12 +217,15 @@ def modules(
         )
     if out is not None:
         cut.save(out)
+    if plot is not None:
+        found.plot(plot, cut)
     if as_json:
         _print_json({**asdict(cut), **({} if stable is None else {"stability": stable.as_dict()})})
         return
     console.print(modules_table(cut, stable))
-    if out is not None:
-        console.print(f"written: {escape(str(out))}")
+    written = [escape(str(path)) for path in (out, plot) if path is not None]
+    if written:
+        console.print(f"written: {', '.join(written)}")
 
 
 def compress(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from graphmod.model import replace_file
@@ -15,9 +16,25 @@ from graphmod.model import replace_file
 _LABELS = 24
 """Ticks that fit an axis."""
 
+BORDER = "#00b4d8"
+"""Seen on all of the colour map, on its bright end too, where modules are."""
 
-def heatmap(matrix: NDArray[np.float64], names: Sequence[str], path: str | PathLike[str] | None = None) -> Figure:
+
+def heatmap(
+    matrix: NDArray[np.float64],
+    names: Sequence[str],
+    path: str | PathLike[str] | None = None,
+    runs: Sequence[range] = (),
+) -> Figure:
     """Draw a matrix of similarities between 0 and 1, and write it to ``path`` if given.
+
+    Parameters
+    ----------
+    matrix : float64 array, shape (names, names)
+    names : sequence of str
+    path : path, optional
+    runs : sequence of range
+        Consecutive rows that belong together: a square is drawn around each.
 
     Raises
     ------
@@ -27,6 +44,9 @@ def heatmap(matrix: NDArray[np.float64], names: Sequence[str], path: str | PathL
     figure = Figure(figsize=(7.2, 6), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(matrix, vmin=0, vmax=1, cmap="magma", interpolation="nearest")
+    for run in runs:
+        corner = run.start - 0.5
+        axes.add_patch(Rectangle((corner, corner), len(run), len(run), fill=False, edgecolor=BORDER, linewidth=1.8))
     step = max(1, -(-len(names) // _LABELS))
     ticks = list(range(0, len(names), step))
     axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=6)

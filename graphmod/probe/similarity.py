@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -45,6 +45,14 @@ _FEATURES = 4096
 
 _KEPT = 1 << 28
 """Bytes that the HSIC of single batches may take."""
+
+
+class Run(Protocol):
+    """What of a module its border is drawn by: consecutive boundaries."""
+
+    @property
+    def boundaries(self) -> Sequence[str]:
+        """Names of tensors, in the network's order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +139,41 @@ class Similarity:
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
             raise InvalidDataError(f"'{path}' holds no similarity: {error}") from error
 
-    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw the matrix as a heatmap; write it to ``path`` (``.png``, ``.svg``, ``.pdf``) if given."""
+    def plot(self, path: str | PathLike[str] | None = None, modules: Iterable[Run] = ()) -> Figure:
+        """Draw the matrix as a heatmap, with the borders of modules.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to write it: ``.png``, ``.svg`` or ``.pdf``.
+        modules : ModuleMap, or some of its modules
+            A square is drawn around each.
+
+        Raises
+        ------
+        RefusedError
+            A module has a boundary that is not compared here.
+        NotWritableError
+            The path cannot be written.
+
+        Examples
+        --------
+        >>> import graphmod as gm
+        >>> sim = gm.similarity(gm.load(gm.demo.model_path()), gm.demo.splits().calibration)
+        >>> figure = sim.plot(modules=gm.modularize(sim, n_modules=4))
+        >>> len(figure.axes[0].patches)
+        4
+        """
         from graphmod.probe.heatmap import heatmap
 
-        return heatmap(self.matrix, self.blocks, path)
+        place = {name: row for row, name in enumerate(self.boundaries)}
+        runs = []
+        for module in modules:
+            other = next((name for name in module.boundaries if name not in place), None)
+            if other is not None:
+                raise RefusedError(f"a module has boundary '{other}', which is not compared here; it is of another map")
+            runs.append(range(place[module.boundaries[0]], place[module.boundaries[-1]] + 1))
+        return heatmap(self.matrix, self.blocks, path, runs)
 
 
 def similarity(

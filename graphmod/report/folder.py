@@ -63,7 +63,7 @@ def write_report(result: Result, folder: str | PathLike[str], title: str = "mode
         "figures": replace_file(path / "report.json", lambda stream: stream.write(text.encode())),
         "page": replace_file(path / "report.html", lambda stream: stream.write(page(result, title).encode())),
     }
-    result.similarity.plot(written["heatmap"])
+    result.similarity.plot(written["heatmap"], result.module_map)
     if result.front:
         written["front"] = path / "front.png"
         result.plot_front(written["front"])

@@ -69,6 +69,8 @@ def _modules(result: Result) -> Iterator[dict[str, Any]]:
 def _heatmap(result: Result) -> str:
     import plotly.graph_objects as go
 
+    from graphmod.probe.heatmap import BORDER
+
     similarity = result.similarity
     figure = go.Figure(
         go.Heatmap(
@@ -84,7 +86,7 @@ def _heatmap(result: Result) -> str:
     order = {name: i for i, name in enumerate(similarity.boundaries)}
     for module in result.module_map:
         first, last = order[module.boundaries[0]] - 0.5, order[module.boundaries[-1]] + 0.5
-        figure.add_shape(type="rect", x0=first, y0=first, x1=last, y1=last, line={"color": "#ffffff", "width": 2})
+        figure.add_shape(type="rect", x0=first, y0=first, x1=last, y1=last, line={"color": BORDER, "width": 2})
     figure.update_yaxes(autorange="reversed", tickfont={"size": 8})
     figure.update_xaxes(tickfont={"size": 8})
     figure.update_layout(height=720, width=780, margin={"l": 90, "r": 10, "t": 10, "b": 90})

@@ -77,8 +77,14 @@ def test_similarity_and_modules_write_what_they_found(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     told = json.loads(graphmod("similarity", MODEL, DATA, "-o", str(matrix), "--json").stdout)
     np.testing.assert_allclose(told["matrix"], gm.Similarity.load(matrix).matrix, atol=1e-6)
-    assert graphmod("modules", MODEL, DATA, "--n-modules", "4", "-o", str(modules)).returncode == 0
+    drawn = tmp_path / "m.svg"
+    told = graphmod("modules", MODEL, DATA, "--n-modules", "4", "-o", str(modules), "--plot", str(drawn))
+    assert told.stdout.splitlines()[-1] == f"written: {modules}, {drawn}"
     assert len(gm.ModuleMap.load(modules)) == 4
+    assert drawn.read_bytes().startswith(b"<?xml")
+    refused = graphmod("modules", MODEL, DATA, "--plot", str(modules))
+    assert refused.returncode == 2
+    assert ".png, .svg or .pdf" in refused.stderr
 
 
 def test_modules_tell_how_stable_they_are():

@@ -14,6 +14,7 @@ from handmade import fan, model
 from onnx import helper
 
 import graphmod as gm
+from graphmod.modules import Module
 from graphmod.probe import Similarity, similarity
 from graphmod.probe.similarity import hsic_of_batch
 
@@ -350,6 +351,17 @@ def test_save_load_plot(rng, tmp_path):
         np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), found.matrix)
     with pytest.raises(gm.NotWritableError):
         found.save(tmp_path / "missing" / "s.npz")
+
+
+def test_squares_are_drawn_around_modules(rng):
+    found = similarity(fan([8, 6, 5, 4], rng), rng.normal(size=(20, 7)).astype(np.float32))
+    first, *middle, last = found.boundaries
+    modules = [Module((first,), (first,), 1.0), Module((*middle, last), (*middle, last), 0.5)]
+    squares = [patch.get_bbox().bounds for patch in found.plot(modules=modules).axes[0].patches]
+    assert squares == [(-0.5, -0.5, 1, 1), (0.5, 0.5, len(middle) + 1, len(middle) + 1)]
+    assert not found.plot().axes[0].patches
+    with pytest.raises(gm.RefusedError, match="'elsewhere', which is not compared here"):
+        found.plot(modules=[Module(("elsewhere",), ("elsewhere",), 1.0)])
 
 
 def test_a_file_of_an_older_version(rng, tmp_path):
