@@ -249,7 +249,7 @@ def _tried(
     batch_size: int,
     seed: int,
 ) -> tuple[Candidate, ...]:
-    """Let a short training decide where regions that share nothing promise alike; the winner comes first."""
+    """Let a short training decide among regions that share nothing; the winner comes first."""
     contenders = _contenders(ranking, [primary_input(model), *boundaries(model)])
     if len(contenders) == 1:
         return ranking
@@ -270,12 +270,17 @@ def _tried(
 
 
 def _contenders(ranking: Sequence[Candidate], trunk: Sequence[str]) -> list[Candidate]:
-    """Return the first candidate, and those that overlap none before them and promise almost as much."""
+    """Return the first candidate, and those that overlap none before them and promise almost as much, or are earliest.
+
+    A gradient sees a step; over many of them an early region often brings more than it promised.
+    """
     place = {tensor: i for i, tensor in enumerate(trunk)}
+    earliest = min(ranking, key=lambda one: place[one.entry])
+    enough = _ALIKE * ranking[0].figures["gain"]
     found = [ranking[0]]
-    for one in sorted(ranking[1:], key=lambda one: -one.figures["gain"]):
+    for one in [earliest, *sorted(ranking[1:], key=lambda one: -one.figures["gain"])]:
         apart = all(place[one.exit] <= place[other.entry] or place[other.exit] <= place[one.entry] for other in found)
-        if apart and one.figures["gain"] >= _ALIKE * ranking[0].figures["gain"]:
+        if apart and (one is earliest or one.figures["gain"] >= enough):
             found.append(one)
     return found
 

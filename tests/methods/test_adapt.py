@@ -8,7 +8,8 @@ import torch
 
 import graphmod as gm
 from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.methods.adapt import _cross_entropies, _Judge, _mixed, _partners
+from graphmod.methods.adapt import _contenders, _cross_entropies, _Judge, _mixed, _partners
+from graphmod.methods.tuning import Candidate
 from graphmod.model import edits_of
 
 torch.set_num_threads(1)
@@ -79,6 +80,19 @@ def test_a_model_of_a_fixed_batch_is_measured_on_all_samples(case: tuple[gm.Mode
     assert tuned.report.before["shifted"] == gm.accuracy(model, shifted_.test)
     assert tuned.report.blocks == ("layer1.0", "layer1.1")
     assert tuned.report.exit == gm.blocks(model)["layer1.1"].exit
+
+
+def test_regions_apart_are_tried_if_they_promise_almost_as_much_or_come_first() -> None:
+    trunk = ["x", "a", "b", "c", "d"]
+
+    def one(entry: str, exit_: str, gain: float) -> Candidate:
+        return Candidate((), entry, exit_, 1, gain, {"gain": gain})
+
+    best, beside, early, weak = one("c", "d", 1.0), one("b", "d", 0.9), one("x", "a", 0.1), one("a", "b", 0.6)
+    assert _contenders([best, beside, weak, early], trunk) == [best, early]
+    strong = one("a", "b", 0.8)
+    assert _contenders([best, beside, strong, early], trunk) == [best, early, strong]
+    assert _contenders([early, one("c", "d", 0.05)], trunk) == [early]
 
 
 def test_partners_are_the_rows_themselves_or_of_the_class() -> None:
