@@ -33,6 +33,22 @@ def test_a_model_is_attacked_and_adapted(tmp_path: Path) -> None:
     assert gm.accuracy(gm.load(adapted), gm.demo.splits().test) == report["after"]["clean"]
 
 
+def test_some_parts_are_attacked_and_what_is_cut_off_is_counted(tmp_path: Path) -> None:
+    model, splits, out = gm.demo.model_path(), gm.demo.splits(), tmp_path / "moved.npz"
+    some = {"train": splits.train[:20], "calibration": splits.calibration[:20], "test": splits.test[:20]}
+    arrays = {f"x_{name}": part.inputs["image"] for name, part in some.items()}
+    np.savez(tmp_path / "few.npz", **arrays, **{f"y_{name}": part.targets for name, part in some.items()})
+    command = ["attack", model, tmp_path / "few.npz", "--by", "deepfool", "--out", out, "--eps", 0.05, "--part", "test"]
+    ran = graphmod(*command)
+    assert ran.returncode == 0, ran.stderr
+    with np.load(out) as content:
+        assert set(content.files) == {"x_test", "y_test"}
+        at_eps = np.isclose(np.abs(content["x_test"] - arrays["x_test"]).max((1, 2, 3)), 0.05, rtol=1e-4).sum()
+    assert 10 < at_eps <= 20
+    assert f"; {at_eps} of 20 samples cut off at eps" in ran.stdout
+    assert "no part 'tset'; choose of train, calibration, test" in graphmod(*command, "--part", "tset").stderr
+
+
 def mislabelled(folder: Path) -> Path:
     """Write some of the digits with labels of other classes."""
     some = gm.demo.splits().train[:150]

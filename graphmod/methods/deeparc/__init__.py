@@ -5,7 +5,7 @@ modules = deeparc.decompose(sim, threshold=0.95)   # runs of similar blocks
 smaller = deeparc.restructure(m, modules, k=3)     # blocks within modules, skipped at random
 """
 
-from graphmod.methods.deeparc.attacks import ATTACKS, attack
+from graphmod.methods.deeparc.attacks import ATTACKS, Attacked, attack
 from graphmod.methods.deeparc.decompose import THRESHOLDS, decompose
 from graphmod.methods.deeparc.inside import module_of
 from graphmod.methods.deeparc.linear_probe import Probe, fit_probe
@@ -24,6 +24,7 @@ __all__ = [
     "PASSES",
     "PROPERTIES",
     "THRESHOLDS",
+    "Attacked",
     "Effect",
     "Probe",
     "Properties",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 
 from graphmod.data import Data, as_data, check_labels, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
@@ -26,6 +27,25 @@ INSTALL = 'pip install "graphmod[attacks]"'
 
 _EPS_SHARE = 0.1
 """What a value may change by, as a share of the data's range, where nothing else is said."""
+
+
+_BEYOND = 1e-4
+"""Share of ``eps`` by which a change is more than rounding says."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked(Data):
+    """Adversarial samples.
+
+    Parameters
+    ----------
+    inputs, targets
+        As in :class:`graphmod.Data`.
+    n_cut : int
+        Of the samples, those whose least change went beyond ``eps`` and was cut off there, so that it may not do.
+    """
+
+    n_cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,8 @@ def attack(
     steps: int = 10,
     batch_size: int = 128,
     seed: int = 0,
-) -> Data:
+    progress: bool = False,
+) -> Attacked:
     """Change samples so that a model gets them wrong, by as little as no one would notice.
 
     Parameters
@@ -120,11 +141,14 @@ def attack(
     batch_size : int
     seed : int
         Same seed, same result.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
-    Data
-        As many samples, each in the row of the one that it is made of, with its label.
+    Attacked
+        Data: as many samples, each in the row of the one that it is made of, with its label; and ``n_cut``, how many
+        of them were cut off at ``eps``.
 
     Raises
     ------
@@ -155,21 +179,28 @@ def attack(
     largest = _EPS_SHARE * (high - low) if eps is None else eps
     evasion, estimators = _toolbox()
     net = _network(model, name)
-    found = net(torch.tensor(x[:1], requires_grad=True))
-    if not found.requires_grad:
+    seen = net(torch.tensor(x[:1], requires_grad=True))
+    if not seen.requires_grad:
         raise RefusedError(
             f"no gradient reaches input '{name}', and attacks follow it; an operator such as ArgMax or a tree has none"
         )
-    n_classes = found.shape[1]
+    n_classes = seen.shape[1]
     classifier = estimators.PyTorchClassifier(
         net, torch.nn.CrossEntropyLoss(), x.shape[1:], n_classes, clip_values=(low, high), device_type="cpu"
     )
     setting = Setting(largest, steps, batch_size, n_classes)
+    one_hot, found = np.eye(n_classes)[labels], []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        moved = ATTACKS[method](evasion, classifier, setting).generate(x, np.eye(n_classes)[labels])
+        way = ATTACKS[method](evasion, classifier, setting)
+        starts = range(0, len(x), batch_size)
+        for start in track(starts, method, disable=not progress, transient=True):
+            rows = slice(start, start + batch_size)
+            found.append(way.generate(x[rows], one_hot[rows]))
+    moved = np.concatenate(found)
+    beyond = np.abs(moved - x).reshape(len(x), -1).max(1) > (1 + _BEYOND) * largest
     near = np.clip(moved, x - largest, x + largest).clip(low, high)
-    return Data({name: near.astype(samples.inputs[name].dtype)}, samples.targets)
+    return Attacked({name: near.astype(samples.inputs[name].dtype)}, samples.targets, int(beyond.sum()))
 
 
 class _Classifier(torch.nn.Module):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -59,6 +61,30 @@ def test_carlini_and_wagner_changes_a_linear_classifier_by_little_more_than_it_m
     assert gm.accuracy(linear(), found) == 0
     least = np.abs(x[:, 0] - x[:, 1]) / np.sqrt(2)
     assert (np.linalg.norm(found.inputs["x"] - x, axis=1) <= 1.5 * least + 0.1).all()
+
+
+def test_a_least_change_beyond_eps_is_cut_off_and_counted() -> None:
+    x = np.array([[0.5, 0.4], [0.1, 0.9]], np.float32)  # the least changes are 0.05 and 0.4
+    found = attack(linear(), (x, np.array([0, 1])), "deepfool", eps=0.2, bounds=(0, 1), steps=20)
+    assert found.n_cut == 1
+    assert list(np.abs(found.inputs["x"] - x).max(1) >= 0.2 - 1e-6) == [False, True]
+    assert attack(linear(), (x, np.array([0, 1])), "pgd", eps=0.2, bounds=(0, 1)).n_cut == 0
+
+
+def test_batches_and_a_progress_bar_change_nothing(
+    demo: tuple[gm.Model, gm.Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, str, bool]] = []
+
+    def track(batches: Sequence[int], text: str, **options: bool) -> Sequence[int]:
+        shown.append((len(batches), text, not options["disable"]))
+        return batches
+
+    monkeypatch.setattr(import_module("graphmod.methods.deeparc.attacks"), "track", track)
+    whole = attack(*demo, "fgsm").inputs["image"]
+    parts = attack(*demo, "fgsm", batch_size=20, progress=True).inputs["image"]
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    assert shown == [(1, "fgsm", False), (3, "fgsm", True)]
 
 
 def test_the_same_seed_gives_the_same_samples(demo: tuple[gm.Model, gm.Data]) -> None:
