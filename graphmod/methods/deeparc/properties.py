@@ -7,6 +7,7 @@ to is the boundary's *fitting*; of samples held out, its *linear separability*; 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -52,7 +53,8 @@ class Properties:
     def steps(self, name: str) -> tuple[float, float]:
         """Return how much a property changes from one boundary to the next: within modules, and between them.
 
-        Means of absolute differences of neighbours; NaN where there are none of a kind.
+        Means of absolute differences of neighbours; NaN, with a warning, where there are none of a kind: nothing is
+        between modules where there is but one, and nothing within modules that are single boundaries.
 
         Raises
         ------
@@ -63,6 +65,10 @@ class Properties:
             raise RefusedError(f"there is no property '{name}'; choose {', '.join(PROPERTIES)}")
         change = np.abs(np.diff(getattr(self, name)))
         within = np.diff(self.module) == 0
+        for kind, own in (("within modules", within), ("between modules", ~within)):
+            if not own.any():
+                told = f"boundaries: {len(self.boundaries)}, modules: {len(set(self.module))}"
+                warnings.warn(f"no step is {kind} ({told}): its mean is NaN; take another threshold", stacklevel=2)
         return _mean(change[within]), _mean(change[~within])
 
 

@@ -288,3 +288,15 @@ def test_properties_tell_where_labels_become_linear():
     np.testing.assert_array_equal(calm.robustness, calm.separability)
     with pytest.raises(gm.RefusedError, match="no property 'size'"):
         found.steps("size")
+
+
+@pytest.mark.parametrize(
+    ("module", "within", "between", "told"),
+    [((0, 0, 0), 0.25, np.nan, "between modules .boundaries: 3, modules: 1"),
+     ((0, 1, 2), np.nan, 0.25, "within modules .boundaries: 3, modules: 3")],
+)  # fmt: skip
+def test_steps_of_a_kind_that_there_is_none_of_are_nan_and_not_in_silence(module, within, between, told):
+    accuracy = np.array([0.25, 0.5, 0.75])
+    found = deeparc.Properties(("a", "b", "c"), module, accuracy, accuracy, accuracy)
+    with pytest.warns(UserWarning, match=told):
+        np.testing.assert_array_equal(found.steps("fitting"), (within, between))

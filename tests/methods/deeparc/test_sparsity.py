@@ -255,7 +255,7 @@ def test_operators_of_other_domains_have_no_layers():
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-@given(graph=random_graphs(), share=st.floats(0, 1), name=st.sampled_from(["erk", "global", "lamp"]))
+@given(graph=random_graphs(), share=st.floats(0, 1, exclude_min=True), name=st.sampled_from(["erk", "global", "lamp"]))
 def test_random_graphs_change_by_zeros_alone(graph, share, name):
     before = gm.load(graph.proto)
     own = layers(before)
@@ -280,7 +280,11 @@ def test_nothing_to_do_returns_the_model():
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [((1.5,), "between 0 and 1"), ((0.5, "none"), "there are erk, global, lamp, uniform_plus")],
+    [
+        ((1.5,), "share=1.5 is out of range"),
+        ((0,), "above 0 and at most 1"),
+        ((0.5, "none"), "there are erk, global, lamp, uniform_plus"),
+    ],
 )
 def test_refusals(arguments, told):
     with pytest.raises(gm.RefusedError, match=told):
@@ -437,10 +441,11 @@ def test_blocks_that_do_little_go_first():
         assert shorter.n_weights == network.n_weights - n * block
         assert {f"a{i}" for i in range(6)} - set(shorter.initializers) == {f"a{i}" for i in gone}
     assert shorten(network, samples, 0.999) is network
+    assert not {f"a{i}" for i in range(6)} & set(shorten(network, samples, 0).initializers)  # all that can go
 
 
 def test_what_cannot_be_shortened_is_refused():
-    with pytest.raises(gm.RefusedError, match="between 0 and 1"):
+    with pytest.raises(gm.RefusedError, match=r"remaining=-0\.1 is out of range"):
         shorten(demo(), gm.demo.splits(), -0.1)
     with pytest.raises(gm.RefusedError, match="leaves nothing to look at"):
         shorten(demo(), gm.demo.splits(), 0.5, samples=0)

@@ -21,9 +21,12 @@ from graphmod.train import trained_weights
 
 
 def shorten(model: Model, data: object, remaining: float, *, samples: int = 256, seed: int = 0) -> Model:
-    """Skip the residual blocks that a network misses least, down to a share of its parameters.
+    """Skip the residual blocks that a network misses least, as long as a share of its parameters stays.
 
-    Nothing is trained: :func:`prune_retrain` does that at the accuracy that is asked for.
+    Blocks go whole, so more than the share stays mostly: the block that would take the network below it stays, and so
+    do all that are missed more. Where the blocks run out first, all that can go are gone. What is left is
+    ``shorter.n_weights / model.n_weights``. Nothing is trained: :func:`prune_retrain` does that at the accuracy that is
+    asked for.
 
     Parameters
     ----------
@@ -31,7 +34,7 @@ def shorten(model: Model, data: object, remaining: float, *, samples: int = 256,
     data : anything that :func:`graphmod.data.as_data` takes
         Samples, of which the training part counts where there is one; targets are not used.
     remaining : float
-        Share of the parameters below which no block takes the network; as far as there are blocks that can go.
+        The least share of the parameters that stays, between 0 and 1.
     samples : int
         So many are looked at, at most, drawn with ``seed``.
     seed : int
@@ -50,7 +53,7 @@ def shorten(model: Model, data: object, remaining: float, *, samples: int = 256,
     True
     """
     if not 0 <= remaining <= 1:
-        raise RefusedError(f"a share of {remaining} is none; it is between 0 and 1")
+        raise RefusedError(f"remaining={remaining} is out of range; it is the least share that stays, between 0 and 1")
     if samples < 1:
         raise RefusedError(f"samples={samples} leaves nothing to look at; 256 tell what most blocks are worth")
     blocks = [block for block in residual_blocks(model) if is_skippable(model, block)]

@@ -15,8 +15,8 @@ def sparsify(model: Model, share: float, schedule: str = "lamp") -> Model:
     ----------
     model : Model
     share : float
-        Of the weights of Conv, Gemm and MatMul, how many are left, between 0 and 1; weights that are zero already stay
-        so and count as gone.
+        Of the weights of Conv, Gemm and MatMul, how many are left, above 0 and at most 1; weights that are zero already
+        stay so and count as gone. Biases, normalizations and other constants are no part of it.
     schedule : str
         How the layers share that: "lamp", "global", "uniform_plus" or "erk".
 
@@ -40,8 +40,8 @@ def sparsify(model: Model, share: float, schedule: str = "lamp") -> Model:
     >>> round(sum(one.n_left for one in left) / sum(one.size for one in left), 3)
     0.25
     """
-    if not 0 <= share <= 1:
-        raise RefusedError(f"a share of {share} is none; it is between 0 and 1")
+    if not 0 < share <= 1:
+        raise RefusedError(f"share={share} is out of range; it is what is left of the weights, above 0 and at most 1")
     return sparsified(model, round(share * sum(layer.size for layer in layers(model))), schedule)
 
 
