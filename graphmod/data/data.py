@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from graphmod.data.folder import read_folder
 from graphmod.errors import InvalidDataError
-from graphmod.model import Model, TensorType
+from graphmod.model import Model, TensorType, check_model
 
 Array = NDArray[np.generic]
 
@@ -92,6 +92,7 @@ def as_data(model: Model, data: object, *, targets: bool = False) -> Data:
     >>> len(as_data(m, (np.zeros((5, 1, 8, 8), np.float32), np.arange(5))))
     5
     """
+    check_model(model)
     found = data if isinstance(data, Data) else _read(model, data)
     _check(model, found)
     if targets and found.targets is not None and isinstance(data, str | PathLike) and Path(data).is_dir():
@@ -222,6 +223,7 @@ def _finite(array: Array) -> bool:
 
 def fixed_batch(model: Model) -> int | None:
     """Return the number of samples that the model's inputs fix along axis 0, None if it is free."""
+    check_model(model)
     kinds: list[TensorType] = list(model.inputs.values())
     sizes = {kind.shape[0] for kind in kinds if kind.shape}
     fixed = {size for size in sizes if isinstance(size, int)}

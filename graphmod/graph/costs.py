@@ -8,7 +8,7 @@ from math import prod
 
 from onnx import NodeProto
 
-from graphmod.model import Model
+from graphmod.model import Model, check_model
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def cost(model: Model, operators: Iterable[str] | None = None) -> Cost:
     >>> gm.graph.cost(gm.load(gm.demo.model_path())).weights > 250_000
     True
     """
+    check_model(model)
     named = model.position if operators is None else dict.fromkeys(operators)
     chosen = [model.position[name] for name in named if name in model.position]
     read = dict.fromkeys(name for position in chosen for name in model.reads[position])

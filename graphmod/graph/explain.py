@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from graphmod.graph.predicates import Check, Type, closest, readers_of, type_of_operator
 from graphmod.graph.select import BoundPattern, BoundStep, State, admits, bind_patterns
-from graphmod.model import Model, inner_operators, with_inner
+from graphmod.model import Model, check_model, inner_operators, with_inner
 
 _SHOWN = 4
 """Names that a message lists before it only counts."""
@@ -75,6 +75,7 @@ def explain(model: Model, selector: str) -> list[NearMiss]:
     >>> print(gm.explain(m, "Gemm[transB=0]")[0])
     step 1 of 'Gemm[transB=0]': Gemm 'node_linear' fails transB=0: it is 1
     """
+    check_model(model)
     hidden = list(_hidden(model))
     misses = [miss for pattern in bind_patterns(model, selector) for miss in _misses(pattern, hidden)]
     names = model.operator_names

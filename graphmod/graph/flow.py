@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 
 from graphmod.errors import InvalidModelError
-from graphmod.model import Model, TensorType
+from graphmod.model import Model, TensorType, check_model
 
 _SHAPE_READERS = frozenset({"Shape", "Size"})
 """Operators whose output tells the shape of a tensor and nothing of its values."""
@@ -34,6 +34,7 @@ def primary_input(model: Model) -> str:
     InvalidModelError
         The model has no float or integer input that reaches a float output.
     """
+    check_model(model)
     if model not in _PRIMARY:
         _PRIMARY[model] = _most_read(model)
     return _PRIMARY[model]

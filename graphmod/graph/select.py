@@ -12,7 +12,7 @@ import onnx
 from graphmod.errors import RefusedError
 from graphmod.graph.predicates import Check, Type, bind, closest, glob, readers_of, type_of_operator
 from graphmod.graph.selector import Kind, Pattern, Step, parse
-from graphmod.model import Model
+from graphmod.model import Model, check_model
 
 State = tuple[int, int]
 """A step of a pattern and the place of an operator that fits it."""
@@ -208,6 +208,7 @@ def bind_patterns(model: Model, selector: str) -> list[BoundPattern]:
     RefusedError
         As :func:`find` does.
     """
+    check_model(model)
     by_type: defaultdict[Type, list[int]] = defaultdict(list)
     for place, operator in enumerate(model.operators):
         by_type[type_of_operator(operator)].append(place)

@@ -25,7 +25,7 @@ from onnx import (
 )
 
 from graphmod.errors import InvalidModelError
-from graphmod.model import Model
+from graphmod.model import Model, check_model
 from graphmod.model.stored import Stored
 from graphmod.model.view import operator_names
 
@@ -306,4 +306,5 @@ def wiring(model: Model) -> Wiring:
     >>> found.points[0].name, found.points[1].operator.op_type, found.constants[found.held[1]["1"]].shape
     ('image', 'Conv', (16, 1, 3, 3))
     """
+    check_model(model)
     return _Builder(model).build(model)

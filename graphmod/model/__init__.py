@@ -4,7 +4,7 @@ from graphmod.model.bodies import bodies, has_bodies, inner_operators, own_bodie
 from graphmod.model.files import check_writable, replace_file
 from graphmod.model.initializers import copy_without
 from graphmod.model.loading import external_files, load
-from graphmod.model.model import RECORD, Model, TensorType
+from graphmod.model.model import RECORD, Model, TensorType, check_model
 from graphmod.model.record import edits_of, record
 from graphmod.model.session import run_bound
 from graphmod.model.view import as_networkx, consumed
@@ -15,6 +15,7 @@ __all__ = [
     "TensorType",
     "as_networkx",
     "bodies",
+    "check_model",
     "check_writable",
     "consumed",
     "copy_without",

@@ -486,6 +486,15 @@ def _fits(shape: tuple[int, ...], declared: tuple[int | str | None, ...] | None)
     )
 
 
+def check_model(model: object, taker: str = "graphmod") -> None:
+    """Raise InvalidModelError unless what a function was given as its model is one."""
+    if not isinstance(model, Model):
+        raise InvalidModelError(
+            f"{taker} takes a graphmod.Model, not a {type(model).__name__}; graphmod.load makes one of a path or an "
+            "onnx.ModelProto"
+        )
+
+
 def _open_once(proto: ModelProto, folder: Path | None) -> None:
     """Raise InvalidModelError unless a session loads.
 

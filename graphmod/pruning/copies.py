@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
-from graphmod.model import Model, bodies
+from graphmod.model import Model, bodies, check_model
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.element_types import STANDARD
 
@@ -47,6 +47,7 @@ def with_own_copies(model: Model) -> Copied:
     >>> with_own_copies(m).model is m
     True
     """
+    check_model(model)
     alike = list(_all_alike(model))
     if not any(_is_shared(model, name) for name in alike):
         return Copied(model, {})

@@ -21,7 +21,7 @@ import numpy as np
 from graphmod.data import Data, as_data, part_of
 from graphmod.errors import InvalidModelError
 from graphmod.graph import Block
-from graphmod.model import Model, edits_of, load, record
+from graphmod.model import Model, check_model, edits_of, load, record
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -169,11 +169,7 @@ def verb(*, exact: bool, example: str) -> Callable[[Callable[P, R]], Callable[P,
         def edit(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
             model, *_ = bound.arguments.values()
-            if not isinstance(model, Model):
-                raise InvalidModelError(
-                    f"{known.name} takes a graphmod.Model, not a {type(model).__name__}; graphmod.load makes one of a "
-                    "path or an onnx.ModelProto"
-                )
+            check_model(model, known.name)
             told = _read_references(known, model, bound)
             del bound.arguments[next(iter(bound.arguments))]
             return cast(R, perform(known, model, bound.arguments, told))

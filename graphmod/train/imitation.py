@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.model import Model
+from graphmod.errors import InvalidDataError, InvalidModelError, RefusedError
+from graphmod.graph import blocks
+from graphmod.model import Model, check_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,7 @@ class Imitation:
     def __post_init__(self) -> None:
         if not 0 < self.weight <= 1:
             raise RefusedError(f"weight={self.weight} is out of range; it is a share above 0 and at most 1")
+        check_model(self.model, "Imitation")
         check_float(self.model, self.source, "the model to imitate")
 
     @property
@@ -73,10 +75,19 @@ class Imitation:
 def check_float(model: Model, tensor: str, told: str) -> None:
     """Raise RefusedError unless a model, called so, has this tensor, and it is made of floats."""
     if tensor not in model.producer and tensor not in model.inputs:
-        raise RefusedError(f"{told} has no tensor named '{tensor}'")
+        raise RefusedError(f"{told} has no tensor named '{tensor}'{_hint(model, tensor)}")
     kind = model.tensors.get(tensor)
     if kind is None or not kind.is_float:
         raise RefusedError(f"tensor '{tensor}' of {told} is {kind or 'of unknown type'}, and only floats are imitated")
+
+
+def _hint(model: Model, name: str) -> str:
+    """Return what to say instead of a block's path; nothing where it is none."""
+    try:
+        exits = {block.path: block.exit for block in blocks(model).walk()}
+    except InvalidModelError:  # it has no trunk, so no blocks
+        return ""
+    return f"; that is a block, whose activations are tensor '{exits[name]}'" if name in exits else ""
 
 
 def half_squared_error(found: Tensor, wanted: Tensor) -> Tensor:

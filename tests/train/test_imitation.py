@@ -326,3 +326,10 @@ def test_rows_belong_together_however_the_data_are_given():
     for data, shown in [((x, y), x), (x, (x, y)), ((x, y), (x, y[::-1])), (split, (x, y)), (x, split)]:
         with pytest.raises(gm.InvalidDataError, match="would not belong together"):
             retrain(network, data, [("t0", "t1")], imitate=Imitation("t2", other, shown, weight=1), **options)
+
+
+def test_a_block_in_a_tensors_place_is_told():
+    model = gm.load(gm.demo.model_path())
+    told = gm.blocks(model)["layer2"].exit
+    with pytest.raises(gm.RefusedError, match=f"'layer2'; that is a block, whose activations are tensor '{told}'"):
+        Imitation("layer2", model)

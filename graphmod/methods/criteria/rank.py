@@ -81,7 +81,7 @@ class Ranking:
 def rank_blocks(
     model: Model,
     data: object,
-    criteria: Sequence[str] | None = None,
+    criteria: str | Sequence[str] | None = None,
     blocks: Sequence[Place] | None = None,
     *,
     seed: int = 0,
@@ -97,7 +97,7 @@ def rank_blocks(
         A classifier.
     data : anything that :func:`graphmod.data.as_splits` takes
         With labels; its training part is not used.
-    criteria : sequence of str, optional
+    criteria : str or sequence of str, optional
         Of ``cka``, ``norm_ratio``, ``gradient``, ``kl``, ``margin``, ``loss``, and what else is registered; all if
         None.
     blocks : sequence of Block, str or (str, str), optional
@@ -126,7 +126,8 @@ def rank_blocks(
     >>> len(ranking.order("kl")), sorted(ranking.correlation)
     (3, ['cka', 'kl'])
     """
-    wanted = tuple(dict.fromkeys(CRITERIA if criteria is None else criteria))
+    given = (criteria,) if isinstance(criteria, str) else criteria
+    wanted = tuple(dict.fromkeys(CRITERIA if given is None else given))
     unknown = [name for name in wanted if name not in CRITERIA]
     if unknown or not wanted:
         what = f"there is no criterion '{unknown[0]}'" if unknown else "no criterion is given"

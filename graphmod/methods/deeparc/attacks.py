@@ -17,7 +17,7 @@ from rich.progress import track
 from graphmod.data import Data, as_data, check_labels, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import subgraph
-from graphmod.model import Model
+from graphmod.model import Model, check_model
 from graphmod.pytorch import to_torch
 from graphmod.registry import Registry
 from graphmod.rewrite import rebatch
@@ -224,6 +224,7 @@ def _network(model: Model, name: str) -> _Classifier:
 
 
 def _check(model: Model, method: str, eps: float | None, steps: int, batch_size: int) -> None:
+    check_model(model, "attack")
     if method not in ATTACKS:
         raise RefusedError(f"there is no attack '{method}'; there are {', '.join(sorted(ATTACKS))}")
     if eps is not None and not eps > 0:

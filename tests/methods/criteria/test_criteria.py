@@ -210,6 +210,10 @@ def test_named_blocks(planted):
     assert found.order()[0] == "h4..h5"
 
 
+def test_one_criterion_may_be_a_plain_string(planted):
+    assert list(gm.rank_blocks(*planted, "kl", ["h0..h2"]).scores) == ["kl"]
+
+
 def test_refusals(planted):
     model, data = planted
     with pytest.raises(gm.RefusedError, match="there is no criterion 'size'"):
