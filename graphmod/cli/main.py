@@ -1,5 +1,7 @@
 """The command ``graphmod``: errors become one clear line and exit code 2.
 
+1 means that nothing was better, so nothing was written, or, where a command looks for something, that it found some.
+
 The commands are those that the files of this package list in ``COMMANDS``; ``PANEL`` is their heading in the help.
 """
 
@@ -16,6 +18,8 @@ from rich.markup import escape
 
 from graphmod import cli
 from graphmod.errors import GraphmodError
+
+UsageError: type[typer.BadParameter] = typer.BadParameter.__base__  # type: ignore[assignment]  # not public itself
 
 app = typer.Typer(
     name="graphmod",
@@ -36,11 +40,18 @@ def main() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
-            app(standalone_mode=True)
+            sys.exit(app(standalone_mode=False))
+        except UsageError as error:
+            if wrong := error.format_message().strip().rstrip("."):  # empty where the help was printed instead
+                path = error.ctx.command_path if error.ctx else "graphmod"
+                told.print("[red]error:[/]", escape(f"{wrong}; {path} --help tells more"))
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(1)
         except GraphmodError as error:
             told.print("[red]error:[/]", escape(str(error)))
             sys.exit(2)
         finally:
-            for warning in caught:
-                if issubclass(warning.category, UserWarning):
-                    told.print("[yellow]warning:[/]", escape(str(warning.message)))
+            warned = (str(warning.message) for warning in caught if issubclass(warning.category, UserWarning))
+            for message in dict.fromkeys(warned):
+                told.print("[yellow]warning:[/]", escape(message))

@@ -116,7 +116,7 @@ def _read(model: Model, data: object) -> Data:
         return _from_dataset(names, data)
     raise InvalidDataError(
         f"cannot read data from a {type(data).__name__}; pass arrays, a mapping, a path, a Dataset, a DataLoader, or "
-        "one part of Splits"
+        "one part of Splits, such as .test"
     )
 
 

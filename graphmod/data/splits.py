@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -62,14 +63,21 @@ def as_splits(model: Model, data: object, seed: int = 0, *, labels: bool = False
     (30, 10, 10)
     """
     data = _opened(data)
+    _warn_of_strays(data)
     parts = _parts(data) or {"train": data}
     if "train" not in parts:
         told = ", ".join(sorted(parts))
         raise InvalidDataError(f"the data has parts {told} but no training part; name it 'x_train', 'y_train'")
-    found = {name: as_data(model, part, targets=targets) for name, part in parts.items()}
-    if labels:
-        for part in found.values():
-            check_labels(model, part)
+    found = {}
+    for name, part in parts.items():
+        try:
+            found[name] = as_data(model, part, targets=targets)
+            if labels:
+                check_labels(model, found[name])
+        except InvalidDataError as error:
+            if len(parts) == 1:
+                raise
+            raise InvalidDataError(f"the {name} part: {error}") from error
     size = len(found["train"])
     for name, share in _SHARES.items():
         if name not in found:
@@ -111,6 +119,19 @@ def _parts(data: object) -> dict[str, object]:
             if isinstance(group, dict):
                 group[stem] = data[key]
     return parts
+
+
+def _warn_of_strays(data: object) -> None:
+    """Warn of arrays that belong to no part of data that has parts, which a name mistyped makes."""
+    if not isinstance(data, Mapping) or not _parts(data):
+        return
+    for key in data:
+        part = str(key).rpartition("_")[2]
+        if _ALIASES.get(part, part) not in PARTS:
+            warnings.warn(
+                f"'{key}' belongs to no part of the data and is not used; parts end in _train, _calibration or _test",
+                stacklevel=3,
+            )
 
 
 def _split(data: Data, size: int, seed: int) -> tuple[Data, Data]:

@@ -117,5 +117,7 @@ class ModuleMap:
                 content.get("floor"),
                 tuple(content.get("cuts", ())),
             )
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InvalidDataError(f"'{path}' is no module map: it is no JSON; graphmod modules writes one") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidDataError(f"'{path}' is no module map: {error}") from error

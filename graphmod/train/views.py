@@ -47,7 +47,10 @@ class Views:
         for number in range(1, self.number):
             assert self.augment is not None, "there is one view without it"
             changed = self.augment(data, np.random.default_rng((self.seed, number)))
-            view = as_data(model, changed, targets=data.targets is not None)
+            try:
+                view = as_data(model, changed, targets=data.targets is not None)
+            except InvalidDataError as error:
+                raise InvalidDataError(f"what augment returned is no view of the data: {error}") from error
             if len(view) != len(data):
                 raise InvalidDataError(
                     f"augment made {len(view)} samples of {len(data)}; a view has as many as the data"

@@ -188,6 +188,30 @@ def test_bad_data_are_refused_and_nothing_is_written(tmp_path, name, told):
     assert not out.exists() or not any(out.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["compress", MODEL, DATA, "--max-drop", "1.5"], "error: Invalid value for '--max-drop': "),
+        (["compress"], "error: Missing "),
+        (["compres"], "error: No such command 'compres'"),
+        (["info", MODEL, "--jason"], "error: No such option: --jason"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, told):
+    refused = graphmod(*arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(told)
+    assert refused.stderr.endswith("--help tells more\n")
+    assert len(refused.stderr.splitlines()) == 1
+    assert not refused.stdout
+
+
+def test_help_is_shown_without_arguments():
+    told = graphmod()
+    assert "compress" in told.stdout + told.stderr
+    assert "error" not in told.stderr
+
+
 def test_an_old_result_survives_a_refusal(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -204,6 +228,12 @@ def test_unwritable_paths_are_refused_before_the_work(tmp_path):
     refused = graphmod("similarity", MODEL, digits(tmp_path), "-o", str(tmp_path / "absent" / "s.png"))
     assert refused.returncode == 2
     assert "cannot write" in refused.stderr
+
+
+def test_a_model_is_no_module_map(tmp_path):
+    refused = graphmod("compress", MODEL, DATA, "--modules", MODEL, "-o", tmp_path / "out")
+    assert refused.stderr.strip().endswith("is no module map: it is no JSON; graphmod modules writes one")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_module_map_of_another_model_is_refused(tmp_path):

@@ -109,3 +109,21 @@ def test_too_few_samples_to_split(n):
 def test_data_without_targets_is_refused():
     with pytest.raises(gm.InvalidDataError, match="no targets"):
         as_splits(MODEL, samples(20))
+
+
+def test_errors_name_the_part():
+    x, y = samples(8), np.zeros(8, np.int64)
+    whole = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    for changes, told in (
+        ({"x_test": x[:, :2]}, r"\[8, 2, 16, 16\]"),
+        ({"y_test": y[:5]}, "differ in their number"),
+        ({"y_test": y - 1}, "label -1"),
+    ):
+        with pytest.raises(gm.InvalidDataError, match=f"the test part: .*{told}"):
+            as_splits(MODEL, whole | changes, labels=True)
+
+
+def test_arrays_of_no_part_are_told():
+    x, y = samples(8), np.zeros(8, np.int64)
+    with pytest.warns(UserWarning, match="'y_tets' belongs to no part of the data and is not used"):
+        as_splits(MODEL, {"x_train": x, "y_train": y, "y_tets": y})

@@ -278,6 +278,7 @@ def test_refusals(options, match):
         (lambda part: gm.Data({"x": part.inputs["x"] * np.nan}, part.targets), "NaN"),
         (lambda part: gm.Data(part.inputs, part.targets + 3), "out of range"),
         (lambda part: part.inputs["x"], "no targets"),
+        (lambda _: None, "what augment returned is no view of the data: cannot read data from a NoneType"),
     ],
 )
 def test_views_that_do_not_fit(view, match):

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from graphmod.data import as_splits
-from graphmod.errors import RefusedError
+from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import Block
 from graphmod.methods.criteria.registry import CRITERIA, Evidence, Scores
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
@@ -139,7 +139,10 @@ def rank_blocks(
     splits = as_splits(model, data, seed, labels=True)
     regions = tuple(found)
     evidence = Evidence(model, regions, drawn(model, splits.calibration, MOST, seed))
-    scores = {name: CRITERIA[name](evidence) for name in wanted}
+    try:
+        scores = {name: CRITERIA[name](evidence) for name in wanted}
+    except InvalidDataError as error:
+        raise InvalidDataError(f"the calibration part, which criteria look at: {error}") from error
     held_out = Evidence(model, regions, drawn(model, splits.test, MOST, seed))
     return Ranking(tuple(found.values()), regions, scores, CRITERIA["loss"](held_out))
 

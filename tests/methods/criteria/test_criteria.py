@@ -216,6 +216,9 @@ def test_one_criterion_may_be_a_plain_string(planted):
 
 def test_refusals(planted):
     model, data = planted
+    few = gm.Splits(data.train, data.calibration[:2], data.test)
+    with pytest.raises(gm.InvalidDataError, match=r"the calibration part, .*at least 4 samples"):
+        gm.rank_blocks(model, few, "cka")
     with pytest.raises(gm.RefusedError, match="there is no criterion 'size'"):
         gm.rank_blocks(model, data, ["size"])
     with pytest.raises(gm.RefusedError, match="no criterion is given"):
