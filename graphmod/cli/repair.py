@@ -17,6 +17,15 @@ from graphmod.model import load
 _SHOWN = 5
 """Candidates that the table shows."""
 
+_PATCHED = (
+    "error: what the block makes of healthy activations, off what it should make; before, behind: error of the output "
+    "if activations are healthy up to the block, or up to behind it; score: by how much the second is less"
+)
+_SUSPECTED = (
+    "gradient: how steep the loss is in the block's weights, 1 for the steepest; skipping: share of the loss that "
+    "leaving the block out saves, tried with the steepest ones; score: their sum, savings alone"
+)
+
 
 def repair(
     model: ModelFile,
@@ -29,7 +38,13 @@ def repair(
             show_default=False,
         ),
     ] = None,
-    share: Annotated[float, typer.Option(help="The largest share of the weights that may change.")] = 1.0,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            help="The largest share of the weights that may change.",
+            show_default="0.2 without a healthy model, else all",
+        ),
+    ] = None,
     target: Annotated[
         float | None, typer.Option(help="Accuracy on calibration data that is enough.", show_default=False)
     ] = None,
@@ -61,8 +76,11 @@ def repair(
         _print_json({**report.as_dict(), "files": written})
         raise typer.Exit(0 if written else 1)
     if report.ranking:
-        first = "at fault" if report.settings["healthy"] else "suspected"
-        table = Table(f"{first}, most likely first", "weights", "score", *report.ranking[0].figures)
+        first = "at fault" if sound else "suspected"
+        table = Table(title=f"{first}, most likely first", caption=_PATCHED if sound else _SUSPECTED)
+        table.add_column("block", overflow="fold")
+        for column in ("weights", "score", *report.ranking[0].figures):
+            table.add_column(column, no_wrap=True)
         for one in report.ranking[:_SHOWN]:
             figures = (f"{value:.3f}" for value in one.figures.values())
             table.add_row(escape(", ".join(one.blocks)), f"{one.weights:,}", f"{one.score:.3f}", *figures)

@@ -92,13 +92,13 @@ def test_the_share_limits_what_changes():
     done = gm.repair(weak, DATA, healthy=M, share=0.05)
     assert done.report.blocks == ("layer1.3",)
     assert 0 < done.report.trained_share <= 0.05
-    with pytest.raises(gm.RefusedError, match=r"smallest unit has"):
+    with pytest.raises(gm.RefusedError, match=r"smallest unit in question has"):
         gm.repair(weak, DATA, healthy=M, share=0.01)
 
 
 def test_enough_is_enough():
     _, weak = broken("plain", "6")
-    done = gm.repair(weak, samples("plain"), target=0.9)
+    done = gm.repair(weak, samples("plain"), share=0.5, target=0.9)
     assert "6" in done.report.blocks
     assert gm.accuracy(done.model, samples("plain").calibration) >= 0.9
     assert isinstance(done, Tuned)
@@ -127,6 +127,13 @@ def test_what_works_comes_back_as_it_is(beside):
     assert done.model is net or done.model.digest == net.digest
 
 
+def test_a_model_that_is_at_the_target_is_left_alone():
+    done = gm.repair(M, DATA, target=0.9)
+    assert done.model is M
+    assert not done.report.ranking
+    assert not done.report.blocks
+
+
 def test_refusals():
     x = DATA.train.inputs["image"]
     with pytest.raises(gm.InvalidDataError, match="no labels, and there is no healthy model"):
@@ -134,6 +141,9 @@ def test_refusals():
     for share in (0, 1.5):
         with pytest.raises(gm.RefusedError, match="out of range"):
             gm.repair(M, DATA, share=share)
+    for target in (0, 97):
+        with pytest.raises(gm.RefusedError, match="out of range"):
+            gm.repair(M, DATA, target=target)
     for wrong in ({"samples": 0}, {"batch_size": 0}):
         with pytest.raises(gm.RefusedError, match="must be at least 1"):
             gm.repair(M, DATA, **wrong)

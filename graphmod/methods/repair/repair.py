@@ -36,6 +36,9 @@ _PATCHED, _SUSPECTED = 32, 128
 _FIRST, _WIDER = (320, 10), (1024, 40)
 """Samples, and steps, of the trainings that are to tell whether units will do: the likeliest one, then more."""
 
+_BY_LABELS = 0.2
+"""Share of the weights that may change where labels alone tell what is at fault."""
+
 _FEW = 3
 """Units that are trained at the full learning rate."""
 
@@ -54,7 +57,7 @@ def repair(
     data: object,
     *,
     healthy: Model | None = None,
-    share: float = 1.0,
+    share: float | None = None,
     target: float | None = None,
     samples: int | None = None,
     loss: Loss | None = None,
@@ -84,8 +87,9 @@ def repair(
         Fitted and trained is on its training part, chosen on its calibration part; figures are of its test part.
     healthy : Model, optional
         One that works, with the same inputs and boundaries of the same names.
-    share : float
-        The largest share of the weights that may change, above 0 and at most 1.
+    share : float, optional
+        The largest share of the weights that may change, above 0 and at most 1. If None a fifth by labels alone; all
+        with a healthy model, which tells what is at fault.
     target : float, optional
         What the metric is to be on calibration data: enough is done once it is reached. With a healthy model its own if
         None, else whatever can be had.
@@ -128,8 +132,12 @@ def repair(
     >>> done.report.blocks, gm.accuracy(done.model, data.test) > 0.98
     (('layer2.3',), True)
     """
+    if share is None:
+        share = _BY_LABELS if healthy is None else 1.0
     if not 0 < share <= 1:
         raise RefusedError(f"share={share} is out of range; it is a share of the weights above 0 and at most 1")
+    if target is not None and metric is None and loss is None and not 0 < target <= 1:
+        raise RefusedError(f"target={target} is out of range; it is an accuracy above 0 and at most 1")
     if min(batch_size, 1 if samples is None else samples) < 1:
         raise RefusedError("samples and batch_size must be at least 1")
     start = process_time()
@@ -199,7 +207,8 @@ class _Task:
         if ranking and not chosen:
             needed = min(one.weights for one in ranking) / self.model.n_weights
             raise RefusedError(
-                f"share={self.share:g} leaves nothing to repair: the smallest unit has {needed:.1%} of the weights"
+                f"share={self.share:g} leaves nothing to repair: the smallest unit in question has {needed:.1%} of the "
+                "weights"
             )
         return chosen
 
@@ -350,6 +359,8 @@ def _check_inputs(model: Model, healthy: Model) -> None:
 
 def _by_labels(task: _Task, training: _Training) -> _Found:
     model = task.model
+    if task.target is not None and _enough(task.score(model, "calibration"), task.target):
+        return _Found(model, (), 0, ())
     output, loss = logits(model) if training.loss is None else model.main_output, training.loss or cross_entropy
     parts = [unit for unit in units(model) if unit.weights]
     some = _some(model, task.splits.train, task.samples or _SUSPECTED, training.seed)
