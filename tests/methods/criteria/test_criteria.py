@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from itertools import combinations, islice
@@ -12,13 +13,16 @@ import pytest
 import torch
 from command_line import graphmod
 from planted import net
+from rich.console import Console
 from scipy.stats import entropy, spearmanr
 
 import graphmod as gm
+from graphmod.cli.rank import _table
 from graphmod.methods import deeparc
-from graphmod.methods.criteria import CRITERIA, criterion, skip_greedily
+from graphmod.methods.criteria import CRITERIA, Ranking, criterion, skip_greedily
 from graphmod.methods.criteria.kl import divergence
 from graphmod.methods.skipping import skip
+from graphmod.rewrite import Region
 
 sys.path.append(str(Path(__file__).parent.parent / "deeparc"))
 from networks import residual, samples
@@ -214,6 +218,20 @@ def test_one_criterion_may_be_a_plain_string(planted):
     assert list(gm.rank_blocks(*planted, "kl", ["h0..h2"]).scores) == ["kl"]
 
 
+def test_the_table_is_whole_on_80_columns():
+    model, scores = gm.load(gm.demo.model_path()), np.array([0.1234, 1234.5678])
+    names = ("layer1.1", "encoder.layers.layer1.2.residual")
+    regions = tuple(Region(block.entry, block.exit) for block in gm.blocks(model)["layer1"].children[1:3])
+    found = Ranking(names, regions, dict.fromkeys(CRITERIA, scores), scores)
+    streams = io.StringIO()
+    Console(width=80, file=streams).print(_table(found, names, {names[0]: 0.016, names[1]: 0.5}))
+    shown = streams.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.count("1235") == len(CRITERIA) + 1
+    assert "1.6%" in shown
+
+
 def test_refusals(planted):
     model, data = planted
     few = gm.Splits(data.train, data.calibration[:2], data.test)
@@ -242,6 +260,25 @@ def test_a_network_in_which_nothing_can_be_skipped_is_refused():
         next(skip_greedily(model, data.calibration))
 
 
+def test_the_command_tells_what_blocks_weigh_and_which_cannot_be_skipped():
+    told = json.loads(
+        graphmod(
+            "rank",
+            gm.demo.model_path(),
+            gm.demo.data_path(),
+            "--by",
+            "norm_ratio",
+            "--criterion",
+            "norm_ratio",
+            "--json",
+        ).stdout
+    )
+    assert told["not_skippable"] == ["layer2.0", "layer3.0"]
+    model = gm.load(gm.demo.model_path())
+    own = gm.graph.cost(model, gm.blocks(model)["layer1.3"].operators).weights
+    assert told["weights"]["layer1.3"] == own / model.n_weights
+
+
 def test_a_name_is_registered_once():
     with pytest.raises(gm.RefusedError, match="there is a criterion 'kl'"):
         criterion("kl")(lambda evidence: np.zeros(len(evidence.regions)))
@@ -259,8 +296,9 @@ def test_the_command(tmp_path):
     done = graphmod("rank", *given)
     assert done.returncode == 0, done.stderr
     assert "rank correlation with loss" in done.stdout
-    assert all(name in done.stdout for name in CRITERIA)
+    assert all(part in done.stdout for name in CRITERIA for part in name.split("_"))
     told = json.loads(graphmod("rank", *given, "--by", "margin", "--criterion", "cka", "--json").stdout)
     assert set(told["correlation"]) == {"margin", "cka"}
+    assert set(told["weights"]) == set(told["order"])
     assert told["order"] == list(gm.rank_blocks(model, data, ["margin"]).order("margin"))
     assert graphmod("rank", *given, "--by", "size").returncode == 2
