@@ -121,7 +121,7 @@ def compress(
     --------
     >>> import graphmod as gm
     >>> m = gm.load(gm.demo.model_path())
-    >>> result = gm.compress(m, gm.demo.splits(), target=0.9, epochs=1)
+    >>> result = gm.compress(m, gm.demo.splits(), target=0.9, threshold=0.95, batch_sizes=[1], epochs=1)
     >>> result.report.after.weights < result.report.before.weights
     True
     """
