@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from graphmod.cli.destination import check_destination
+from graphmod.cli.destination import check_apart, check_destination
 from graphmod.errors import InvalidModelError
 from graphmod.graph import Block, boundaries, cost
 from graphmod.graph import blocks as block_tree
@@ -256,14 +256,16 @@ def compress(
     from graphmod.data import as_splits
     from graphmod.methods import compress as run
     from graphmod.modules import ModuleMap
-    from graphmod.report.folder import open_folder
+    from graphmod.report.folder import FILES, check_folder
 
+    for name in FILES.values():
+        check_apart(out / name, model, data)
     loaded = load(model)
     known = None if module_map is None else ModuleMap.load(module_map)
     if known is not None:
         known.check(loaded)
     splits = as_splits(loaded, data, seed, labels=True)
-    open_folder(out)
+    check_folder(out)
     result = run(
         loaded,
         splits,
@@ -289,10 +291,10 @@ def demo(
     """
     from graphmod import demo as shipped
     from graphmod.methods import compress as run
-    from graphmod.report.folder import open_folder
+    from graphmod.report.folder import check_folder
 
     path = shipped.model_path()
-    open_folder(out)
+    check_folder(out)
     _show(run(load(path), shipped.data_path(), seed=seed, progress=not as_json), out, path.stem, as_json)
 
 

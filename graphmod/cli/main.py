@@ -7,7 +7,9 @@ The commands are those that the files of this package list in ``COMMANDS``; ``PA
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
 from importlib import import_module
 from pkgutil import iter_modules
@@ -37,6 +39,8 @@ for found in sorted(iter_modules(cli.__path__), key=lambda found: found.name):
 def main() -> None:
     """Run the command line."""
     told = Console(stderr=True, soft_wrap=True, highlight=False)
+    if threading.current_thread() is threading.main_thread():  # no other may say what signals do
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:

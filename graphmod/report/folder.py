@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,30 @@ from graphmod.report.page import page
 
 if TYPE_CHECKING:
     from graphmod.methods import Result
+
+
+FILES = {
+    "model": "compressed.onnx",
+    "module map": "modules.json",
+    "similarity": "similarity.npz",
+    "heatmap": "similarity.png",
+    "figures": "report.json",
+    "page": "report.html",
+    "front": "front.png",
+}
+"""What is written, by what it holds."""
+
+
+def check_folder(folder: str | PathLike[str]) -> None:
+    """Raise NotWritableError unless a folder can be made, or written where there is one; nothing is left there."""
+    path = Path(folder)
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        open_folder(path)
+    finally:
+        for one in missing:
+            with suppress(OSError):  # it was not made, or somebody else has written in it by now
+                one.rmdir()
 
 
 def open_folder(folder: str | PathLike[str]) -> Path:
@@ -28,7 +53,7 @@ def open_folder(folder: str | PathLike[str]) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NotWritableError(f"cannot write to folder '{path}': {error.strerror}") from error
-    check_writable(path / "report.html")
+    check_writable(path / FILES["page"])
     return path
 
 
@@ -56,16 +81,16 @@ def write_report(result: Result, folder: str | PathLike[str], title: str = "mode
     path = open_folder(folder)
     text = json.dumps(result.report.as_dict(), indent=2) + "\n"
     written = {
-        "model": result.model.save(path / "compressed.onnx"),
-        "module map": result.module_map.save(path / "modules.json"),
-        "similarity": result.similarity.save(path / "similarity.npz"),
-        "heatmap": path / "similarity.png",
-        "figures": replace_file(path / "report.json", lambda stream: stream.write(text.encode())),
-        "page": replace_file(path / "report.html", lambda stream: stream.write(page(result, title).encode())),
+        "model": result.model.save(path / FILES["model"]),
+        "module map": result.module_map.save(path / FILES["module map"]),
+        "similarity": result.similarity.save(path / FILES["similarity"]),
+        "heatmap": path / FILES["heatmap"],
+        "figures": replace_file(path / FILES["figures"], lambda stream: stream.write(text.encode())),
+        "page": replace_file(path / FILES["page"], lambda stream: stream.write(page(result, title).encode())),
     }
     result.similarity.plot(written["heatmap"], result.module_map)
     if result.front:
-        written["front"] = path / "front.png"
+        written["front"] = path / FILES["front"]
         result.plot_front(written["front"])
     weights = external_files(written["model"])
     return {**written, **{f"weights {number}": file for number, file in enumerate(weights, 1)}}

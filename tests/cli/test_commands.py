@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,23 @@ def test_bad_data_are_refused_and_nothing_is_written(tmp_path, name, told):
     assert all(part in refused.stderr for part in told), refused.stderr
     assert "Traceback" not in refused.stderr
     assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_command_that_is_ended_takes_its_temporary_files_along(tmp_path):
+    code = """
+import os, signal, sys, tempfile, time
+from importlib import import_module
+
+def app(**_):
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+import_module("graphmod.cli.main").app = app
+import_module("graphmod.cli.main").main()
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,26 @@ def test_no_input_is_written_over(folder: Path, command: str) -> None:
         assert refused.returncode == 2
         assert f"{name}': the command reads it" in refused.stderr
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_compress_does_not_write_over_its_model(folder: Path) -> None:
+    model = (folder / "model.onnx").rename(folder / "compressed.onnx")
+    before = model.read_bytes()
+    refused = graphmod("compress", model, folder / "data.npz", "--out", folder)
+    assert refused.returncode == 2
+    assert "compressed.onnx': the command reads it" in refused.stderr
+    assert model.read_bytes() == before
+
+
+def test_an_interrupt_leaves_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("graphmod.methods"), "compress", interrupted)
+    out = folder / "new" / "out"
+    ended = graphmod("compress", folder / "model.onnx", folder / "data.npz", "--out", out)
+    assert ended.returncode != 0
+    assert not out.parent.exists()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
