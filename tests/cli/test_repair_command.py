@@ -24,6 +24,7 @@ def broken(tmp_path_factory):
 def test_the_fault_is_told_and_mended(broken, tmp_path):
     told = graphmod("repair", broken, DATA, "--healthy", DEMO, "--out", tmp_path / "mended.onnx")
     assert told.returncode == 0, told.stderr
+    assert "error: what the block makes of healthy activations" in " ".join(told.stdout.split())
     assert "repaired: layer3.2; 28,880 weights, 9.6% of all" in told.stdout
     assert gm.accuracy(gm.load(tmp_path / "mended.onnx"), gm.demo.splits().test) > 0.97
 
@@ -53,6 +54,7 @@ def test_nothing_is_written_where_nothing_is_better(tmp_path):
     told = graphmod("repair", DEMO, tmp_path / "few.npz", "--epochs", "0", "--share", "0.1", "--out", out)
     assert told.returncode == 1, told.stdout
     assert "suspected, most likely first" in told.stdout
+    assert "gradient: how steep the loss is in the block's weights" in " ".join(told.stdout.split())
     assert "nothing made it better (accuracy on test data: 100.00%), so nothing was written" in told.stdout
     assert not out.exists()
 
