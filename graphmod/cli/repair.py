@@ -86,7 +86,10 @@ def repair(
             table.add_row(escape(", ".join(one.blocks)), f"{one.weights:,}", f"{one.score:.3f}", *figures)
         console.print(table)
     if not report.blocks:
-        found = "nothing made it better" if report.ranking else "nothing is broken"
+        whole = (
+            "nothing is broken" if sound or target is None else f"{name} on calibration data is {target:.1%} or more"
+        )
+        found = "nothing made it better" if report.ranking else whole
         console.print(f"{found} ({name} on test data: {report.before['test']:.2%}), so nothing was written")
         raise typer.Exit(1)
     took = sum(report.seconds.values())

@@ -47,6 +47,13 @@ def test_nothing_is_written_where_nothing_is_broken(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_is_written_where_the_target_is_reached(tmp_path):
+    told = graphmod("repair", DEMO, DATA, "--target", "0.9", "--out", tmp_path / "mended.onnx")
+    assert told.returncode == 1
+    assert told.stdout.startswith("accuracy on calibration data is 90.0% or more (accuracy on test data: 9")
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_written_where_nothing_is_better(tmp_path):
     some = gm.demo.splits().train[:100]
     np.savez(tmp_path / "few.npz", x=some.inputs["image"], y=some.targets)
