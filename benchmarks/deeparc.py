@@ -58,6 +58,8 @@ def run(section: str, cells: list[Cell], quick: bool, processes: int) -> Iterato
     with ProcessPoolExecutor(processes, context, _begin, (cores, dict(datasets.PATHS), quick)) as pool:
         futures = {pool.submit(measure, section, cell, quick): cell for cell in cells}
         for future in as_completed(futures):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
             found = future.result()
             print(f"{section}: {futures[future]}, {found['minutes']:.1f} minutes", flush=True)
             yield found

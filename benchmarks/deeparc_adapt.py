@@ -136,8 +136,8 @@ def kinds(case: Case) -> dict[str, gm.Splits]:
 
 def attacked(model: gm.Model, clean: gm.Splits, seed: int) -> Case:
     """Return adversarial samples of every part, at the least strength that counts."""
-    x = clean.train.inputs["x"]
-    bounds = (float(x.min()), float(x.max()))
+    values = [part.inputs["x"] for part in (clean.train, clean.calibration, clean.test)]
+    bounds = (min(float(x.min()) for x in values), max(float(x.max()) for x in values))
     some, eps = clean.calibration[:256], 0.0
     for strength in STRENGTHS:
         eps = strength * (bounds[1] - bounds[0])
@@ -173,7 +173,7 @@ def trained(case: Case, name: str, rate: float, goal: Goal | None, seed: int, qu
     n_steps = STEPS // 4 if quick else STEPS
     looks = Looks(len(case.moved.calibration), goal.clean if goal else 0.0)
     training: dict[str, Any] = {
-        "metric": looks, "until": goal.shifted if goal else None, "patience": PATIENCE if goal else n_steps,
+        "metric": looks, "until": goal.shifted if goal else None, "patience": n_steps if name == "full" else PATIENCE,
         "check_every": EVERY, "learning_rate": rate, "batch_size": BATCH, "batch_statistics": False,
     }  # fmt: skip
     if name == "norm":
