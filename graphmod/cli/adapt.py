@@ -40,7 +40,6 @@ def adapt(
     [dim]Example:[/] graphmod adapt model.onnx clean.npz shifted.npz --out adapted.onnx
     """
     from graphmod.methods.adapt import adapt as run
-    from graphmod.methods.chance import warn_of_chance
 
     check_destination(out, (".onnx",), model, data, shifted)
     loaded = load(model)
@@ -49,9 +48,8 @@ def adapt(
         progress=not as_json,
     )  # fmt: skip
     report = tuned.report
-    warn_of_chance(report.before["clean"], loaded, "the clean test data")
     written = []
-    if tuned.model.digest != loaded.digest:
+    if report.blocks:
         tuned.model.save(out)
         written = [str(file) for file in files_of(out)]
     if as_json:

@@ -58,7 +58,6 @@ def repair(
 
     [dim]Example:[/] graphmod repair broken.onnx digits.npz --healthy old.onnx --out repaired.onnx
     """
-    from graphmod.methods.chance import warn_of_chance
     from graphmod.methods.repair import repair as run
 
     check_destination(out, (".onnx",), model, data, healthy)
@@ -67,8 +66,6 @@ def repair(
     done = run(broken, data, healthy=sound, share=share, target=target, epochs=epochs, seed=seed, progress=not as_json)
     report, written = done.report, []
     name = report.settings["metric"]
-    if name == "accuracy":
-        warn_of_chance(report.after["test"], broken, "the test data")
     if report.blocks:
         done.model.save(out)
         written = [str(file) for file in files_of(out)]

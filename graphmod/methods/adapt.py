@@ -20,6 +20,7 @@ from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import Block, boundaries, primary_input
 from graphmod.graph import blocks as block_tree
+from graphmod.methods.chance import warn_of_chance
 from graphmod.methods.drawing import drawn
 from graphmod.methods.gain import rank_regions
 from graphmod.methods.tuning import Candidate, Tuned, TuningReport
@@ -90,6 +91,7 @@ def adapt(
     shifted : anything that :func:`graphmod.data.as_splits` takes
         Shifted samples with labels: adversarial, corrupted, from another sensor. Best if each is made of the clean
         sample in the same row of the same part; where labels of rows differ, another sample of the class stands in.
+        Parts must not mix: a shifted test sample is one that nothing was trained on.
     share : float
         Of the model's weights that may change, above 0 and at most 1.
     max_drop : float
@@ -112,7 +114,8 @@ def adapt(
     Returns
     -------
     Tuned
-        ``.model`` and ``.report``, with accuracy on "clean" and "shifted" test data before and after.
+        ``.model`` and ``.report``, with accuracy on "clean" and "shifted" test data before and after, and no blocks where
+        no state was better than the model as it is.
 
     Raises
     ------
@@ -164,6 +167,8 @@ def adapt(
     tuned = _mixed(free, run.model, judge)
     found = tuned if free is model else write_back(model, to_torch(tuned))
     mixing = process_time() - start
+    if tuned.digest == free.digest:
+        regions, ranking = [], ()
     names = trained_weights(model, regions)
     n_trained = sum(model.constants[name].size for name in names if name in model.constants)
     settings = {
@@ -172,8 +177,8 @@ def adapt(
     }  # fmt: skip
     report = TuningReport(
         blocks=ranking[0].blocks if ranking else _named(model, regions),
-        entry=regions[0].entry,
-        exit=regions[-1].exit,
+        entry=regions[0].entry if regions else "",
+        exit=regions[-1].exit if regions else "",
         weights_trained=n_trained,
         trained_share=n_trained / model.n_weights,
         seconds={
@@ -187,6 +192,7 @@ def adapt(
         settings=settings,
         history=tuple(replace(check, seconds=check.seconds + analysis) for check in run.history),
     )
+    warn_of_chance(report.before["clean"], model, "the clean test data")
     return Tuned(found, report, model)
 
 

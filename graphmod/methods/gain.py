@@ -109,8 +109,7 @@ def rank_regions(model: Model, data: Data, share: float = 0.2, *, loss: Loss | N
     found = [one if one.figures["gain"] >= enough else replace(one, score=0.0) for one in found]
     if not enough > 0:
         raise RefusedError(
-            f"no part of the trunk with at most {share:.0%} of the weights promises to learn anything; allow a larger "
-            "share"
+            f"no part of the trunk with at most share={share:g} of the weights promises to learn anything; allow more"
         )
     return tuple(sorted(found, key=lambda one: (-one.score, -one.figures["gain"])))
 

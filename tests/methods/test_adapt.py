@@ -82,6 +82,18 @@ def test_a_model_of_a_fixed_batch_is_measured_on_all_samples(case: tuple[gm.Mode
     assert tuned.report.exit == gm.blocks(model)["layer1.1"].exit
 
 
+def test_nothing_is_told_to_be_trained_where_nothing_was_better(case: tuple[gm.Model, gm.Splits, gm.Splits]) -> None:
+    model, data, _ = case
+    with pytest.warns(UserWarning, match="as often as chance"):
+        report = gm.adapt(model, _mislabelled(data), _mislabelled(data), epochs=0).report
+    assert (report.blocks, report.entry, report.weights_trained) == ((), "", 0)
+
+
+def _mislabelled(data: gm.Splits) -> gm.Splits:
+    parts = (data.train, data.calibration, data.test)
+    return gm.Splits(*(gm.Data(part.inputs, (part.targets + 1) % 10) for part in parts))
+
+
 def test_regions_apart_are_tried_if_they_promise_almost_as_much_or_come_first() -> None:
     trunk = ["x", "a", "b", "c", "d"]
 

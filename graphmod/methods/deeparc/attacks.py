@@ -178,49 +178,53 @@ def attack(
         raise InvalidDataError(f"the samples have values from {x.min():g} to {x.max():g}, outside of bounds={bounds}")
     largest = _EPS_SHARE * (high - low) if eps is None else eps
     evasion, estimators = _toolbox()
-    net = _network(model, name)
-    seen = net(torch.tensor(x[:1], requires_grad=True))
+    width = high - low
+    net = _network(model, name, low, width)
+    seen = net(torch.tensor((x[:1] - low) / width, requires_grad=True))
     if not seen.requires_grad:
         raise RefusedError(
             f"no gradient reaches input '{name}', and attacks follow it; an operator such as ArgMax or a tree has none"
         )
     n_classes = seen.shape[1]
     classifier = estimators.PyTorchClassifier(
-        net, torch.nn.CrossEntropyLoss(), x.shape[1:], n_classes, clip_values=(low, high), device_type="cpu"
+        net, torch.nn.CrossEntropyLoss(), x.shape[1:], n_classes, clip_values=(0.0, 1.0), device_type="cpu"
     )
-    setting = Setting(largest, steps, batch_size, n_classes)
-    one_hot, found = np.eye(n_classes)[labels], []
+    setting = Setting(largest / width, steps, batch_size, n_classes)
+    unit, one_hot, found = (x - low) / width, np.eye(n_classes)[labels], []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         way = ATTACKS[method](evasion, classifier, setting)
         starts = range(0, len(x), batch_size)
         for start in track(starts, method, disable=not progress, transient=True):
             rows = slice(start, start + batch_size)
-            found.append(way.generate(x[rows], one_hot[rows]))
-    moved = np.concatenate(found)
+            found.append(way.generate(unit[rows], one_hot[rows]))
+    moved = np.concatenate(found) * width + low
     beyond = np.abs(moved - x).reshape(len(x), -1).max(1) > (1 + _BEYOND) * largest
     near = np.clip(moved, x - largest, x + largest).clip(low, high)
     return Attacked({name: near.astype(samples.inputs[name].dtype)}, samples.targets, int(beyond.sum()))
 
 
 class _Classifier(torch.nn.Module):
-    """A network that takes single precision and gives logits of shape (samples, classes) in it, as the toolbox does."""
+    """A network that takes values from 0 to 1 in single precision and gives logits of shape (samples, classes) in it.
 
-    def __init__(self, net: torch.nn.Module, dtype: torch.dtype) -> None:
+    So the toolbox wants it: steps of its DeepFool are too long by the width of another range.
+    """
+
+    def __init__(self, net: torch.nn.Module, dtype: torch.dtype, low: float, width: float) -> None:
         super().__init__()
-        self._net, self._dtype = net, dtype
+        self._net, self._dtype, self._low, self._width = net, dtype, low, width
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self._net(x.to(self._dtype))
+        found: torch.Tensor = self._net((x * self._width + self._low).to(self._dtype))
         return found.flatten(1).float()
 
 
-def _network(model: Model, name: str) -> _Classifier:
-    """Return a model of one input, for any number of samples, up to its logits."""
+def _network(model: Model, name: str, low: float, width: float) -> _Classifier:
+    """Return a model of one input, scaled to 0..1, for any number of samples, up to its logits."""
     free = model if fixed_batch(model) is None else rebatch(model)
     net = to_torch(subgraph(free, [name], [logits(free)]), dtype=torch.float32)
     dtype = torch.float64 if model.inputs[name].dtype == np.float64 else torch.float32
-    return _Classifier(net, dtype).eval().requires_grad_(False)
+    return _Classifier(net, dtype, low, width).eval().requires_grad_(False)
 
 
 def _check(model: Model, method: str, eps: float | None, steps: int, batch_size: int) -> None:

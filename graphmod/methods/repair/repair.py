@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import boundaries
+from graphmod.methods.chance import warn_of_chance
 from graphmod.methods.repair.emptying import emptied
 from graphmod.methods.repair.mending import mend, mend_in_turn
 from graphmod.methods.repair.patching import faults, first, sound_values, values
 from graphmod.methods.repair.suspicion import suspects
 from graphmod.methods.repair.units import Unit, units
 from graphmod.methods.tuning import Candidate, Tuned, TuningReport
-from graphmod.model import Model
+from graphmod.model import Model, check_model
 from graphmod.probe import predict, share_correct
 from graphmod.rewrite import rebatch
 from graphmod.train import Imitation, Metric, retrained
@@ -148,6 +149,7 @@ def repair(
     if has_labels:
         splits = as_splits(model, splits, seed, labels=loss is None)
     if healthy is not None:
+        check_model(healthy, "repair(healthy=)")
         _check_inputs(model, healthy)
     score = _score(splits, healthy, loss, metric, has_labels)
     task = _Task(model, splits, share, target, samples, score, progress)
@@ -181,6 +183,8 @@ def repair(
         found.ranking,
         settings,
     )
+    if settings["metric"] == "accuracy":
+        warn_of_chance(report.after["test"], model, "the test data")
     return Tuned(found.model, report, model)
 
 
