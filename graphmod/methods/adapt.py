@@ -114,8 +114,8 @@ def adapt(
     Returns
     -------
     Tuned
-        ``.model`` and ``.report``, with accuracy on "clean" and "shifted" test data before and after, and no blocks where
-        no state was better than the model as it is.
+        ``.model`` and ``.report``, with accuracy on "clean" and "shifted" test data before and after, and no blocks
+        where no state was better than the model as it is.
 
     Raises
     ------
