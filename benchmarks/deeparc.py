@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="CIFAR-10's folder of .bin files, to measure on that alone")
     parser.add_argument("--mnist", type=Path, help="Keras' mnist.npz, if it is not in ../shared/data")
     parser.add_argument("--processes", type=int, default=min(2, len(os.sched_getaffinity(0))))
+    parser.add_argument("--missing", action="store_true", help="only what has no results yet")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
@@ -102,7 +103,9 @@ def main() -> None:
         if arguments.table:
             found = _kept().get(section, {}).get("found", [])
         else:
-            for one in run(section, cells, arguments.quick, arguments.processes):
+            known = {_key(one) for one in _kept().get(section, {}).get("found", [])} if arguments.missing else set()
+            wanted = [cell for cell in cells if cell not in known]
+            for one in run(section, wanted, arguments.quick, arguments.processes):
                 found = sorted([*found, one], key=_key) if arguments.quick else _keep(section, one)
         if found:
             print(f"\n### {section}\n\n{import_module(f'deeparc_{section}').table(found)}\n", flush=True)
