@@ -23,6 +23,7 @@ from graphmod.graph import blocks as block_tree
 from graphmod.methods.chance import warn_of_chance
 from graphmod.methods.drawing import drawn
 from graphmod.methods.gain import rank_regions
+from graphmod.methods.joining import joined
 from graphmod.methods.tuning import Candidate, Tuned, TuningReport
 from graphmod.model import Model, edits_of, record
 from graphmod.probe import accuracy, predict, share_correct
@@ -310,9 +311,9 @@ def _lesson(model: Model, clean: Data, moved: Data, seed: int) -> _Lesson:
     losses = _cross_entropies(predict(model, moved[seen], output=logits(model)), _labels(moved[seen]))
     shifted = seen[(losses > LEARNT) | (rng.random(len(seen)) < REPLAYED)]
     own = rng.permutation(len(clean))[: max(2, round(len(shifted) * CLEAN / (1 - CLEAN)))]
-    joined, partners = _joined(moved[shifted], clean[own]), np.concatenate([partner[shifted], own])
-    order = rng.permutation(len(joined))
-    return _Lesson(joined[order], clean[partners[order]])
+    both, partners = joined([moved[shifted], clean[own]]), np.concatenate([partner[shifted], own])
+    order = rng.permutation(len(both))
+    return _Lesson(both[order], clean[partners[order]])
 
 
 def _partners(clean: NDArray[np.int64], moved: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -330,11 +331,6 @@ def _partners(clean: NDArray[np.int64], moved: NDArray[np.int64], rng: np.random
 def _cross_entropies(outputs: NDArray[np.generic], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     rows = outputs.reshape(len(labels), -1).astype(np.float64)
     return np.asarray(logsumexp(rows, axis=1) - rows[np.arange(len(labels)), labels])
-
-
-def _joined(first: Data, second: Data) -> Data:
-    inputs = {name: np.concatenate([array, second.inputs[name]]) for name, array in first.inputs.items()}
-    return Data(inputs, np.concatenate([_labels(first), _labels(second)]))
 
 
 # -- what is kept
@@ -361,7 +357,7 @@ class _Judge:
     def of(cls, model: Model, clean: Data, moved: Data, max_drop: float, seed: int) -> _Judge:
         """Return the metric for a model as it is before training."""
         clean, moved = (drawn(model, part, _MOST_CHECKED, seed) for part in (clean, moved))
-        return cls(_joined(moved, clean), len(moved), accuracy(model, clean) - max_drop)
+        return cls(joined([moved, clean]), len(moved), accuracy(model, clean) - max_drop)
 
     def __call__(self, outputs: NDArray[np.generic], targets: NDArray[np.generic]) -> float:
         """Return the score of outputs for all samples."""

@@ -18,6 +18,7 @@ from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import Block
 from graphmod.methods.deeparc.agreement import agreement, falls
 from graphmod.methods.deeparc.residual_sums import residual_blocks
+from graphmod.methods.joining import joined
 from graphmod.model import Model
 from graphmod.rewrite import Region
 from graphmod.train import Imitation, Retrained, retrained, trained_weights
@@ -97,8 +98,8 @@ def readapt(
         _check_pairs(name, clean, found)
     scores = vulnerability(model, clean.train, {name: found.train for name, found in splits.items()})
     blocks = top_blocks(model, scores, share)
-    seen = Splits(*(_joined([getattr(found, part) for found in splits.values()]) for part in PARTS))
-    shown = Splits(*(_joined([getattr(clean, part)] * len(splits)) for part in PARTS))
+    seen = Splits(*(joined([getattr(found, part) for found in splits.values()]) for part in PARTS))
+    shown = Splits(*(joined([getattr(clean, part)] * len(splits)) for part in PARTS))
     imitate = Imitation(blocks[-1].exit, model, shown)
     return retrained(model, seen, blocks, imitate=imitate, seed=seed, **training)
 
@@ -111,8 +112,3 @@ def _check_pairs(name: str, clean: Splits, found: Splits) -> None:
                 f"the {part} part of '{name}' does not belong to the clean one, row by row: {len(given)} and "
                 f"{len(own)} samples, or other labels; re-adaption needs pairs, graphmod.adapt does not"
             )
-
-
-def _joined(parts: list[Data]) -> Data:
-    inputs = {name: np.concatenate([part.inputs[name] for part in parts]) for name in parts[0].inputs}
-    return Data(inputs, np.concatenate([np.asarray(part.targets) for part in parts]))
