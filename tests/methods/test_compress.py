@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from counted_clock import set_clock
 from handmade import model
 from onnx import helper
 from torch.nn import functional
@@ -68,23 +69,15 @@ def clock():
 
 def patched(monkeypatch):
 
-    def timed(model, blocks, data, *, batch_size=1, **_):  # noqa: ARG001  # the signature is that of a metric or a timer
-        parts = {block.path: gm.graph.subgraph(model, [block.entry], [block.exit]) for block in blocks}
-        return {path: batch_size * (gm.graph.cost(part).macs + 20.0) for path, part in parts.items()}
-
     def ratios(clock, models):
         whole = gm.graph.cost(clock.line.original).macs + 20.0 * BLOCKS
         blocks = [sum(operator.op_type == "Tanh" for operator in one.operators) for one in models]
         return [(gm.graph.cost(one).macs + 20.0 * n) / whole for one, n in zip(models, blocks, strict=True)]
 
-    module = importlib.import_module("graphmod.methods.compress.clock")
-    monkeypatch.setattr(module, "block_latency", timed)
-    monkeypatch.setattr(module.Clock, "ratios", ratios)
-    monkeypatch.setattr(importlib.import_module("graphmod.methods.compress.verb"), "ROUNDS", 3)
-    monkeypatch.setattr(importlib.import_module("graphmod.methods.compress.verb"), "POINTS", 5)
-    few = importlib.import_module("graphmod.methods.compress.search")  # so that tests take little time
-    for name, value in {"BLOCKS": 2, "RUNS": 1, "SPREAD": 6}.items():
-        monkeypatch.setattr(few, name, value)
+    set_clock(monkeypatch, 20.0, ratios, spread=6)
+    verb = importlib.import_module("graphmod.methods.compress.verb")
+    monkeypatch.setattr(verb, "ROUNDS", 3)
+    monkeypatch.setattr(verb, "POINTS", 5)
 
 
 def compress(original, data, **options):

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from counted_clock import set_clock
 from handmade import model
 from onnx import helper
 from scipy.special import softmax
@@ -60,20 +61,11 @@ def clock():
 
 def patched(monkeypatch):
 
-    def timed(network, blocks, data, *, batch_size=1, **_):  # noqa: ARG001  # the signature is that of the timer
-        parts = {block.path: gm.graph.subgraph(network, [block.entry], [block.exit]) for block in blocks}
-        return {path: batch_size * (gm.graph.cost(part).macs + 500.0) for path, part in parts.items()}
-
     def ratios(clock, models):
         whole = gm.graph.cost(clock.line.original).macs
         return [gm.graph.cost(one).macs / whole for one in models]
 
-    module = importlib.import_module("graphmod.methods.compress.clock")
-    monkeypatch.setattr(module, "block_latency", timed)
-    monkeypatch.setattr(module.Clock, "ratios", ratios)
-    few = importlib.import_module("graphmod.methods.compress.search")  # so that tests take little time
-    for name, value in {"BLOCKS": 2, "RUNS": 1, "SPREAD": 8}.items():
-        monkeypatch.setattr(few, name, value)
+    set_clock(monkeypatch, 500.0, ratios, spread=8)
 
 
 def samples(n, seed):
