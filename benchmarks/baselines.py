@@ -7,7 +7,7 @@ from typing import Any
 
 import graphmod as gm
 from graphmod.rewrite.region import find_regions
-from graphmod.train import trained_weights
+from graphmod.train import n_trained
 
 
 def last_layer(model: gm.Model) -> str:
@@ -26,5 +26,4 @@ def normalized(model: gm.Model, data: gm.Data) -> tuple[gm.Model, list[Any]]:
 
 def count(model: gm.Model, places: Sequence[Any]) -> int:
     """Return how many weights some places have."""
-    regions = [region for place in places for region in find_regions(model, place)]
-    return sum(model.tensors[name].size for name in trained_weights(model, regions) if name in model.constants)
+    return n_trained(model, [region for place in places for region in find_regions(model, place)])

@@ -266,7 +266,7 @@ def located(
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Return how methods compare over all networks, then ours network by network."""
+    """Return how methods compare over all networks, for all faults and by kind, then ours network by network."""
     runs = [beside_full(cell, run) for cell in found for run in cell["runs"]]
     lines = [
         "| method | lost | held again | seconds, median | of full retraining's | of that by epochs | recovered on test "
@@ -274,8 +274,10 @@ def table(found: list[dict[str, Any]]) -> str:
     ]
     lines.append("| --- " * 8 + "|")
     for name in (*BASELINES, *OURS):
-        for over, lost in dict.fromkeys((run["over"], run["points"]) for run in runs):
-            some = [r for r in runs if (r["method"], r["over"], r["points"]) == (name, over, lost)]
+        own = [run for run in runs if run["method"] == name]
+        lines.append(f"| {name} | all | {' | '.join(cells(own))} |")
+        for over, lost in dict.fromkeys((run["over"], run["points"]) for run in own):
+            some = [run for run in own if (run["over"], run["points"]) == (over, lost)]
             lines.append(f"| {name} | {lost}, {over} | {' | '.join(cells(some))} |")
     lines.append("")
     lines.append(f"| network {lines[0].removesuffix('|').replace(' lost |', '')}| fault ranked first |")

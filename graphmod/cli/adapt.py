@@ -29,7 +29,7 @@ def adapt(
     target: Annotated[
         float | None, typer.Option(help="Stop at this accuracy on shifted calibration data.", show_default=False)
     ] = None,
-    epochs: Annotated[int, typer.Option(min=0, help="At most.")] = 8,
+    epochs: Annotated[int, typer.Option(min=0, help="At most.")] = 4,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

@@ -56,10 +56,9 @@ def rank(
 
 def _share(model: Model, region: Region) -> float:
     """Return a region's share of the model's weights."""
-    from graphmod.train import trained_weights
+    from graphmod.train import n_trained
 
-    names = trained_weights(model, [region])
-    return sum(model.constants[name].size for name in names if name in model.constants) / max(1, model.n_weights)
+    return n_trained(model, [region]) / max(1, model.n_weights)
 
 
 def _table(found: Ranking, order: tuple[str, ...], shares: dict[str, float]) -> Table:

@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
+from graphmod.errors import RefusedError
 from graphmod.graph import Block, subgraph
 from graphmod.model import Model, run_bound
 
@@ -62,6 +63,11 @@ def latency(
     dict of str to Latency
         Microseconds a run.
 
+    Raises
+    ------
+    RefusedError
+        ``models`` is no mapping.
+
     Examples
     --------
     >>> import graphmod as gm
@@ -69,6 +75,8 @@ def latency(
     >>> gm.latency({"m": m}, {"image": np.zeros((1, 1, 8, 8), np.float32)}, rounds=3)["m"].median > 0
     True
     """
+    if not isinstance(models, Mapping):
+        raise RefusedError('latency compares models by name; give a mapping such as {"m": m}')
     runs: dict[str, Callable[[], object]] = {}
     repeats: dict[str, int] = {}
     for key, model in models.items():

@@ -1,4 +1,4 @@
-"""The loop of training: batches in shuffled order, Adam, and checks that decide what is kept and when to stop."""
+"""The loop of training: batches in shuffled order, steps, and checks that decide what is kept and when to stop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from graphmod.errors import RefusedError
 from graphmod.train.material import Goals, Samples
 from graphmod.train.objective import Objective, Rank
+from graphmod.train.optimizers import OPTIMIZERS
 from graphmod.train.weights import zeros
 
 
@@ -49,6 +50,7 @@ class Settings:
     check_every: int | None
     learning_rate: float
     batch_size: int
+    optimizer: str
     keep_zeros: bool
     seed: int
     progress: bool
@@ -58,6 +60,8 @@ class Settings:
             raise RefusedError("epochs and seed must be at least 0, patience and batch_size at least 1")
         if not 0 < self.learning_rate < inf:
             raise RefusedError(f"learning_rate={self.learning_rate} is out of range; it is a number above 0")
+        if self.optimizer not in OPTIMIZERS:
+            raise RefusedError(f"there is no optimizer '{self.optimizer}'; there are {', '.join(sorted(OPTIMIZERS))}")
         if self.check_every is not None and self.check_every < 1:
             raise RefusedError("check_every must be at least 1 step")
 
@@ -127,8 +131,8 @@ def fit(
     size, n = settings.batch_size, len(views[0])
     starts = range(0, n - n % size if norms and n > size else n, size)
     steps, every = settings.epochs * len(starts), settings.check_every or len(starts)
-    optimizer = torch.optim.Adam(trained, lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    optimizers = OPTIMIZERS[settings.optimizer](trained, settings.learning_rate)
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(one, max(1, steps)) for one in optimizers]
     pinned = zeros(trained) if settings.keep_zeros else []
     state = [*trained, *(buffer for norm in norms for buffer in norm.buffers())]
     best, best_rank, waited = _copied(state), first, 0
@@ -138,7 +142,8 @@ def fit(
         task = bar.add_task("", total=settings.epochs, told=f"calibration {first[0]:.4f}")
         _learning(net, norms)
         for step, (inputs, goals) in enumerate(_batches(views, starts, settings), 1):
-            optimizer.zero_grad()
+            for parameter in trained:
+                parameter.grad = None
             value = objective(as_tuple(net(*inputs)), goals)
             if not value.requires_grad:
                 raise RefusedError(
@@ -146,11 +151,15 @@ def fit(
                     "train what comes after it"
                 )
             value.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
-            for parameter, factor in pinned:
+            for parameter, mask in pinned:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-            optimizer.step()
-            schedule.step()
+                    parameter.grad.masked_fill_(mask, 0)
+            for optimizer in optimizers:
+                optimizer.step()
+            for schedule in schedules:
+                schedule.step()
+            for parameter, mask in pinned:  # a step need not be zero where its gradient is
+                parameter.detach().masked_fill_(mask, 0)
             if step % every and step != steps:
                 continue
             rank = calibrate()

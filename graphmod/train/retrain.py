@@ -69,6 +69,7 @@ def retrain(
     keep_zeros: bool = False,
     augment: Augment | None = None,
     views: int = 1,
+    optimizer: str = "adam",
     learning_rate: float = 1e-3,
     batch_size: int = 64,
     seed: int = 0,
@@ -77,10 +78,10 @@ def retrain(
     """Train a model, or some of its blocks with everything else frozen.
 
     Activations at the entry of the first trained block are computed once with ONNX Runtime and kept, on disk where
-    they are large, so that an epoch runs only from there on. Adam with a cosine schedule; the epoch that does best
-    on calibration data is kept, and the model as it was counts as epoch 0, so that training never makes it worse
-    there. A model of half precision is trained in single precision; the weights are rounded when they are written
-    back.
+    they are large, so that an epoch runs only from there on. The learning rate falls to zero along a cosine; the epoch
+    that does best on calibration data is kept, and the model as it was counts as epoch 0, so that training never makes
+    it worse there. A model of half precision is trained in single precision; the weights are rounded when they are
+    written back.
 
     Parameters
     ----------
@@ -124,6 +125,9 @@ def retrain(
     views : int
         How many views of the training data there are: the data as it is, and so many less one that ``augment`` makes
         of it, each computed once and gone through in turn, one an epoch.
+    optimizer : str
+        A name in :data:`graphmod.train.OPTIMIZERS`: "adam", or "muon", which takes fewer steps at a larger learning
+        rate (5e-3, about).
     learning_rate : float
     batch_size : int
     seed : int
@@ -160,7 +164,7 @@ def retrain(
         teacher=teacher, distill=distill, temperature=temperature, imitate=imitate, loss=loss, metric=metric,
         epochs=epochs, patience=patience, until=until, check_every=check_every,
         batch_statistics=batch_statistics, keep_zeros=keep_zeros, augment=augment, views=views,
-        learning_rate=learning_rate, batch_size=batch_size, seed=seed, progress=progress,
+        optimizer=optimizer, learning_rate=learning_rate, batch_size=batch_size, seed=seed, progress=progress,
     ).model  # fmt: skip
 
 
@@ -183,6 +187,7 @@ def retrained(
     keep_zeros: bool = False,
     augment: Augment | None = None,
     views: int = 1,
+    optimizer: str = "adam",
     learning_rate: float = 1e-3,
     batch_size: int = 64,
     seed: int = 0,
@@ -206,7 +211,9 @@ def retrained(
     [0.0, 1.0]
     """
     clock = Clock()
-    settings = Settings(epochs, patience, until, check_every, learning_rate, batch_size, keep_zeros, seed, progress)
+    settings = Settings(
+        epochs, patience, until, check_every, learning_rate, batch_size, optimizer, keep_zeros, seed, progress
+    )
     seen = Views(augment, views, seed)
     if not 0 <= distill <= 1:
         raise RefusedError(f"distill={distill} is out of range; it is a share between 0 and 1")

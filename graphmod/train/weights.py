@@ -23,6 +23,11 @@ def trained_weights(model: Model, regions: Sequence[Region]) -> frozenset[str]:
     return frozenset(name for name in read if model.tensors[name].is_float)
 
 
+def n_trained(model: Model, regions: Sequence[Region]) -> int:
+    """Return how many scalars :func:`trained_weights` hold that are in the file."""
+    return sum(model.constants[name].size for name in trained_weights(model, regions) if name in model.constants)
+
+
 def _inside(model: Model, region: Region, carrying: Container[str]) -> set[int]:
     """Return the positions of a region's operators: those met on the way back from its exit to its entry.
 
@@ -76,5 +81,5 @@ def normalizations(net: torch.fx.GraphModule) -> list[_BatchNorm]:
 
 
 def zeros(parameters: Sequence[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
-    """Return those parameters in which there are zeros, each with the factor that keeps gradients from these."""
-    return [(one, (one != 0).to(one.dtype)) for one in parameters if not one.all()]
+    """Return those parameters in which there are zeros, each with the mask of these."""
+    return [(one, one == 0) for one in parameters if not one.all()]

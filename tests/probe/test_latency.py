@@ -37,6 +37,11 @@ def test_arrays_that_do_not_fit(rng):
     assert gc.isenabled()
 
 
+def test_models_without_names_are_refused(rng):
+    with pytest.raises(gm.RefusedError, match="by name"):
+        latency(fan([8], rng), {"x": np.zeros((2, 4), np.float32)})
+
+
 @pytest.mark.parametrize("batch", ["n", 8])
 def test_blocks_sum_to_the_order_of_the_whole(rng, batch):
     network = fan([128] * 6, rng, (128,), batch=batch)

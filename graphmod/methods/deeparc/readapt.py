@@ -21,7 +21,7 @@ from graphmod.methods.deeparc.residual_sums import residual_blocks
 from graphmod.methods.joining import joined
 from graphmod.model import Model
 from graphmod.rewrite import Region
-from graphmod.train import Imitation, Retrained, retrained, trained_weights
+from graphmod.train import Imitation, Retrained, n_trained, retrained
 
 
 def vulnerability(model: Model, clean: Data, attacked: Mapping[str, Data]) -> NDArray[np.float64]:
@@ -44,8 +44,7 @@ def top_blocks(model: Model, scores: NDArray[np.float64], share: float) -> list[
     chosen: list[int] = []
     for place in np.argsort(-scores, kind="stable"):
         regions = [Region(blocks[i].entry, blocks[i].exit) for i in [*chosen, int(place)]]
-        names = trained_weights(model, regions)
-        if names and sum(model.tensors[name].size for name in names) <= share * model.n_weights:
+        if 0 < n_trained(model, regions) <= share * model.n_weights:
             chosen.append(int(place))
     if not chosen:
         raise RefusedError(f"every residual block has more than {share:.0%} of the weights; allow a larger share")

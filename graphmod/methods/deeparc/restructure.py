@@ -27,7 +27,7 @@ def restructure(model: Model, modules: ModuleMap, k: int, seed: int = 0) -> Mode
     Raises
     ------
     RefusedError
-        Fewer blocks lie in modules, or the map is of another model.
+        Fewer blocks lie in modules, the map is of another model, or the seed is negative.
 
     Examples
     --------
@@ -38,6 +38,8 @@ def restructure(model: Model, modules: ModuleMap, k: int, seed: int = 0) -> Mode
     >>> restructure(m, modules, k=3).n_weights < m.n_weights
     True
     """
+    if seed < 0:
+        raise RefusedError(f"seed={seed} is out of range; it is at least 0")
     inside = [block for block, module in module_of(model, modules).items() if module is not None]
     if not 0 <= k <= len(inside):
         told = "; lower the threshold of decompose for larger modules" if k > 0 else ""

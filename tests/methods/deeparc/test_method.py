@@ -87,6 +87,8 @@ def test_restructure_skips_blocks_within_modules_alone(model):
     assert deeparc.restructure(model, modules, 0).digest == model.digest
     with pytest.raises(gm.RefusedError, match="3 lie in a module of several"):
         deeparc.restructure(model, modules, 4)
+    with pytest.raises(gm.RefusedError, match="seed=-1"):
+        deeparc.restructure(model, modules, 1, seed=-1)
 
 
 def test_removal_of_an_identity_changes_nothing(model):

@@ -17,7 +17,7 @@ from graphmod.methods.drawing import drawn
 from graphmod.methods.skipping import skip
 from graphmod.model import Model
 from graphmod.rewrite import Region
-from graphmod.train import trained_weights
+from graphmod.train import n_trained
 
 
 def shorten(model: Model, data: object, remaining: float, *, samples: int = 256, seed: int = 0) -> Model:
@@ -63,7 +63,7 @@ def shorten(model: Model, data: object, remaining: float, *, samples: int = 256,
     damage = kl(Evidence(model, regions, drawn(model, as_data(model, part_of(data, "train")), samples, seed)))
     left, gone = model.n_weights, []
     for place in np.argsort(damage, kind="stable"):
-        weights = sum(model.tensors[name].size for name in trained_weights(model, [regions[place]]))
+        weights = n_trained(model, [regions[place]])
         if left - weights < remaining * model.n_weights:
             break  # smaller ones further on are missed more
         left -= weights
