@@ -552,6 +552,18 @@ def test_batch_normalization_that_returns_statistics_can_be_trained():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 6), (2, 3, 4, 5)])
+def test_computed_statistics_of_a_batch_normalization_have_gradients(shape):
+    """As where a weight is shared or derived; torch's own function has none of them."""
+    scale, bias, mean, var = f(3), f(3), f(3), np.abs(f(3)) + 0.1
+    net = natively(model_of(c("BatchNormalization", f(*shape), scale, bias, mean, var, epsilon=1e-2)))
+    inputs = [to_tensor(v).double().requires_grad_() for v in (f(*shape), scale, bias, mean, var)]
+    made = net(*inputs)
+    expected = torch.batch_norm(inputs[0], *inputs[1:3], *(v.detach() for v in inputs[3:]), False, 0.0, 1e-2, False)
+    torch.testing.assert_close(made, expected)
+    assert torch.autograd.gradcheck(net, inputs)
+
+
 def test_a_transposed_convolution_that_does_not_reach_its_size_has_its_bias_there():
     case = c("ConvTranspose", f(1, 2, 4), f(2, 3, 2), f(3), held=(1, 2), opset=11, strides=[3], output_shape=[12])
     check(case)

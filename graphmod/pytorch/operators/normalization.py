@@ -47,7 +47,14 @@ def batch_norm(op: Operator) -> Outputs:
     x, gain, bias, mean, var = (op.input(index) for index in range(5))
     if training:
         return op.items(op.call(batch_norm_and_statistics, x, gain, bias, mean, var, epsilon, momentum), 3)
-    return op.call(F.batch_norm, x, mean, var, gain, bias, eps=epsilon)
+    return op.call(batch_norm_by, x, gain, bias, mean, var, epsilon)
+
+
+def batch_norm_by(x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """Normalize every channel by given statistics; unlike torch's own function, with gradients of these as well."""
+    wide = torch.promote_types(torch.float32, x.dtype)
+    gain, bias, mean, var = (value.to(wide).unflatten(0, (-1, *[1] * (x.ndim - 2))) for value in (gain, bias, mean, var))
+    return ((x - mean) * ((var + eps).rsqrt() * gain) + bias).to(x.dtype)
 
 
 class BatchNormAndStatistics(nn.Module):
