@@ -52,8 +52,8 @@ def batch_norm(op: Operator) -> Outputs:
 
 def batch_norm_by(x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     """Normalize every channel by given statistics; unlike torch's own function, with gradients of these as well."""
-    wide = torch.promote_types(torch.float32, x.dtype)
-    gain, bias, mean, var = (value.to(wide).unflatten(0, (-1, *[1] * (x.ndim - 2))) for value in (gain, bias, mean, var))
+    wide, shape = torch.promote_types(torch.float32, x.dtype), (-1, *[1] * (x.ndim - 2))
+    gain, bias, mean, var = (value.to(wide).reshape(shape) for value in (gain, bias, mean, var))
     return ((x - mean) * ((var + eps).rsqrt() * gain) + bias).to(x.dtype)
 
 
