@@ -1,4 +1,4 @@
-"""Functions by name: how a new importance, criterion, schedule or attack joins those that there are."""
+"""Functions by name: how a new importance, criterion, schedule, attack or optimizer joins those that there are."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ Muon (Jordan et al., 2024) steps along the orthogonal matrix nearest to the mome
 so that all directions move alike and not just those in which gradients are large: fewer steps lead as far. Five
 iterations of Newton and Schulz come near to :math:`U V^T` without a decomposition: :math:`X \leftarrow a X + (b A +
 c A^2) X` with :math:`A = X X^T`. Weights of more axes are matrices with a row for each entry of the first one, which is
-that of output channels in a convolution. (``torch.optim.Muon`` takes matrices alone, one after the other and in
-bfloat16, which costs small networks more than it saves.)
+that of output channels in a convolution (of input channels in a transposed one, and of the batch in a batch of
+matrices: their steps are less even). (``torch.optim.Muon`` takes matrices alone, one after the other and in bfloat16,
+which costs small networks more than it saves.)
 """
 
 from __future__ import annotations

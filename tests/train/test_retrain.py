@@ -11,6 +11,7 @@ import torch
 import zoo
 from handmade import fan, model
 from onnx import TensorProto, helper, numpy_helper
+from planted import net
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -511,6 +512,21 @@ def test_whose_statistics_follow(unfused, second_only, option, follow):
     statistics = {name for name in network.initializers if "running" in name}
     learnt = {"4.weight", "4.bias"} if second_only else set(network.initializers) - statistics
     assert changed(network, after) == learnt | {name for name in statistics if name.split(".")[0] in follow}
+
+
+@pytest.mark.parametrize("size", [(), (1, 2)])
+def test_statistics_of_the_file_never_learn(size):
+    """Of images torch has a module for; of data with six axes nothing but arithmetic."""
+    rng = np.random.default_rng(0)
+    sizes = ",".join(map(str, (2, 2, *size)))
+    axes = list(range(2, 4 + len(size)))
+    values = {name: rng.uniform(0.5, 1, 4).astype(np.float32) for name in "sbmv"}
+    network = net(f"(float[n,4,{sizes}] x) => (float[n,3] y)"
+                  f" {{ h = BatchNormalization(x, s, b, m, v)  r = Relu(h)  p = ReduceMean<keepdims=0, axes={axes}>(r)"
+                  "  y = MatMul(p, w) }", {**values, "w": (4, 3)})  # fmt: skip
+    data = splits(network, 24, shape=(4, 2, 2, *size), classes=3)
+    after = retrain(network, data, epochs=2, learning_rate=0.1, metric=rising(), batch_statistics=False)
+    assert changed(network, after) == {"s", "b", "w"}
 
 
 def test_the_statistics_are_those_of_the_best_epoch(unfused):

@@ -44,14 +44,15 @@ def batch_norm(op: Operator) -> Outputs:
             return op.module(
                 layer(scale.shape[0], eps=epsilon, momentum=momentum, device="meta"), op.input(), **weights
             )
-    x, gain, bias, mean, var = (op.input(index) for index in range(5))
+    x, gain, bias, *statistics = (op.input(index) for index in range(5))
+    mean, var = (one if op.constant(i) is None else op.method("detach", one) for i, one in enumerate(statistics, 3))
     if training:
         return op.items(op.call(batch_norm_and_statistics, x, gain, bias, mean, var, epsilon, momentum), 3)
     return op.call(batch_norm_by, x, gain, bias, mean, var, epsilon)
 
 
 def batch_norm_by(x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """Normalize every channel by given statistics; unlike torch's own function, with gradients of these as well."""
+    """Normalize every channel by given statistics; unlike in torch's own function, computed ones get gradients."""
     wide, shape = torch.promote_types(torch.float32, x.dtype), (-1, *[1] * (x.ndim - 2))
     gain, bias, mean, var = (value.to(wide).reshape(shape) for value in (gain, bias, mean, var))
     return ((x - mean) * ((var + eps).rsqrt() * gain) + bias).to(x.dtype)
