@@ -1,0 +1,68 @@
+"""The features that a classifier decides by: what its final layer with weights reads."""
+
+from __future__ import annotations
+
+import networkx as nx
+
+from graphmod.errors import RefusedError
+from graphmod.graph import boundaries, data_flow, primary_input, primary_output
+from graphmod.model import Model
+
+_LAYERS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
+"""Operators that multiply activations by a matrix or a kernel; biases and normalisations are no layers of their own."""
+
+
+def final_features(model: Model) -> str:
+    """Return the last boundary before the weights of the final layer.
+
+    The final layer is the last operator on the way of the data that multiplies activations by a matrix or a kernel of
+    weights. Where its own input is no boundary, because another path leads around it, it is the boundary before that.
+
+    Parameters
+    ----------
+    model : Model
+
+    Returns
+    -------
+    str
+        Name of a tensor.
+
+    Raises
+    ------
+    RefusedError
+        There is no such layer, or no boundary before it.
+    InvalidModelError
+        The model has no trunk.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> final_features(gm.load(gm.demo.model_path()))
+    'view'
+    """
+    source = primary_input(model)
+    flow = data_flow(model, source, primary_output(model, source))
+    places = [
+        place
+        for place in {model.producer[tensor] for _, tensor in flow.edges}
+        if model.operators[place].op_type in _LAYERS
+        and any(_is_matrix(model, name, flow) for name in model.reads[place])
+    ]
+    if not places:
+        raise RefusedError(
+            "no operator multiplies activations by weights, so that there is no final layer; name the tensor of the "
+            "features with tensor="
+        )
+    before = [name for name in boundaries(model, source) if model.producer[name] < max(places)]
+    if not before:
+        layer = model.operator_names[max(places)]
+        raise RefusedError(
+            f"there is no boundary before the final layer '{layer}'; name the tensor of the features with tensor="
+        )
+    return before[-1]
+
+
+def _is_matrix(model: Model, name: str, flow: nx.DiGraph) -> bool:
+    """Whether a tensor is a matrix or a kernel that carries no activations."""
+    kind = model.tensors.get(name)
+    return name not in flow and kind is not None and kind.is_float and len(kind.shape or ()) > 1
