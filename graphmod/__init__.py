@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from graphmod.methods.repair import repair
     from graphmod.modules import Module, ModuleMap, modularize
     from graphmod.probe import Similarity, accuracy, latency, similarity
-    from graphmod.pruning import Group, Groups, groups, prune
+    from graphmod.pruning import Group, Groups, groups, prune, restrict
     from graphmod.pytorch import to_torch, write_back
     from graphmod.rewrite import (
         Difference,
@@ -126,6 +126,7 @@ _HOME = {
     "repair": "methods.repair",
     "reorder": "rewrite",
     "replace": "rewrite",
+    "restrict": "pruning",
     "retrain": "train",
     "retrained": "train",
     "retype": "rewrite",
@@ -241,6 +242,7 @@ __all__ = [
     "repair",
     "replace",
     "report",
+    "restrict",
     "retrain",
     "retrained",
     "retype",

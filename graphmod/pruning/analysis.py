@@ -70,7 +70,9 @@ class Analysis:
     originals: Mapping[str, str]
 
 
-def analyse(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Analysis:
+def analyse(
+    model: Model, shapes: Mapping[str, Sequence[int]] | None = None, free: Mapping[str, int] | None = None
+) -> Analysis:
     """Couple all indices of a network.
 
     Parameters
@@ -79,6 +81,8 @@ def analyse(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     shapes : mapping of str to sequence of int, optional
         Shapes of inputs that fit the network; where it leaves them open and none are given, the batch is 2 and other
         dynamic dimensions are 32, or another size that fits.
+    free : mapping of str to int, optional
+        An axis for each of some outputs, which may lose indices; all other axes of outputs are kept.
 
     Raises
     ------
@@ -91,7 +95,7 @@ def analyse(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         expected = model.inputs[name].shape
         if expected is not None and len(shape) != len(expected):
             raise InvalidDataError(f"input '{name}' has {len(expected)} axes, not {len(shape)}")
-    return _Analysing(with_own_copies(model), shapes).analysed()
+    return _Analysing(with_own_copies(model), shapes, free or {}).analysed()
 
 
 def start(model: Model, batch: int, free: int, shapes: Mapping[str, Sequence[int]] | None = None) -> Sizes:
@@ -129,10 +133,11 @@ def follow(sizes: Sizes, operator: NodeProto) -> str:
 
 
 class _Analysing:
-    def __init__(self, copied: Copied, shapes: Mapping[str, Sequence[int]] | None):
+    def __init__(self, copied: Copied, shapes: Mapping[str, Sequence[int]] | None, free: Mapping[str, int]):
         self.model = model = copied.model
         self.originals = copied.originals
         self.shapes = shapes
+        self.free = free
         self.first, self.second = self._sizes()
         self.couplings = Couplings()
         self.axes: dict[str, Axes] = {}
@@ -182,7 +187,7 @@ class _Analysing:
             self._keep(name, f"'{name}' is stored sparsely")
         sites = tuple(map(self._couple, range(len(self.model.operators))))
         for name in self.model.outputs:
-            self._keep(name, f"output '{name}' of the network")
+            self._keep(name, f"output '{name}' of the network", self.free.get(name))
         couplings = choose_carriers(self.couplings, self.merges, [made.labels for made in self.produced])
         sizes = (self.first,) if self.second is None else (self.first, self.second)
         return Analysis(self.model, couplings, self.axes, sites, sizes, tuple(self.produced), self.originals)
@@ -199,9 +204,10 @@ class _Analysing:
             self.axes[tensor] = [self.couplings.fresh(size) for size in self._shape(tensor) or ()]
         return self.axes[tensor]
 
-    def _keep(self, tensor: str, why: str) -> None:
-        for labels in self._axes(tensor):
-            self.couplings.keep(labels, why)
+    def _keep(self, tensor: str, why: str, free: int | None = None) -> None:
+        for axis, labels in enumerate(self._axes(tensor)):
+            if axis != free:
+                self.couplings.keep(labels, why)
 
     def _couple(self, position: int) -> Site | None:
         operator, name = self.model.operators[position], self.model.operator_names[position]

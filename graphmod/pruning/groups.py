@@ -207,7 +207,9 @@ class Groups:
         return lambda labels: np.asarray(kept[self.unit_of[labels]])
 
 
-def groups(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> Groups:
+def groups(
+    model: Model, shapes: Mapping[str, Sequence[int]] | None = None, free: Mapping[str, int] | None = None
+) -> Groups:
     """Find the channel groups of a network.
 
     Parameters
@@ -215,6 +217,9 @@ def groups(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> G
     model : Model
     shapes : mapping of str to sequence of int, optional
         Shapes of inputs that fit the network, where its dynamic dimensions cannot be 2 (axis 0) and 32.
+    free : mapping of str to int, optional
+        An axis for each of some outputs, which may lose indices, as the classes of ``{"logits": 1}``; all other axes of
+        outputs are kept.
 
     Returns
     -------
@@ -232,7 +237,7 @@ def groups(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> G
     >>> len(found), found.groups[0].n_units
     (24, 16)
     """
-    analysis = analyse(model, shapes)
+    analysis = analyse(model, shapes, free)
     couplings = analysis.couplings
     n_labels = len(couplings)
     roots = couplings.find(np.arange(n_labels))

@@ -1,0 +1,111 @@
+"""The head: the output of a classifier, and the softmax that it may end in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from graphmod.errors import RefusedError
+from graphmod.model import Model
+from graphmod.rewrite.element_types import STANDARD
+
+SOFTMAX = ("Softmax", "LogSoftmax")
+BEHIND = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators after a softmax that hand its entries on in their order."""
+
+INDEPENDENT = ("HardSigmoid", "Sigmoid")
+"""Operators that make a probability for every class by itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The output of a classifier.
+
+    Parameters
+    ----------
+    output : str
+    n_classes : int
+    softmax : NodeProto or None
+        The Softmax or LogSoftmax over the classes that the model ends in.
+    """
+
+    output: str
+    n_classes: int
+    softmax: NodeProto | None
+
+
+def head_of(model: Model, output: str) -> Head:
+    """Return the output of that name.
+
+    Parameters
+    ----------
+    model : Model
+    output : str
+
+    Raises
+    ------
+    RefusedError
+        There is none, or it is no classifier's.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> head_of(gm.load(gm.demo.model_path()), "logits").n_classes
+    10
+    """
+    if output not in model.outputs:
+        raise RefusedError(f"the model has no output '{output}'; the outputs are {', '.join(model.outputs)}")
+    kind = model.outputs[output]
+    shape = kind.shape
+    if shape is not None and len(shape) == 2 and not isinstance(shape[1], int):
+        shape = model.tensors[output].shape  # what the weights tell, where a symbol is declared
+    if not kind.is_float or shape is None or len(shape) != 2 or not isinstance(shape[1], int):
+        raise RefusedError(
+            f"output '{output}' is {kind}, not the logits of a classifier, floats of shape [n, N] with N known; "
+            "name another with output="
+        )
+    if output not in model.producer:
+        raise RefusedError(f"no operator makes the output '{output}', so there are no classes to choose from")
+    return Head(output, shape[1], _last_softmax(model, output, shape[1]))
+
+
+def _last_softmax(model: Model, output: str, n_classes: int) -> NodeProto | None:
+    """Return the softmax over the classes that makes an output, up to its shape and type."""
+    tensor = output
+    while tensor in model.producer:
+        operator = model.operators[model.producer[tensor]]
+        if operator.domain not in STANDARD or operator.op_type not in (*SOFTMAX, *BEHIND):
+            return None
+        if operator.op_type in SOFTMAX:
+            return operator if _is_over_classes(model, operator, n_classes) else None
+        tensor = operator.input[0]
+    return None
+
+
+def _is_over_classes(model: Model, softmax: NodeProto, n_classes: int) -> bool:
+    """Whether a softmax is over one axis of classes, and all axes but that and the first are 1 long."""
+    kind = model.tensors.get(softmax.output[0])
+    shape = None if kind is None else kind.shape
+    if shape is None or sorted(map(str, shape[1:])) != sorted(["1"] * (len(shape) - 2) + [str(n_classes)]):
+        return False
+    flattens = model.opset < 13
+    axis = next((a.i for a in softmax.attribute if a.name == "axis"), 1 if flattens else -1) % len(shape)
+    place = shape.index(n_classes, 1)
+    return 1 <= axis <= place if flattens else axis == place
+
+
+def check_exclusive(model: Model, head: Head) -> None:
+    """Raise RefusedError if classes do not exclude one another."""
+    tensor = head.output
+    while tensor in model.producer:
+        place = model.producer[tensor]
+        operator = model.operators[place]
+        if operator.op_type in INDEPENDENT:
+            raise RefusedError(
+                f"'{head.output}' comes from {operator.op_type} '{model.operator_names[place]}', so its classes do not "
+                "exclude one another and cannot be merged; list them singly"
+            )
+        if operator.op_type not in BEHIND:
+            return
+        tensor = operator.input[0]
