@@ -31,6 +31,7 @@ from graphmod.pytorch import to_torch, write_back
 from graphmod.rewrite import Region, merge_weights, rebatch
 from graphmod.rewrite.region import Place, find_regions
 from graphmod.train import Imitation, n_trained, retrained
+from graphmod.train.loop import Settings
 from graphmod.train.retrain import logits
 
 LEARNT = 0.1
@@ -139,6 +140,8 @@ def adapt(
     (True, True)
     """
     _check_arguments(share, max_drop, target, batch_size, seed)
+    # refuses what is out of range before any work
+    Settings(epochs, _PATIENCE, target, _CHECK_EVERY, learning_rate, batch_size, OPTIMIZER, False, seed, progress)
     start = process_time()
     clean = as_splits(model, data, seed, labels=True)
     moved = as_splits(model, shifted, seed, labels=True)

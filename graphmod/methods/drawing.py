@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphmod.data import Data, fixed_batch
-from graphmod.errors import InvalidDataError
+from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.model import Model
 
 
@@ -18,9 +18,30 @@ def drawn(model: Model, data: Data, most: int, seed: int) -> Data:
     ------
     InvalidDataError
         There are fewer samples than the model takes at a time.
+    RefusedError
+        The seed is negative.
+    """
+    check_seed(seed)
+    unit = fewest(model, data)
+    n = max(1, min(len(data), most) // unit) * unit
+    return data if n == len(data) else data[np.sort(np.random.default_rng(seed).choice(len(data), n, replace=False))]
+
+
+def fewest(model: Model, data: Data) -> int:
+    """Return how many samples a model takes at a time, 1 where it takes any number.
+
+    Raises
+    ------
+    InvalidDataError
+        The data has fewer.
     """
     unit = fixed_batch(model) or 1
     if len(data) < unit:
         raise InvalidDataError(f"the model takes {unit} samples at a time, and the data has {len(data)}")
-    n = max(1, min(len(data), most) // unit) * unit
-    return data if n == len(data) else data[np.sort(np.random.default_rng(seed).choice(len(data), n, replace=False))]
+    return unit
+
+
+def check_seed(seed: int) -> None:
+    """Raise RefusedError unless a seed is one that numbers can be drawn with."""
+    if seed < 0:
+        raise RefusedError(f"seed={seed} is out of range; it is at least 0")

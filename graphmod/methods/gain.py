@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from time import process_time
@@ -32,7 +32,7 @@ from graphmod.pytorch.dtypes import to_tensor
 from graphmod.train.losses import cross_entropy
 from graphmod.train.objective import Loss
 from graphmod.train.retrain import logits
-from graphmod.train.weights import constant_roots
+from graphmod.train.weights import constant_roots, weights_read
 
 _MOST = 256
 """Samples that gradients are taken of, at most."""
@@ -128,15 +128,12 @@ def _trunk(model: Model) -> tuple[list[str], list[_Step]]:
     macs = [cost(model, names[i]).macs for i in range(len(ends))]
     n_macs, n_operators = sum(macs) or 1, sum(map(len, names.values()))
     return trunk, [
-        _Step(_weights(model, names[i], roots), (macs[i] / n_macs + len(names[i]) / n_operators) / 2)
+        _Step(
+            weights_read(model, (model.position[name] for name in names[i]), roots),
+            (macs[i] / n_macs + len(names[i]) / n_operators) / 2,
+        )
         for i in range(len(ends))
     ]
-
-
-def _weights(model: Model, operators: Iterable[str], roots: dict[str, tuple[str, ...]]) -> frozenset[str]:
-    tensors = {tensor for name in operators for tensor in model.reads[model.position[name]]}
-    read = {root for tensor in tensors for root in roots.get(tensor, ())}
-    return frozenset(name for name in read if model.tensors[name].is_float)
 
 
 def _runs(steps: Sequence[_Step], sizes: dict[str, int], most: float) -> list[tuple[int, int]]:

@@ -42,7 +42,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and in which steps is trained; see :func:`graphmod.retrain`."""
+    """How long and in which steps is trained; see :func:`graphmod.retrain`.
+
+    Raises
+    ------
+    RefusedError
+        Something is out of range. Who works before training makes one first, so as not to be refused at its end.
+    """
 
     epochs: int
     patience: int
@@ -60,7 +66,7 @@ class Settings:
             raise RefusedError("epochs and seed must be at least 0, patience and batch_size at least 1")
         if not 0 < self.learning_rate < inf:
             raise RefusedError(f"learning_rate={self.learning_rate} is out of range; it is a number above 0")
-        if self.optimizer not in OPTIMIZERS:
+        if not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS:
             raise RefusedError(f"there is no optimizer '{self.optimizer}'; there are {', '.join(sorted(OPTIMIZERS))}")
         if self.check_every is not None and self.check_every < 1:
             raise RefusedError("check_every must be at least 1 step")

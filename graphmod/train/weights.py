@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,12 @@ def trained_weights(model: Model, regions: Sequence[Region]) -> frozenset[str]:
     """Return the names of the float constants that the operators of some regions read."""
     carrying, roots = carrying_tensors(model), constant_roots(model)
     inside = {position for region in regions for position in _inside(model, region, carrying)}
-    read = {root for position in inside for tensor in model.reads[position] for root in roots.get(tensor, ())}
+    return weights_read(model, inside, roots)
+
+
+def weights_read(model: Model, positions: Iterable[int], roots: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Return the names of the float constants that operators read, with the :func:`constant_roots` of the model."""
+    read = {root for position in positions for tensor in model.reads[position] for root in roots.get(tensor, ())}
     return frozenset(name for name in read if model.tensors[name].is_float)
 
 

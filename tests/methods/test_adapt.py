@@ -137,6 +137,10 @@ def test_weights_that_lose_too_much_are_mixed_with_the_original(
 
 def test_bad_input_is_refused_in_a_sentence(case: tuple[gm.Model, gm.Splits, gm.Splits]) -> None:
     model, data, moved = case
+    with pytest.raises(RefusedError, match="epochs and seed must be at least 0"):
+        gm.adapt(model, None, None, epochs=-1)  # before it looks at data
+    with pytest.raises(RefusedError, match=r"learning_rate=0.0 is out of range"):
+        gm.adapt(model, None, None, learning_rate=0.0)
     ranges = {"share": (0, 1.2), "max_drop": (-0.1,), "target": (0, 1.5), "batch_size": (0,), "seed": (-1,)}
     for wrong in ({name: value} for name, values in ranges.items() for value in values):
         with pytest.raises(RefusedError, match="out of range"):

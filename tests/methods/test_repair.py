@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from planted import net
 from small_networks import KINDS, samples, trained
 
 import graphmod as gm
 from graphmod.methods.deeparc.weaken import matrices, weaken
 from graphmod.methods.repair import faults, units
-from graphmod.methods.repair.patching import between, gap, sound_values, values
+from graphmod.methods.repair.finite import finite
+from graphmod.methods.repair.patching import FAR, between, gap, sound_values, values
 from graphmod.methods.tuning import Tuned
+from graphmod.rewrite.draft import Draft
 
 M = gm.load(gm.demo.model_path())
 DATA = gm.demo.splits()
@@ -153,6 +159,152 @@ def test_refusals():
         gm.repair(trained("plain"), samples("plain"), healthy=gm.rename(trained("plain"), {"logits": "other"}))
 
 
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    "wrong", [{"seed": -1}, {"epochs": -1}, {"patience": 0}, {"learning_rate": 0}, {"learning_rate": np.nan}]
+)
+def test_arguments_are_refused_also_where_nothing_is_trained(beside, wrong):
+    with pytest.raises(gm.RefusedError, match=r"at least 0|out of range"):
+        gm.repair(M, DATA, healthy=M if beside else None, **wrong)
+
+
+def with_values(model, name, odd, n=1):
+    """Return a model with the first scalars of a weight replaced."""
+    draft, value = Draft(model), model.initializer(name).copy()
+    value.flat[:n] = odd
+    draft.set_initializer(name, value)
+    return draft.finish()
+
+
+def kernel(model, path):
+    """Return the name of a unit's kernel or matrix."""
+    unit = next(unit for unit in units(model) if unit.path == path)
+    return max(sorted(unit.tensors), key=lambda name: model.tensors[name].size)
+
+
+@pytest.mark.filterwarnings("ignore:the model is right on")
+@pytest.mark.parametrize(("odd", "n"), [(np.nan, 1), (np.inf, 1), (-np.inf, 1), (np.nan, 10**6), (3e38, 100)])
+def test_a_healthy_network_tells_weights_that_are_no_numbers(odd, n):
+    healthy = trained("plain")
+    bad = with_values(healthy, kernel(healthy, "4"), odd, n)
+    done = gm.repair(bad, samples("plain"), healthy=healthy)
+    assert done.report.blocks == ("4",)
+    assert 0 < done.report.weights_trained <= done.report.ranking[0].weights
+    assert done.report.after["test"] >= gm.accuracy(healthy, samples("plain").test) - 0.01
+    json.dumps(done.report.as_dict(), allow_nan=False)
+
+
+@pytest.mark.filterwarnings("ignore:the model is right on")
+@pytest.mark.parametrize(("odd", "n"), [(np.nan, 1), (np.inf, 1), (-np.inf, 1), (np.nan, 10**6)])
+def test_labels_alone_tell_weights_that_are_no_numbers(odd, n):
+    healthy = trained("plain")
+    bad = with_values(healthy, kernel(healthy, "4"), odd, n)
+    done = gm.repair(bad, samples("plain"), epochs=2)
+    assert done.report.ranking[0].blocks == ("4",)
+    assert "4" in done.report.blocks
+    assert done.report.after["test"] >= gm.accuracy(healthy, samples("plain").test) - 0.05
+    assert all(np.isfinite(done.model.initializer(name)).all() for name in done.model.initializers)
+    json.dumps(done.report.as_dict(), allow_nan=False)
+
+
+@pytest.mark.filterwarnings("ignore:the model is right on")
+def test_all_units_with_weights_that_are_no_numbers_are_repaired_or_none():
+    bad = with_values(with_values(M, kernel(M, "layer1.1"), np.nan, 9), kernel(M, "layer3.1"), -np.inf)
+    for target in (None, 0.9):
+        report = gm.repair(bad, DATA, epochs=0, target=target).report
+        assert {one.blocks[0] for one in report.ranking[:2]} == {"layer1.1", "layer3.1"}
+        assert {"layer1.1", "layer3.1"} <= set(report.blocks)
+        assert report.trained_share <= 0.2
+        assert report.after["test"] > 0.9
+    with pytest.raises(gm.RefusedError, match=r"layer1.1, layer3.1 are not finite, and share=0.1 is too little"):
+        gm.repair(bad, DATA, share=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:the model is right on")
+def test_any_metric_is_better_than_one_that_is_no_number():
+    healthy, data = trained("plain"), samples("plain")
+    bad = with_values(healthy, kernel(healthy, "4"), np.nan)
+
+    def error(outputs, targets):
+        return (outputs.softmax(1) - torch.eye(10)[targets.long()]).square().mean()
+
+    done = gm.repair(bad, data, loss=error, epochs=0)
+    assert "4" in done.report.blocks
+    assert np.isfinite(done.report.after["test"])
+
+
+def test_overflow_is_seen_by_what_skipping_saves():
+    """Weights are finite and outputs are not: no gradient tells anything, but the loss is a number without the unit."""
+    done = gm.repair(with_values(M, "layer3.3.conv2.weight", 3e38, 100), DATA, epochs=0, target=0.9)
+    assert done.report.ranking[0].blocks == ("layer3.3",)
+    assert done.report.after["test"] > 0.9
+    json.dumps(done.report.as_dict(), allow_nan=False)
+
+
+MASKED = """(float[n,4] x) => (float[n,4] y) {
+    a = MatMul(x, w)  s = Add(a, mask)  p = Softmax(s)  r = Mul(p, v)  y = MatMul(r, q) }"""
+
+
+def test_infinite_values_that_are_meant_stay():
+    mask = np.array([[0, 0, -np.inf, 0]], np.float32)
+    rng = np.random.default_rng(0)
+    w, q = (rng.normal(size=(4, 4)).astype(np.float32) for _ in range(2))
+    model = net(MASKED, {"w": w, "mask": mask, "v": np.array([1, 2, 3, 9], np.float32), "q": q})
+    x = rng.normal(size=(20, 4)).astype(np.float32)
+
+    def works(one):
+        return bool(np.isfinite(one.run({"x": x})["y"]).all())
+
+    parts = units(model)
+    assert finite(model, parts, works) == (model, {})
+    for odd in (np.nan, np.inf, -np.inf):
+        bad = with_values(with_values(model, "w", odd, 2), "v", np.nan)
+        found, counts = finite(bad, parts, works)
+        assert works(found)
+        assert sum(counts.values()) == (4 if odd == -np.inf else 3)
+        assert found.initializer("v")[0] == 3
+        assert np.array_equal(found.initializer("w").flat[:2], [np.median(w.flat[2:])] * 2)
+        assert np.array_equal(found.initializer("w").flat[2:], w.flat[2:])
+        assert np.isinf(found.initializer("mask")[0, 2]) == (odd != -np.inf)
+    whole = finite(with_values(model, "w", np.nan, 16), parts, works)[0]
+    assert not whole.initializer("w").any()
+
+
+def test_a_healthy_model_that_is_broken_too_is_refused():
+    bad = with_values(trained("plain"), kernel(trained("plain"), "4"), np.nan)
+    with pytest.raises(gm.RefusedError, match=r"broken too: tensor '.+' is not finite"):
+        gm.repair(trained("plain"), samples("plain"), healthy=bad)
+
+
+@pytest.mark.parametrize(("beside", "batch"), [(True, 50), (False, 150)])
+def test_a_model_that_takes_more_samples_than_are_looked_at(beside, batch):
+    _, weak = broken("plain", "6")
+    whole = samples("plain")
+    data = gm.Splits(whole.train, whole.calibration[:300], whole.test[:300])
+    healthy = gm.rebatch(trained("plain"), batch) if beside else None
+    done = gm.repair(gm.rebatch(weak, batch), data, healthy=healthy, epochs=1)
+    assert done.report.ranking[0].blocks == ("6",)
+    assert done.report.after["test"] > done.report.before["test"] + 0.2
+    few = gm.Splits(whole.train[:40], data.calibration, data.test)
+    with pytest.raises(gm.InvalidDataError, match=f"takes {batch} samples at a time, and the data has 40"):
+        gm.repair(gm.rebatch(weak, batch), few, healthy=healthy)
+
+
+def test_labels_tell_nothing_where_no_gradient_flows():
+    proto = trained("plain").proto()
+    proto.graph.node.append(onnx.helper.make_node("Hardmax", ["logits"], ["best"], "best"))
+    proto.graph.output[0].name = "best"
+    with pytest.raises(gm.RefusedError, match="no gradient reaches a weight"):
+        gm.repair(gm.load(proto), samples("plain"))
+
+
+def test_a_model_without_weights_has_nothing_to_repair():
+    model = net("(float[n,3] x) => (float[n,3] y) { y = Relu(x) }", {})
+    part = gm.Data({"x": np.eye(3, dtype=np.float32)}, np.arange(3))
+    with pytest.raises(gm.RefusedError, match=r"no weights .* nothing to repair"):
+        gm.repair(model, gm.Splits(part, part, part))
+
+
 def test_patching_is_the_network_from_there_on():
     """What the outputs are with healthy activations put in is what a network glued from both computes."""
     unit, weak = broken("plain", "4")
@@ -171,6 +323,8 @@ def test_gap_is_a_root_of_unexplained_variance():
     wanted = rng.normal(size=(50, 4))
     assert gap(np.tile(wanted.mean(0), (50, 1)), wanted) == pytest.approx(1)
     assert gap(wanted + 0.1 * (wanted - wanted.mean(0)), wanted) == pytest.approx(0.1)
+    for odd in (np.nan, np.inf, 1e30):
+        assert gap(np.full((50, 4), odd), wanted) == FAR
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,19 @@ def test_only_channels_that_are_wrong_change():
     np.testing.assert_allclose(fitted.initializer("w")[:, 2], weights["w"][:, 2], atol=1e-5)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_wrong(odd):
+    rng = RNG(6)
+    weights = {"w": rng.normal(size=(6, 4)), "b": rng.normal(size=4)}
+    healthy = one_layer("Gemm", (6,), weights)
+    weights["w"][3, 2] = odd
+    broken = one_layer("Gemm", (6,), weights)
+    x = rng.normal(size=(500, 6)).astype(np.float32)
+    fitted, touched = refit(broken, {layers(broken, ["layer"])[0]: (x, healthy.run({"x": x})["y"])})
+    assert touched == 7
+    np.testing.assert_allclose(fitted.initializer("w"), healthy.initializer("w"), atol=1e-5)
+
+
 def test_what_inputs_do_not_tell_is_left_to_held_out_samples():
     """Inputs in a plane of six dimensions: no fit finds all weights, but predictions in the plane are right."""
     rng = RNG(4)

@@ -72,6 +72,11 @@ def test_refusals(points, blocks, told):
         weaken(M, DATA, points, blocks)
 
 
+def test_a_negative_seed_is_refused():
+    with pytest.raises(gm.RefusedError, match="seed=-1 is out of range"):
+        weaken(M, DATA, 10, ["layer1.1"], seed=-1)
+
+
 def test_networks_agree_up_to_the_fault():
     near = agreement(weaken(M, DATA, 50, ["layer2.3"]), M, DATA.calibration)
     assert (near[:9] > 0.999).all()  # layer1, layer2.0 and layer2.1 lie before the fault

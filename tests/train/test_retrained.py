@@ -261,6 +261,8 @@ def test_the_callers_data_stay_as_they_are():
     [
         ({"check_every": 0}, "check_every"),
         ({"temperature": 0}, "temperature=0 is out of range"),
+        ({"optimizer": "sgd"}, "there is no optimizer 'sgd'"),
+        ({"optimizer": ["adam"]}, "there is no optimizer"),
         ({"views": 0}, "views"),
         ({"views": 2}, "views must be 2 or more with augment"),
         ({"augment": lambda part, rng: part}, "views must be 2 or more with augment"),  # noqa: ARG005  # its signature

@@ -15,7 +15,7 @@ from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import Block
 from graphmod.methods.criteria.registry import CRITERIA, Evidence, Scores
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
-from graphmod.methods.drawing import drawn
+from graphmod.methods.drawing import check_seed, drawn
 from graphmod.model import Model
 from graphmod.rewrite import Region
 from graphmod.rewrite.region import Place, check_passes_through, find_region
@@ -112,7 +112,7 @@ def rank_blocks(
     Raises
     ------
     RefusedError
-        There is no such criterion or block, a block changes the type, or none does not.
+        There is no such criterion or block, a block changes the type, or none does not; or the seed is negative.
     InvalidDataError
         The data does not fit, or has no labels of the model's classes.
     UnsupportedOperatorError
@@ -126,6 +126,7 @@ def rank_blocks(
     >>> len(ranking.order("kl")), sorted(ranking.correlation)
     (3, ['cka', 'kl'])
     """
+    check_seed(seed)
     given = (criteria,) if isinstance(criteria, str) else criteria
     wanted = tuple(dict.fromkeys(CRITERIA if given is None else given))
     unknown = [name for name in wanted if name not in CRITERIA]

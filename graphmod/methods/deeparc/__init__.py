@@ -13,6 +13,7 @@ from graphmod.methods.deeparc.modularity import modularity
 from graphmod.methods.deeparc.properties import PROPERTIES, Properties, properties
 from graphmod.methods.deeparc.readapt import readapt
 from graphmod.methods.deeparc.removal import Effect, removal
+from graphmod.methods.deeparc.repair import repair
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks, residual_sums
 from graphmod.methods.deeparc.restructure import restructure
 from graphmod.methods.deeparc.similarity import BATCH_SIZE, PASSES, similarity
@@ -38,6 +39,7 @@ __all__ = [
     "properties",
     "readapt",
     "removal",
+    "repair",
     "residual_blocks",
     "residual_sums",
     "restructure",

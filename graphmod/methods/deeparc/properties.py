@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from graphmod.data import Data, as_data, as_splits, check_labels
 from graphmod.errors import RefusedError
 from graphmod.methods.deeparc.linear_probe import RIDGE, fit_probe
-from graphmod.methods.drawing import drawn
+from graphmod.methods.drawing import check_seed, drawn
 from graphmod.model import Model
 from graphmod.modules import ModuleMap
 from graphmod.probe import gathered
@@ -105,7 +105,7 @@ def properties(
     ------
     RefusedError
         The map is of another model, the first axis of a boundary is not the batch, there is no input to add noise to,
-        or the ridge or the noise is out of range.
+        or the ridge, the noise or the seed is out of range.
     InvalidDataError
         The data does not fit, or has no labels, or activations are not finite.
 
@@ -121,6 +121,7 @@ def properties(
     """
     if not 0 <= noise < np.inf:
         raise RefusedError(f"noise={noise} is out of range; it is a standard deviation of at least 0")
+    check_seed(seed)
     modules.check(model)
     splits = as_splits(model, data, seed, labels=True)
     train, test = (drawn(model, part, MOST, seed) for part in (splits.train, splits.test))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from graphmod.data import as_data, part_of
 from graphmod.errors import RefusedError
+from graphmod.methods.drawing import check_seed
 from graphmod.model import Model
 from graphmod.probe import accuracy
 from graphmod.rewrite.draft import Draft
@@ -58,7 +59,8 @@ def weaken(model: Model, data: object, points: float, blocks: Sequence[Place], *
     Raises
     ------
     RefusedError
-        The blocks have no matrices or kernels, or no random values in them bring accuracy down so far.
+        The blocks have no matrices or kernels, or no random values in them bring accuracy down so far; or an argument
+        is out of range.
     InvalidDataError
         The data does not fit, or has no labels.
 
@@ -73,6 +75,7 @@ def weaken(model: Model, data: object, points: float, blocks: Sequence[Place], *
     """
     if not 0 < points <= 100:
         raise RefusedError(f"points={points} is out of range; accuracy can fall by more than 0 and at most 100 points")
+    check_seed(seed)
     samples = as_data(model, part_of(data, "calibration"), targets=True)
     names = matrices(model, blocks)
     goal = accuracy(model, samples) - points / 100

@@ -175,7 +175,8 @@ def _fit(x: Float, y: Float, weight: Float, bias: Float, has_bias: bool) -> _Fit
     variance = np.maximum(checked.var(0), y.var() * 1e-6 + 1e-300)
 
     def error(some: Float, offset: Float) -> Float:
-        return np.asarray(((unseen @ some.T + offset - checked) ** 2).mean(0) / variance)
+        found = ((unseen @ some.T + offset - checked) ** 2).mean(0) / variance
+        return np.asarray(np.nan_to_num(found, nan=np.inf))  # what is no number is wrong, and any number is better
 
     best = error(weight, bias)
     wrong = best > SAME**2

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data import Data, fixed_batch
+from graphmod.errors import RefusedError
 from graphmod.graph import subgraph
 from graphmod.methods.repair.fits import SAME
 from graphmod.methods.repair.units import Unit
@@ -28,6 +29,9 @@ Values = Mapping[str, Array]
 _SMALL = 0.02
 """Share of the largest error of a unit from which on another one is at fault too: weights of another type differ all
 over the network."""
+
+FAR = 1e6
+"""The largest gap that counts: so far off is what is no number."""
 
 
 def values(model: Model, data: Data, tensors: Sequence[str], batch_size: int = 64) -> dict[str, Array]:
@@ -63,19 +67,31 @@ def first(model: Model, data: Data, n: int) -> Data:
 
 
 def gap(found: Array, wanted: Array) -> float:
-    """Return the root of the squared error over the variance of what is wanted.
+    """Return the root of the squared error over the variance of what is wanted, :data:`FAR` at most.
 
     >>> gap(np.array([1.0, 3.0]), np.array([1.0, 3.0]))
     0.0
     """
     goal = wanted.astype(np.float64)
     spread = float(((goal - goal.mean(0)) ** 2).sum()) or 1.0
-    return float(np.sqrt(((found.astype(np.float64) - goal) ** 2).sum() / spread))
+    with np.errstate(invalid="ignore"):  # of infinities
+        off = float(np.sqrt(((found.astype(np.float64) - goal) ** 2).sum() / spread))
+    return off if off < FAR else FAR  # not a number is not less
 
 
 def sound_values(healthy: Model, data: Data, parts: Sequence[Unit]) -> dict[str, Array]:
-    """Return what a healthy network makes at the boundaries of units."""
-    return values(healthy, data, [name for unit in parts for name in unit.place])
+    """Return what a healthy network makes at the boundaries of units.
+
+    Raises
+    ------
+    RefusedError
+        Not all of it is finite.
+    """
+    known = values(healthy, data, [name for unit in parts for name in unit.place])
+    for name, value in known.items():
+        if not np.isfinite(value).all():
+            raise RefusedError(f"the healthy model is broken too: tensor '{name}' is not finite; give one that works")
+    return known
 
 
 def faults(model: Model, data: Data, parts: Sequence[Unit], known: Values) -> tuple[Candidate, ...]:
@@ -102,8 +118,8 @@ def faults(model: Model, data: Data, parts: Sequence[Unit], known: Values) -> tu
     for some in (parts[::2], parts[1::2]):  # no exit of one of them is another's entry: one session serves them all
         if some:
             made = _each(model, some, data, known)
-            errors |= {unit: float(np.nan_to_num(gap(made[unit.exit], known[unit.exit]), nan=np.inf)) for unit in some}
-    least = max(SAME, _SMALL * max(errors.values()))
+            errors |= {unit: gap(made[unit.exit], known[unit.exit]) for unit in some}
+    least = max(SAME, _SMALL * max((error for error in errors.values() if error < FAR), default=0.0))
     broken = [unit for unit in parts if errors[unit] > least]
     put_in = (between(model, unit.entry, [output], data, known[unit.entry]) for unit in broken)
     ends = [gap(made[output], known[output]) for made in put_in]

@@ -15,16 +15,19 @@ from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import boundaries
 from graphmod.methods.chance import warn_of_chance
+from graphmod.methods.drawing import fewest
 from graphmod.methods.repair.emptying import emptied
+from graphmod.methods.repair.finite import finite
 from graphmod.methods.repair.mending import mend, mend_in_turn
-from graphmod.methods.repair.patching import faults, first, sound_values, values
-from graphmod.methods.repair.suspicion import suspects
+from graphmod.methods.repair.patching import FAR, faults, first, gap, sound_values, values
+from graphmod.methods.repair.suspicion import loss_of, suspects
 from graphmod.methods.repair.units import Unit, units
 from graphmod.methods.tuning import Candidate, Tuned, TuningReport
 from graphmod.model import Model, check_model
 from graphmod.probe import predict, share_correct
 from graphmod.rewrite import rebatch
 from graphmod.train import Imitation, Metric, retrained
+from graphmod.train.loop import Settings
 from graphmod.train.losses import cross_entropy
 from graphmod.train.retrain import Loss, Retrained, logits
 
@@ -119,7 +122,8 @@ def repair(
     Raises
     ------
     RefusedError
-        The healthy model is one of another graph, the share is out of range or leaves no unit.
+        The healthy model is one of another graph or broken too, an argument is out of range, the share leaves no unit,
+        or by labels alone there is no weight that a gradient reaches.
     InvalidDataError
         The data does not fit, or has no labels and there is no healthy model.
 
@@ -141,6 +145,8 @@ def repair(
         raise RefusedError(f"target={target} is out of range; it is an accuracy above 0 and at most 1")
     if min(batch_size, 1 if samples is None else samples) < 1:
         raise RefusedError("samples and batch_size must be at least 1")
+    # refuses what is out of range before any work
+    Settings(epochs, patience, target, None, learning_rate, batch_size, "adam", False, seed, progress)
     start = process_time()
     splits = as_splits(model, data, seed, targets=False)
     has_labels = all(part.targets is not None for part in _parts(splits).values())
@@ -279,6 +285,7 @@ def _is_worse(task: _Task, found: _Found) -> bool:
     if _enough(found.reached, task.target):
         return False
     before = task.score(task.model, "calibration")
+    before = -np.inf if np.isnan(before) else before
     return not (found.reached >= before if found.alike else found.reached > before)  # not a number is worse
 
 
@@ -299,8 +306,12 @@ def _by_activations(task: _Task, healthy: Model, training: _Training) -> _Found:
     entries = {one.entry for one in task.within_share(ranking)}
     broken = tuple(unit for unit in parts if unit.entry in entries)
     start = process_time()
-    mended = mend(task.model, healthy, task.splits.train, broken, some, known)
-    touched = mended.touched
+    output = parts[-1].exit
+    start_from, replaced = finite(
+        task.model, broken, lambda model: gap(values(model, some, [output])[output], known[output]) < FAR
+    )
+    mended = mend(start_from, healthy, task.splits.train, broken, some, known)
+    touched = max(mended.touched, sum(replaced.values()))
     left = mended.left(broken)
     if left and _falls_short(task, healthy, mended.model):
         mended = mend_in_turn(mended.model, healthy, task.splits.train, left)
@@ -321,7 +332,7 @@ def _by_activations(task: _Task, healthy: Model, training: _Training) -> _Found:
 def _falls_short(task: _Task, healthy: Model, model: Model) -> bool:
     """Whether a model is worse on calibration data than is asked for, or than the healthy one."""
     goal = task.score(healthy, "calibration") if task.target is None else task.target
-    return task.score(model, "calibration") < goal
+    return not task.score(model, "calibration") >= goal  # not a number falls short
 
 
 def _shared(model: Model, healthy: Model) -> list[str]:
@@ -367,18 +378,24 @@ def _by_labels(task: _Task, training: _Training) -> _Found:
         return _Found(model, (), 0, ())
     output, loss = logits(model) if training.loss is None else model.main_output, training.loss or cross_entropy
     parts = [unit for unit in units(model) if unit.weights]
+    if not parts:
+        raise RefusedError("the model has no weights that its input meets, so there is nothing to repair in it")
     some = _some(model, task.splits.train, task.samples or _SUSPECTED, training.seed)
+    model, replaced = finite(
+        model, parts, lambda model: loss_of(values(model, some, [output])[output], some, loss) < np.inf
+    )
+    _check_share(task, list(replaced))
     free = model if fixed_batch(model) is None else rebatch(model)
     known = values(free, some, [*(unit.entry for unit in parts), output])
-    ranking = suspects(free, some, parts, output, loss, known)
+    ranking = suspects(free, some, parts, output, loss, known, replaced)
     first_ = next(unit for unit in parts if unit.entry == task.within_share(ranking)[0].entry)
     if next(one.figures["skipping"] for one in ranking if one.entry == first_.entry) > 0:
         model = emptied(model, some, first_, output, loss, known)
     found = _Found(model, (), 0, ranking)
-    for chosen, burst in _widening(task, parts, ranking):
+    for chosen, burst in _widening(task, parts, ranking, len(replaced)):
         run = training.run(task, found.model, chosen, burst)
         found = replace(found, seconds=_with(found.seconds, run))
-        now = max(check.score for check in run.history)
+        now = _best(run)
         if now > found.reached:
             found = replace(found, model=run.model, chosen=tuple(chosen), reached=now)
         if _enough(found.reached, task.target):
@@ -386,27 +403,44 @@ def _by_labels(task: _Task, training: _Training) -> _Found:
     else:
         if training.epochs and found.chosen:
             run = training.run(task, found.model, found.chosen)
-            now = max(check.score for check in run.history)
+            now = _best(run)
             found = replace(found, model=run.model, reached=now, seconds=_with(found.seconds, run))
     return replace(found, touched=sum(unit.weights for unit in found.chosen))
 
 
+def _check_share(task: _Task, certain: Sequence[Unit]) -> None:
+    """Raise RefusedError if units that have to change, as no output is finite with them, have too many weights."""
+    needed = sum(unit.weights for unit in certain) / max(1, task.model.n_weights)
+    if needed > task.share:
+        raise RefusedError(
+            f"weights in {', '.join(unit.path for unit in certain)} are not finite, and share={task.share:g} is too "
+            f"little to repair that: together {needed:.1%} of the weights may have to change"
+        )
+
+
+def _best(run: Retrained) -> float:
+    """Return the best score of a training; what is no number is none."""
+    return max((check.score for check in run.history if not np.isnan(check.score)), default=-np.inf)
+
+
 def _widening(
-    task: _Task, parts: Sequence[Unit], ranking: Sequence[Candidate]
+    task: _Task, parts: Sequence[Unit], ranking: Sequence[Candidate], n_certain: int
 ) -> Iterator[tuple[list[Unit], tuple[int, int]]]:
     """Yield the units to train in a burst, a wider choice each time, with the samples and the steps of it.
 
     A step costs what lies behind the first unit that learns, nearly the same however many of these learn too: where
     one does not reach the target, all that lies behind the likeliest ones learns, and at once where none stands out.
+    The first so many that are certain learn in any case.
     """
     within = task.within_share(ranking)
     likely = [one.entry for one in within]
-    few, stages = likely[:_FEW], [(likely[:1], _FIRST)]
+    least = max(1, n_certain)
+    few, stages = likely[: max(_FEW, least)], [(likely[:least], _FIRST)]
     if task.target is not None:
         first_ = min(place for place, unit in enumerate(parts) if unit.entry in few)
         behind = {unit.entry for unit in parts[first_:]}
         few = [one.entry for one in task.within_share([one for one in ranking if one.entry in behind])]
-        if len(within) > 1 and within[1].score > _LEAD * within[0].score:
+        if len(within) > least and within[least].score > _LEAD * within[least - 1].score:
             stages = []
     for entries, burst in (*stages, (few, _WIDER)):
         yield [unit for unit in parts if unit.entry in entries], burst
@@ -416,7 +450,8 @@ def _widening(
 
 
 def _some(model: Model, data: Data, n: int, seed: int) -> Data:
-    """Return so many samples, drawn: data may be sorted by label."""
+    """Return so many samples, drawn, as data may be sorted by label; or as many as a model takes at a time."""
+    n = max(n, fewest(model, data))
     rows = np.sort(np.random.default_rng(seed).permutation(len(data))[:n]) if n < len(data) else np.arange(len(data))
     return first(model, data[rows], n)
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from graphmod.graph import Block, blocks, boundaries, data_flow, primary_input
 from graphmod.model import Model
+from graphmod.train.weights import constant_roots
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ def units(model: Model, among: Iterable[str] | None = None) -> tuple[Unit, ...]:
     allowed = None if among is None else set(among)
     trunk = [source, *(name for name in boundaries(model) if allowed is None or name in allowed)]
     operators = _operators(model, trunk)
-    behind = _constants_behind(model)
+    roots = constant_roots(model)
+    # a scalar is a constant of a formula, such as GELU's
+    weights = frozenset(name for name, kind in model.constants.items() if kind.is_float and kind.shape)
     read = [
-        frozenset[str]().union(*(behind.get(name, ()) for place in inside for name in model.reads[place]))
+        weights.intersection(root for place in inside for name in model.reads[place] for root in roots.get(name, ()))
         for inside in operators
     ]
     steps: list[tuple[str, str, list[int], frozenset[str]]] = []
@@ -101,16 +104,3 @@ def _operators(model: Model, trunk: list[str]) -> list[list[int]]:
         place = model.producer[tensor]
         found[bisect_left(ends, place)].add(place)
     return [sorted(places) for places in found]
-
-
-def _constants_behind(model: Model) -> dict[str, frozenset[str]]:
-    """Return, for every tensor that comes from constants alone, which of them are float and no scalars.
-
-    A scalar is a constant of a formula, such as GELU's.
-    """
-    found = {name: frozenset([name] if kind.is_float and kind.shape else []) for name, kind in model.constants.items()}
-    for operator, reads in zip(model.operators, model.reads, strict=True):
-        if reads and all(name in found for name in reads):
-            behind = frozenset[str]().union(*(found[name] for name in reads))
-            found |= {name: behind for name in operator.output if name and name not in found}
-    return found

@@ -241,6 +241,8 @@ def test_refusals(planted):
         gm.rank_blocks(model, data, ["size"])
     with pytest.raises(gm.RefusedError, match="no criterion is given"):
         gm.rank_blocks(model, data, [])
+    with pytest.raises(gm.RefusedError, match="seed=-1 is out of range"):
+        gm.rank_blocks(model, data, seed=-1)
     with pytest.raises(gm.RefusedError, match="no blocks are given"):
         gm.rank_blocks(model, data, blocks=[])
     demo = gm.load(gm.demo.model_path())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -248,6 +249,16 @@ def test_noise_on_tokens_is_refused():
 def test_noise_out_of_range_is_refused(model, noise):
     with pytest.raises(gm.RefusedError, match=r"noise=.* is out of range"):
         deeparc.properties(model, samples(model), modules_of(model, 6), noise=noise)
+
+
+def test_a_negative_seed_of_properties_is_refused(model):
+    with pytest.raises(gm.RefusedError, match="seed=-1 is out of range"):
+        deeparc.properties(model, samples(model), modules_of(model, 6), seed=-1)
+
+
+def test_the_repair_is_the_function():
+    assert deeparc.repair is import_module("graphmod.methods.deeparc.repair").repair
+    assert "repair" in deeparc.__all__
 
 
 def test_properties_of_a_model_that_takes_more_samples_than_there_are(model):

@@ -410,6 +410,12 @@ def test_prune_retrain_refuses(arguments, told):
         prune_retrain(demo(), gm.demo.splits(), **{"remaining": 0.5, "accuracy": 0.9} | arguments)
 
 
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"epochs": -1}, {"learning_rate": 0}, {"batch_size": 0}])
+def test_training_out_of_range_is_refused_also_where_none_is_needed(wrong):
+    with pytest.raises(gm.RefusedError, match=r"at least 0|out of range"):
+        prune_retrain(demo(), gm.demo.splits(), remaining=0.9, accuracy=0.5, **wrong)
+
+
 # -- shortening
 
 
@@ -449,6 +455,8 @@ def test_what_cannot_be_shortened_is_refused():
         shorten(demo(), gm.demo.splits(), -0.1)
     with pytest.raises(gm.RefusedError, match="leaves nothing to look at"):
         shorten(demo(), gm.demo.splits(), 0.5, samples=0)
+    with pytest.raises(gm.RefusedError, match="seed=-1 is out of range"):
+        shorten(demo(), gm.demo.splits(), 0.5, seed=-1)
     weight = np.ones((4, 2), np.float32)
     with pytest.raises(gm.RefusedError, match="nothing to skip"):
         shorten(linear(weight), np.ones((8, 4), np.float32), 0.5)

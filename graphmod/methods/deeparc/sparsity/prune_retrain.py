@@ -13,6 +13,7 @@ from graphmod.methods.deeparc.sparsity.sparsify import sparsified
 from graphmod.model import Model
 from graphmod.probe import accuracy as share_correct
 from graphmod.train import retrain
+from graphmod.train.loop import Settings
 
 EVERY = 10**9
 """Patience of training that only ends at its target or with its last epoch."""
@@ -125,6 +126,8 @@ def prune_retrain(
             f"rate={rate} lies between 0 and 1, remaining={remaining} above 0 and at most at 1, accuracy={accuracy} "
             f"is a share between 0 and 1, and attempts={attempts} at least 1"
         )
+    # refuses what is out of range before any work
+    Settings(epochs, EVERY, accuracy, check_every, learning_rate, batch_size, "adam", True, seed, False)
     splits = as_splits(model, data, seed, labels=True)
     whole = (of or model).n_weights
     goal = round(remaining * whole)

@@ -42,7 +42,8 @@ def shorten(model: Model, data: object, remaining: float, *, samples: int = 256,
     Raises
     ------
     RefusedError
-        The share is out of range, no samples are to be looked at, or no block has entry and exit of one type.
+        The share or the seed is out of range, no samples are to be looked at, or no block has entry and exit of one
+        type.
 
     Examples
     --------
