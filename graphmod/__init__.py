@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from graphmod.methods.adapt import adapt
     from graphmod.methods.criteria import Ranking, rank_blocks
     from graphmod.methods.repair import repair
+    from graphmod.methods.reuse import Reengineered, reengineer
     from graphmod.modules import Module, ModuleMap, modularize
     from graphmod.probe import Similarity, accuracy, latency, similarity
     from graphmod.pruning import Group, Groups, groups, prune, restrict
@@ -91,6 +92,8 @@ _HOME = {
     "Splits": "data",
     "accuracy": "probe",
     "adapt": "methods.adapt",
+    "Reengineered": "methods.reuse",
+    "reengineer": "methods.reuse",
     "apply": "rewrite",
     "blocks": "graph",
     "boundaries": "graph",
@@ -188,6 +191,7 @@ __all__ = [
     "NotWritableError",
     "Ranking",
     "Recipe",
+    "Reengineered",
     "RefusedError",
     "Result",
     "Retrained",
@@ -236,6 +240,7 @@ __all__ = [
     "rank_blocks",
     "rebatch",
     "recalibrate",
+    "reengineer",
     "remove",
     "rename",
     "reorder",

@@ -26,6 +26,7 @@ PAGES = [
     "docs/diff.md",
     "docs/prune.md",
     "docs/retrain.md",
+    "docs/seam.md",
 ]
 
 

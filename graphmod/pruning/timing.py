@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
 from onnx import NodeProto
@@ -62,6 +62,11 @@ class Timing:
         own = sorted({number for one in some for number in self._axes[one]})
         counts = counting([self.widths.units[number] for number in own])(alive).tolist()
         return self._of(some, dict(zip(own, counts[1:], strict=True)), alive)
+
+    def among(self, operators: Collection[int], alive: Alive) -> float:
+        """Return the time of what some operators alone make up, by their places in the graph."""
+        some = [place for place, one in enumerate(self.whole.clusters) if set(one.operators) <= set(operators)]
+        return self._of(some, dict(enumerate(self.widths(alive).tolist())), alive)
 
     @cached_property
     def _concerned(self) -> list[list[int]]:

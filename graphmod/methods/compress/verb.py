@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from graphmod.data import Data, Splits, as_splits, fixed_batch
+from graphmod.data import Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
-from graphmod.graph import cost
 from graphmod.methods.chance import warn_of_chance
 from graphmod.methods.compress.activations import Activations
 from graphmod.methods.compress.clock import Clock
@@ -30,16 +29,14 @@ from graphmod.methods.compress.line import Line
 from graphmod.methods.compress.points import Built, drops, verified
 from graphmod.methods.compress.recovery import Recovered, Recovery
 from graphmod.methods.compress.search import Route, Search, route_latency, spread
-from graphmod.methods.result import Change, CompressionReport, Measured, Point, Result
+from graphmod.methods.measuring import latencies, measured
+from graphmod.methods.result import Change, CompressionReport, Point, Result
 from graphmod.model import Model
 from graphmod.modules import ModuleMap, modularize
-from graphmod.probe import latency, predict, share_correct, similarity
+from graphmod.probe import predict, share_correct, similarity
 from graphmod.rewrite import Region
 from graphmod.train import Metric, trained_weights
 from graphmod.train.retrain import logits
-
-ROUNDS = 150
-"""Rounds of the timing before and after."""
 
 FITTED_ON = 2048
 """Training samples that parts are fitted on, at most."""
@@ -154,10 +151,10 @@ def compress(
         best = job.fastest(max_drop, target)
         tell("figures")
         after = best.recovered.model if best else model
-        timing = _latencies({"before": model, "after": after}, splits.test, batch_sizes)
+        timing = latencies({"before": model, "after": after}, splits.test, batch_sizes)
         report = CompressionReport(
-            _measured(model, splits, job.judge, timing["before"]),
-            _measured(after, splits, job.judge, timing["after"]),
+            measured(model, splits, job.judge, timing["before"]),
+            measured(after, splits, job.judge, timing["after"]),
             job.changes(best.built) if best else (),
             job.n_trained(best.recovered) if best else 0,
             max_drop,
@@ -407,18 +404,3 @@ def _warn_of_little_data(splits: Splits, max_drop: float) -> None:
         warnings.warn(
             f"{n} calibration samples cannot show a drop of {max_drop:.2%}: one sample is {1 / n:.2%}", stacklevel=3
         )
-
-
-def _latencies(models: dict[str, Model], data: Data, batch_sizes: Sequence[int]) -> dict[str, dict[int, float]]:
-    timed: dict[str, dict[int, float]] = {name: {} for name in models}
-    for size in batch_sizes:
-        feeds = data[np.arange(size) % len(data)].inputs
-        for name, value in latency(models, feeds, rounds=ROUNDS).items():
-            timed[name][size] = value.median
-    return timed
-
-
-def _measured(model: Model, splits: Splits, metric: Metric, timing: dict[int, float]) -> Measured:
-    whole = cost(model)
-    scores = [metric(predict(model, part), np.asarray(part.targets)) for part in (splits.calibration, splits.test)]
-    return Measured(model.n_weights, model.n_bytes, whole.macs, timing, *scores)

@@ -42,7 +42,7 @@ class Gradients:
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
+class Place:
     """A parameter, the constant that it stands for, and the axes of that along which units lie."""
 
     parameter: nn.Parameter
@@ -72,7 +72,7 @@ def gradients(evidence: Evidence) -> Gradients:
     found, samples = evidence.found, evidence.samples
     fixed = _check(found.model, samples)
     net = to_torch(found.model, dtype=torch.float32)
-    places = _places(found, net)
+    where = places(found, net)
     generator = torch.Generator().manual_seed(evidence.seed)
     first, second, n = np.zeros(found.n_units), np.zeros(found.n_units), 0
     size = fixed or BATCH
@@ -88,7 +88,7 @@ def gradients(evidence: Evidence) -> Gradients:
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
         except RuntimeError as error:
             raise RefusedError(f"the network has no gradient: {str(error).splitlines()[0]}") from error
-        linear, squared = _sums(places, found.n_units)
+        linear, squared = _sums(where, found.n_units)
         first, second, n = first + np.abs(linear), second + squared, n + 1
     return Gradients(first / n, second / n)
 
@@ -111,23 +111,23 @@ def _check(model: Model, samples: Data) -> int | None:
     return fixed
 
 
-def _places(found: Groups, net: fx.GraphModule) -> list[_Place]:
+def places(found: Groups, net: fx.GraphModule) -> list[Place]:
     """Return the parameters whose units are known; one that several operators share counts once."""
     from graphmod.pytorch import META
 
     parameters = dict(net.named_parameters())
-    places: dict[tuple[str, str], _Place] = {}
+    places: dict[tuple[str, str], Place] = {}
     for binding in net.meta[META]:
         source, axes = binding.source, found.analysis.axes.get(binding.tensor, [])
         in_graph = source.address is None or source.address[0] == "graph"
         if in_graph and binding.path in parameters and source.shape == tuple(map(len, axes)):
             units = [(axis, found.units(labels)) for axis, labels in enumerate(axes)]
             own = tuple((axis, of) for axis, of in units if (of >= 0).any())
-            places[binding.path, binding.tensor] = _Place(parameters[binding.path], source, own)
+            places[binding.path, binding.tensor] = Place(parameters[binding.path], source, own)
     return [place for place in places.values() if place.axes]
 
 
-def _sums(places: Sequence[_Place], n_units: int) -> tuple[Scores, Scores]:
+def _sums(places: Sequence[Place], n_units: int) -> tuple[Scores, Scores]:
     """Return sums of weight times gradient, and of its square, by unit."""
     from graphmod.pytorch.steps import Convert, Dequantize, backward
 

@@ -1,0 +1,164 @@
+r"""Gates: a network in PyTorch of which units and blocks are open or closed.
+
+With :math:`g` in place of ones, a weight :math:`W` whose axes lie along units :math:`u(i), v(j)` is
+:math:`W_{ij} g_{u(i)} g_{v(j)}`, and a block that computes :math:`f` gives :math:`x + g (f(x) - x)`. What is closed is
+zero wherever it is read, so that the network computes what it will once that is removed; gradients with respect to
+gates are those of the loss when a unit or block fades.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from graphmod.graph import Block
+from graphmod.methods.reuse.left_norm import LeftNorm
+from graphmod.model import Model
+from graphmod.pruning.groups import Groups
+from graphmod.pruning.importance.gradients import places
+from graphmod.pytorch import to_torch, write_back
+from graphmod.pytorch.steps import Convert, Dequantize, forward
+from graphmod.train.retrain import logits
+
+_NORMALIZED = frozenset(
+    {"GroupNormalization", "LRN", "LayerNormalization", "LpNormalization", "MeanVarianceNormalization",
+     "RMSNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
+)  # fmt: skip
+"""Operators that compare channels with each other, besides reductions: what is closed is not as if it were gone."""
+
+
+class Gated:
+    """A network whose units and blocks have gates.
+
+    Parameters
+    ----------
+    model : Model
+    found : Groups
+        Of the model.
+    blocks : sequence of Block
+        On the trunk, each of one type at both ends, none within another.
+
+    Attributes
+    ----------
+    net : torch.fx.GraphModule
+    fixed : array of bool, shape (units,)
+        Units that have to stay open, as something normalises them together with others in a way that gates do not know.
+    """
+
+    def __init__(self, model: Model, found: Groups, blocks: Sequence[Block]) -> None:
+        self.model, self.found, self.blocks = model, found, tuple(blocks)
+        self.net = to_torch(model, dtype=torch.float32)
+        self._output = list(model.outputs).index(model.main_output)
+        self._units = self._units_of_parameters()
+        gates = self._add_gates()
+        normalised = self._let_norms_follow(gates)
+        self.fixed = self._fixed(normalised)
+        self.net.graph.lint()
+        self.net.recompile()
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether the main output is of probabilities."""
+        return logits(self.model) != self.model.main_output
+
+    @property
+    def n_gates(self) -> int:
+        """Units, then blocks."""
+        return self.found.n_units + len(self.blocks)
+
+    def __call__(self, inputs: Sequence[Tensor], gates: Tensor) -> Tensor:
+        """Return the main output, with a gate for each unit and then each block."""
+        n = self.found.n_units
+        units = torch.cat([gates[:n], gates.new_ones(1)])
+        weights = {}
+        for name, parameter in self.net.named_parameters():
+            weight: Tensor = parameter
+            for own in self._units.get(name, ()):
+                weight = weight * units[own]
+            weights[name] = weight
+        made = functional_call(self.net, weights, (units, gates[n:], *inputs))
+        output: Tensor = made[self._output] if isinstance(made, tuple) else made
+        return output
+
+    def written(self) -> Model:
+        """Return the model with the weights and statistics that the network has now, all gates open."""
+        plain = to_torch(self.model, dtype=torch.float32)
+        plain.load_state_dict(self.net.state_dict())
+        return write_back(self.model, plain)
+
+    def _units_of_parameters(self) -> dict[str, list[Tensor]]:
+        """Return for every axis of every parameter along which units lie the unit of each entry, last for none."""
+        names = {id(parameter): name for name, parameter in self.net.named_parameters()}
+        found: dict[str, list[Tensor]] = {}
+        for place in places(self.found, self.net):
+            steps = tuple(step for step in place.source.steps if not isinstance(step, Convert | Dequantize))
+            for axis, units in place.axes:
+                shape = [-1 if other == axis else 1 for other in range(len(place.source.shape))]
+                own = np.where(units < 0, self.found.n_units, units).reshape(shape)
+                every = np.broadcast_to(own, place.source.shape)
+                found.setdefault(names[id(place.parameter)], []).append(torch.from_numpy(forward(steps, every).copy()))
+        return found
+
+    def _add_gates(self) -> torch.fx.Node:
+        """Let the network take gates first, and blocks fade by theirs; return the node of the units' gates."""
+        graph = self.net.graph
+        first = next(iter(graph.nodes))
+        with graph.inserting_before(first):
+            units, blocks = graph.placeholder("unit_gates"), graph.placeholder("block_gates")
+        nodes = {node.meta["tensor"]: node for node in graph.nodes if "tensor" in node.meta}
+        for number, block in enumerate(self.blocks):
+            entry, exit_ = nodes[block.entry], nodes[block.exit]
+            with graph.inserting_after(exit_):
+                mixed = graph.call_function(faded, (entry, exit_, blocks, number))
+            exit_.replace_all_uses_with(mixed, delete_user_cb=lambda user, mixed=mixed: user is not mixed)
+            nodes[block.exit] = mixed
+        return units
+
+    def _let_norms_follow(self, gates: torch.fx.Node) -> set[str]:
+        """Put layer normalisations over what is left where units are normalised; return the tensors that they read."""
+        modules, read = dict(self.net.named_modules()), set()
+        for node in list(self.net.graph.nodes):
+            layer = modules.get(node.target) if node.op == "call_module" else None
+            if not isinstance(layer, nn.LayerNorm) or len(layer.normalized_shape) != 1:
+                continue
+            tensor = _tensor(node.args[0])
+            axes = self.found.analysis.axes.get(tensor, [])
+            units = self.found.units(axes[-1]) if axes else np.empty(0, np.int64)
+            if len(units) == layer.normalized_shape[0]:
+                read.add(tensor)
+                if (units >= 0).any():
+                    own = np.where(units < 0, self.found.n_units, units)
+                    self.net.set_submodule(str(node.target), LeftNorm(layer, own))
+                    node.args = (node.args[0], gates)
+        return read
+
+    def _fixed(self, normalised: set[str]) -> np.ndarray:
+        """Return which units something compares with others, other than the normalisations of these tensors."""
+        fixed = np.zeros(self.found.n_units, bool)
+        for operator in self.model.operators:
+            if operator.op_type not in _NORMALIZED and not operator.op_type.startswith("Reduce"):
+                continue
+            for tensor in set(operator.input) - normalised:
+                before, after = (self.found.analysis.axes.get(name, []) for name in (tensor, operator.output[0]))
+                kept = [self.found.units(labels) for labels in after] if operator.op_type.startswith("Reduce") else []
+                for labels in before if tensor not in self.model.constants else ():
+                    units = self.found.units(labels)
+                    if not any(np.array_equal(units, one) for one in kept):
+                        fixed[units[units >= 0]] = True
+        return fixed
+
+
+def faded(entry: Tensor, exit_: Tensor, gates: Tensor, number: int) -> Tensor:
+    """Return what a block gives of which a gate lets through a part: ``exit_`` at 1, ``entry`` at 0."""
+    return entry + (exit_ - entry) * gates[number]
+
+
+def _tensor(node: object) -> str:
+    """Return the name in the graph of what a node gives, behind the gate of a block too."""
+    if not isinstance(node, torch.fx.Node):
+        return ""
+    return node.meta.get("tensor", "") or (_tensor(node.args[1]) if node.target is faded else "")

@@ -1,0 +1,36 @@
+"""Normalization over the channels that are left: what layer normalisation is once the others are gone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from graphmod.pruning.groups import Units
+
+
+class LeftNorm(nn.Module):
+    """Layer normalisation over the last axis, with gates: closed channels count for neither mean nor variance.
+
+    Parameters
+    ----------
+    layer : nn.LayerNorm
+        Its weight and bias are this module's, under the same names.
+    units : array of int
+        The unit of every channel; one that belongs to none is always open.
+    """
+
+    units: Tensor
+
+    def __init__(self, layer: nn.LayerNorm, units: Units) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = layer.weight, layer.bias, layer.eps
+        self.register_buffer("units", torch.from_numpy(units), persistent=False)
+
+    def forward(self, x: Tensor, gates: Tensor) -> Tensor:
+        """Normalize ``x``, in which closed channels are zero; ``gates`` has one value a unit, and 1 at its end."""
+        mask = gates[self.units]
+        n = mask.sum()
+        mean = x.sum(-1, keepdim=True) / n
+        apart = (x - mean) * mask
+        y = apart * (apart.square().sum(-1, keepdim=True) / n + self.eps).rsqrt() * self.weight
+        return y if self.bias is None else y + self.bias

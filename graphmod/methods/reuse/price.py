@@ -1,0 +1,91 @@
+"""Prices: what closing a unit or a block saves of what the network costs as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphmod.graph import Block, cost
+from graphmod.probe.operator_latency import LatencyTable
+from graphmod.pruning.groups import Groups
+from graphmod.pruning.timing import Timing
+from graphmod.pruning.widths import Alive, Counted, Widths
+
+Costs = NDArray[np.float64]
+
+BUDGETS = ("latency", "weights", "macs")
+"""What a budget can be of: microseconds of operators measured one by one, scalars, multiply-accumulates."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prices:
+    """What the network costs, linearised about all that is open.
+
+    Parameters
+    ----------
+    total : float
+    units : float64 array, shape (units,)
+        Half of a group's saving over half of its units, as if each cost the same.
+    blocks : float64 array, shape (blocks,)
+        What all of a block costs.
+    inside : int array, shape (units,)
+        The block that makes a unit, -1 where none does alone.
+    """
+
+    total: float
+    units: Costs
+    blocks: Costs
+    inside: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, found: Groups, blocks: Sequence[Block], budget: str, table: LatencyTable) -> Prices:
+        """Measure, or count, what a network costs.
+
+        Parameters
+        ----------
+        found : Groups
+        blocks : sequence of Block
+        budget : {"latency", "weights", "macs"}
+        table : LatencyTable
+        """
+        widths, model = Widths(found), found.model
+        places = [[model.position[name] for name in block.operators] for block in blocks]
+        whole = np.ones(found.n_units, bool)
+        total: Timing | Counted
+        if budget == "latency":
+            total = timing = Timing(found, widths, table)
+            saved = [timing.among(own, whole) for own in places]
+        else:
+            total = Counted(widths, getattr(widths, budget))
+            saved = [float(getattr(cost(model, block.operators), budget)) for block in blocks]
+        return cls(total(whole), _of_units(found, total, whole), np.array(saved), _inside(found, blocks))
+
+    def left(self, closed: Alive) -> float:
+        """Return about what is left of the cost when some gates, of units and then blocks, are closed."""
+        n = len(self.units)
+        gone = closed[n:]
+        apart = closed[:n] & ~np.append(gone, False)[self.inside]  # units of a closed block are paid for with it
+        return self.total - float(self.units[apart].sum() + self.blocks[gone].sum())
+
+
+def _of_units(found: Groups, total: Timing | Counted, whole: Alive) -> Costs:
+    units = np.zeros(found.n_units)
+    for place, group in enumerate(found):
+        half = whole.copy()
+        half[group.first : group.first + group.n_units // 2] = False
+        saved = total.part(place, whole) - total.part(place, half)
+        units[group.own] = max(0.0, saved) / max(1, group.n_units // 2)
+    return units
+
+
+def _inside(found: Groups, blocks: Sequence[Block]) -> NDArray[np.int64]:
+    inside = np.full(found.n_units, -1)
+    for number, block in enumerate(blocks):
+        own = set(block.operators)
+        for group in found:
+            if own.issuperset(group.operators):
+                inside[group.own] = number
+    return inside

@@ -1,0 +1,313 @@
+"""``reengineer``: keep only what a task needs of a trained network, physically.
+
+SeaM (Qi et al., ICSE 2023) looks for the weights that are relevant for a target problem and leaves zeros for the
+others. Zeros cost as much as numbers do; here channels, heads, neurons and whole blocks are looked for and removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from time import process_time
+from typing import Any
+
+import numpy as np
+
+from graphmod.data import Data, Splits, as_splits, fixed_batch
+from graphmod.errors import RefusedError
+from graphmod.methods.defects import final_features
+from graphmod.methods.drawing import check_seed
+from graphmod.methods.measuring import latencies, measured
+from graphmod.methods.reuse.price import BUDGETS
+from graphmod.methods.reuse.report import Reengineered, ReuseReport, Rung
+from graphmod.methods.reuse.search import Plan, Stage, searched
+from graphmod.methods.reuse.task import Classes, Task
+from graphmod.model import Model, edits_of, record
+from graphmod.probe import accuracy, least_latency, share_correct
+from graphmod.pruning.recovery import trainable
+from graphmod.pruning.restrict import restrict
+from graphmod.rewrite import rebatch
+from graphmod.rewrite.fuse import fuse
+from graphmod.train import retrain
+
+MANIFEST = "graphmod.reuse"
+"""The metadata entry that tells from what, for which classes, by which data and seed a model was made."""
+
+LADDER = (0.6, 0.4, 0.27, 0.18, 0.12, 0.08, 0.05, 0.03)
+"""Shares of the cost that are tried where none is asked for, until accuracy is lost twice."""
+
+MISSES = 2
+"""Rungs in a row that may miss the accuracy before the search ends."""
+
+MARGIN, TRIES = 0.97, 4
+"""What a budget of time is aimed below where the network takes longer as a whole, and how often."""
+
+MULTIPLE = 8
+"""Of channels that are left under a budget of time: what ONNX Runtime's convolutions are laid out in."""
+
+
+def reengineer(
+    model: Model,
+    data: object,
+    classes: Classes,
+    *,
+    latency: float | None = None,
+    weights: float | None = None,
+    macs: float | None = None,
+    max_drop: float = 0.003,
+    steps: int = 700,
+    shrink_every: int = 100,
+    epochs: int = 20,
+    learning_rate: float = 2e-3,
+    batch_size: int = 64,
+    batch_sizes: Sequence[int] = (1, 16),
+    seed: int = 0,
+    progress: bool = False,
+) -> Reengineered:
+    """Keep only what a target problem needs of a classifier, and remove the rest.
+
+    Parameters
+    ----------
+    model : Model
+    data : anything that :func:`graphmod.data.as_splits` takes
+        Samples with the original's labels; only those of the target problem are used.
+    classes : sequence of int, or of sequences of int
+        The target problem: classes by their numbers, each a label of the result in this order; lists of classes that
+        are to be one label; or a single class (or list), which stands as label 1 against all others.
+    latency : float, optional
+        Share of the original's time in ONNX Runtime, of one sample on one thread, that may be left, above 0 and below
+        1. Without any budget the smallest network is found that keeps the accuracy.
+    weights, macs : float, optional
+        The same of scalars, or of multiply-accumulates.
+    max_drop : float
+        What accuracy on calibration data may lose without a budget, beside the original's among the target classes.
+    steps : int
+        Of training while gates close, for a budget.
+    shrink_every : int
+        Steps after which what is closed is removed.
+    epochs : int
+        Of training afterwards, at most.
+    learning_rate : float
+        While gates close; half of it afterwards.
+    batch_size : int
+    batch_sizes : sequence of int
+        For which latency is reported.
+    seed : int
+        Same seed, same result, but for what is chosen by measured time.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    Reengineered
+        ``.model`` and ``.report``.
+
+    Raises
+    ------
+    RefusedError
+        The model is no classifier, a class does not exist, an argument is out of range, nothing can be removed, or the
+        budget cannot be met.
+    InvalidDataError
+        The data does not fit the model, or a label of the target problem has no samples.
+
+    References
+    ----------
+    Qi et al., Reusing deep neural network models through model re-engineering, ICSE 2023.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m, data = gm.load(gm.demo.model_path()), gm.demo.splits()
+    >>> small = gm.reengineer(m, data, [3, 5], weights=0.2, steps=300, epochs=3)
+    >>> small.model.outputs["logits"].shape[1], small.report.weights_left < 0.2
+    (2, True)
+    """
+    budget, target = _budget(latency, weights, macs)
+    _check(max_drop, steps, shrink_every, epochs, learning_rate, batch_size, batch_sizes, seed)
+    start = process_time()
+    task = Task.of(model, classes)
+    whole = as_splits(model, data, seed, labels=True)
+    parts = task.data(whole)
+    size = fixed_batch(model)
+    free = model if size is None else rebatch(model)
+    teacher = restrict(free, task.columns)
+    plan = Plan(
+        budget, target or LADDER[0], steps, shrink_every, MULTIPLE if budget == "latency" else 1, learning_rate,
+        batch_size, seed, progress,
+    )  # fmt: skip
+    job = _Job(model, free, teacher, parts, plan, epochs)
+    begun = trainable(job.student(task), parts.train)
+    found = job.to_budget(begun) if target is not None else job.down_the_ladder(begun, max_drop)
+    seconds = process_time() - start
+    settings = {
+        "max_drop": max_drop, "steps": steps, "shrink_every": shrink_every, "epochs": epochs, "batch_size": batch_size,
+        "learning_rate": learning_rate, "seed": seed, budget: target,
+    }  # fmt: skip
+    manifest = {
+        "original": model.digest, "classes": task.groups, "data": _digest(parts), "seed": seed, "settings": settings,
+    }  # fmt: skip
+    result = _marked(found if size is None else rebatch(found, size), edits_of(model), manifest)
+    timing = latencies({"before": free, "after": found}, parts.test, batch_sizes)
+    report = ReuseReport(
+        groups=task.groups,
+        before=replace(
+            measured(teacher, parts, share_correct, timing["before"]), weights=model.n_weights, bytes=model.n_bytes
+        ),
+        among_all={name: task.accuracy_among_all(free, getattr(parts, name)) for name in ("calibration", "test")},
+        after=measured(found, parts, share_correct, timing["after"]),
+        budget=budget,
+        rungs=tuple(job.rungs),
+        stages=tuple(job.stages),
+        samples={name: len(getattr(parts, name)) for name in ("train", "calibration", "test")},
+        seconds=seconds,
+        settings=settings,
+        manifest=manifest,
+    )
+    return Reengineered(result, report, model)
+
+
+def _budget(latency: float | None, weights: float | None, macs: float | None) -> tuple[str, float | None]:
+    """Return what is cut down, and to what share, None for as far as the accuracy bears."""
+    given = {name: one for name, one in zip(BUDGETS, (latency, weights, macs), strict=True) if one is not None}
+    if len(given) > 1:
+        raise RefusedError(f"{' and '.join(given)} both say how much may be left; give one of them")
+    for name, share in given.items():
+        if not 0 < share < 1:
+            raise RefusedError(f"{name}={share} is out of range; it is a share of the original's, above 0 and below 1")
+    return next(iter(given.items()), (BUDGETS[0], None))
+
+
+def _check(
+    max_drop: float,
+    steps: int,
+    shrink_every: int,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    batch_sizes: Sequence[int],
+    seed: int,
+) -> None:
+    if not 0 <= max_drop < 1:
+        raise RefusedError(f"max_drop={max_drop} is out of range; it is a share of the accuracy between 0 and 1")
+    if min(steps, shrink_every) < 1 or epochs < 0 or batch_size < 2:
+        raise RefusedError("steps and shrink_every must be at least 1, epochs at least 0, batch_size at least 2")
+    if not 0 < learning_rate < np.inf:
+        raise RefusedError(f"learning_rate={learning_rate} is out of range; it is a number above 0")
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise RefusedError("batch_sizes are numbers of samples, at least 1 each")
+    check_seed(seed)
+
+
+class _Job:
+    """One re-engineering: what stays the same in all of it, and what was seen on the way."""
+
+    def __init__(self, model: Model, free: Model, teacher: Model, parts: Splits, plan: Plan, epochs: int) -> None:
+        self.model, self.free, self.teacher, self.parts = model, free, teacher, parts
+        self.plan, self.epochs = plan, epochs
+        self.rungs: list[Rung] = []
+        self.stages: list[Stage] = []
+
+    def student(self, task: Task) -> Model:
+        """Return the original with one output a label; that of several classes has been trained to stand for all."""
+        if all(len(group) == 1 for group in task.groups):
+            return self.teacher
+        first = restrict(self.free, [group[0] for group in task.groups])
+        return retrain(
+            first, self.parts, [(final_features(first), first.main_output)], teacher=self.teacher,
+            epochs=max(1, self.epochs), learning_rate=self.plan.learning_rate, seed=self.plan.seed,
+        )  # fmt: skip
+
+    def to_budget(self, begun: Model) -> Model:
+        """Return the network within the budget, measured as a whole where it is one of time."""
+        plan, model = self.plan, begun
+        for _ in range(TRIES):
+            model = self._searched(model, begun, plan)
+            over = self._over(model)
+            if over <= 1:
+                return self._recovered(model)
+            plan = replace(plan, target=plan.target / over * MARGIN)
+        raise RefusedError(
+            f"{self.plan.budget}={self.plan.target:g} cannot be met: the network still takes "
+            f"{over * self.plan.target:.1%} of the original's time as a whole; give a larger budget"
+        )
+
+    def down_the_ladder(self, begun: Model, max_drop: float) -> Model:
+        """Return the smallest network that keeps the accuracy; the original's part, if none does."""
+        floor = accuracy(self.teacher, self.parts.calibration) - max_drop
+        _warn_of_little_data(self.parts.calibration, max_drop)
+        kept, model, missed = self.teacher, begun, 0
+        for share in LADDER:
+            plan = replace(self.plan, target=share, steps=max(self.plan.shrink_every, self.plan.steps // 2))
+            try:
+                model = self._searched(model, begun, plan)
+            except RefusedError:  # nothing more can go
+                if kept is self.teacher and model is begun:
+                    raise
+                break
+            found = self._recovered(model)
+            if self.rungs[-1].recovered >= floor - 1e-9:
+                kept, missed = found, 0
+            else:
+                missed += 1
+            if missed >= MISSES:
+                break
+        return kept
+
+    def _searched(self, model: Model, begun: Model, plan: Plan) -> Model:
+        found, stages = searched(model, self.teacher, self.parts.train, plan, of=begun)
+        self.stages += stages
+        return found
+
+    def _recovered(self, model: Model) -> Model:
+        """Return a network trained on, as the operators that it had, and note how that went."""
+        trained = retrain(
+            model, self.parts, teacher=self.teacher, epochs=self.epochs, patience=max(1, self.epochs),
+            learning_rate=self.plan.learning_rate / 2, seed=self.plan.seed, progress=self.plan.progress,
+        )  # fmt: skip
+        scores = [accuracy(one, self.parts.calibration) for one in (model, trained)]
+        share = self.stages[-1].left if self.stages else 1.0
+        self.rungs.append(Rung(share, trained.n_weights, *scores))
+        return fuse(trained, kinds=["unfused"])
+
+    def _over(self, model: Model) -> float:
+        """Return what a network takes of the time that it may take; 1 where what is counted is the budget."""
+        if self.plan.budget != "latency":
+            return 1.0
+        feeds = self.parts.train[:1].inputs
+        times = least_latency({"before": self.free, "after": fuse(model, kinds=["unfused"])}, feeds)
+        return times["after"] / times["before"] / self.plan.target
+
+
+def _warn_of_little_data(data: Data, max_drop: float) -> None:
+    if len(data) * max_drop < 1:
+        warnings.warn(
+            f"{len(data)} calibration samples of the target problem cannot show a drop of {max_drop:.2%}: one sample "
+            f"is {1 / len(data):.2%}",
+            stacklevel=4,
+        )
+
+
+def _digest(parts: Splits) -> str:
+    """Return a digest of the samples and labels that were trained on and chosen by."""
+    sha = hashlib.sha256()
+    for part in (parts.train, parts.calibration):
+        for array in (*part.inputs.values(), np.asarray(part.targets)):
+            sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
+
+
+def _marked(model: Model, edits: Sequence[Any], manifest: dict[str, Any]) -> Model:
+    """Return a model with the original's record of edits and a manifest of its own.
+
+    Its weights are trained, which no recipe repeats.
+    """
+    proto = model.editable()
+    entry = next((one for one in proto.metadata_props if one.key == MANIFEST), None)
+    entry = entry or proto.metadata_props.add(key=MANIFEST)
+    entry.value = json.dumps(manifest)
+    marked = model.derive(proto)
+    record(marked, edits)
+    return marked

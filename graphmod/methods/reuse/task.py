@@ -1,0 +1,122 @@
+"""Target problems: some of a classifier's classes, one against the rest, or several that count as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphmod.data import Data, Splits
+from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.model import Model
+from graphmod.probe import predict
+from graphmod.pruning.head import head_of
+from graphmod.train.retrain import logits
+
+Classes = Sequence[int | Sequence[int]]
+"""What is wanted: classes, or several of them that are to be one."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A target problem.
+
+    Parameters
+    ----------
+    groups : tuple of tuple of int
+        For every label of the target problem, in order, the original's classes that have it.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, model: Model, classes: Classes) -> Task:
+        """Return the problem that some classes make; a single one stands against all others, which are label 0.
+
+        Raises
+        ------
+        RefusedError
+            The model is no classifier, a class does not exist or is named twice, or all are one.
+
+        Examples
+        --------
+        >>> import graphmod as gm
+        >>> m = gm.load(gm.demo.model_path())
+        >>> Task.of(m, [3, 5]).groups, Task.of(m, [[0, 1, 2], 9]).groups
+        (((3,), (5,)), ((0, 1, 2), (9,)))
+        >>> Task.of(m, [3]).groups
+        ((0, 1, 2, 4, 5, 6, 7, 8, 9), (3,))
+        """
+        n = n_classes(model)
+        groups = tuple((one,) if isinstance(one, int | np.integer) else tuple(one) for one in classes)
+        named = [int(one) for group in groups for one in group]
+        wrong = next((one for one in named if not 0 <= one < n), None)
+        if wrong is not None:
+            raise RefusedError(f"the model has no class {wrong}; its {n} classes are 0 to {n - 1}")
+        if not named or not all(groups):
+            raise RefusedError("classes is empty, or a group of them is; name what the target problem is about")
+        twice = next((one for one in named if named.count(one) > 1), None)
+        if twice is not None:
+            raise RefusedError(f"class {twice} is named twice; each one belongs to one label")
+        if len(groups) == 1:
+            rest = tuple(one for one in range(n) if one not in named)
+            if not rest:
+                raise RefusedError(f"all {n} classes would be one label; leave some out, or give several groups")
+            groups = (rest, *groups)
+        return cls(tuple(tuple(map(int, group)) for group in groups))
+
+    def __len__(self) -> int:
+        """Return the number of labels."""
+        return len(self.groups)
+
+    @property
+    def columns(self) -> list[int | list[int]]:
+        """What :func:`graphmod.restrict` is asked for."""
+        return [group[0] if len(group) == 1 else list(group) for group in self.groups]
+
+    def data(self, whole: Splits) -> Splits:
+        """Return the samples of the target problem, with its labels.
+
+        Raises
+        ------
+        InvalidDataError
+            A label has no sample in the training part, or a part has none at all.
+        """
+        return Splits(*(self._part(name, getattr(whole, name)) for name in ("train", "calibration", "test")))
+
+    def _part(self, name: str, part: Data) -> Data:
+        labels = np.full(len(part), -1)
+        for label, group in enumerate(self.groups):
+            labels[np.isin(np.asarray(part.targets), group)] = label
+        rows = np.flatnonzero(labels >= 0)
+        missing = [label for label in range(len(self)) if name == "train" and not (labels == label).any()]
+        if missing or not len(rows):
+            told = f"of classes {list(self.groups[missing[0]])}" if missing else "of the target problem"
+            raise InvalidDataError(
+                f"the {name} data has no samples {told}; a network is told what to keep by samples of every label"
+                + (", and one class alone needs others against it" if len(self) == 2 else "")
+            )
+        return Data(part[rows].inputs, labels[rows])
+
+    def accuracy_among_all(self, model: Model, part: Data) -> float:
+        """Return the share of samples that the original's argmax over all of its classes gives their label.
+
+        The literature's baseline (SeaM, section 4): a sample that is taken for a class outside of the problem is wrong.
+        """
+        label_of = np.full(n_classes(model), -1)
+        for label, group in enumerate(self.groups):
+            label_of[list(group)] = label
+        found = predict(model, part, output=logits(model)).reshape(len(part), -1).argmax(1)
+        return float((label_of[found] == np.asarray(part.targets)).mean())
+
+
+def n_classes(model: Model) -> int:
+    """Return how many classes a classifier knows.
+
+    Raises
+    ------
+    RefusedError
+        Its output is no classifier's.
+    """
+    return head_of(model, model.main_output).n_classes
