@@ -1,0 +1,98 @@
+"""The command ``reuse``: only what some classes need of a classifier, as a small model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.markup import escape
+from rich.table import Table
+
+from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
+from graphmod.cli.destination import check_destination
+from graphmod.cli.outcome import files_of
+from graphmod.errors import RefusedError
+from graphmod.model import load
+
+Share = Annotated[float | None, typer.Option(help="Share of the original's that may be left.", show_default=False)]
+
+
+def reuse(
+    model: ModelFile,
+    data: DataFile,
+    classes: Annotated[
+        str,
+        typer.Option(
+            help="The target problem: '[3, 5, 8]'; '[[0, 1], 7]' makes 0 and 1 one; '[3]' is 3 against the rest.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    latency: Share = None,
+    weights: Share = None,
+    macs: Share = None,
+    max_drop: Annotated[
+        float,
+        typer.Option(min=0, max=0.99, help="Share of accuracy that calibration data may lose, without a budget."),
+    ] = 0.003,
+    steps: Annotated[int, typer.Option(min=1, help="Of training while it shrinks.")] = 700,
+    epochs: Annotated[int, typer.Option(min=0, help="Of training afterwards, at most.")] = 20,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Keep only what some classes need of a classifier: channels, heads and blocks that they do not need are removed.
+
+    Without a budget the smallest network is found that keeps the accuracy.
+
+    [dim]Example:[/] graphmod reuse model.onnx data.npz --classes '[3, 5, 8]' --latency 0.3 --out digits358.onnx
+    """
+    from graphmod.methods.reuse import reengineer
+
+    check_destination(out, (".onnx",), model, data)
+    found = reengineer(
+        load(model), str(data), _classes(classes), latency=latency, weights=weights, macs=macs, max_drop=max_drop,
+        steps=steps, epochs=epochs, seed=seed, progress=not as_json,
+    )  # fmt: skip
+    report = found.report
+    found.model.save(out)
+    written = [str(file) for file in files_of(out)]
+    if as_json:
+        _print_json({**report.as_dict(), "files": written})
+        return
+    table = Table("", "before", "after")
+    table.add_row("weights", f"{report.before.weights:,}", f"{report.after.weights:,} ({report.weights_left:.1%})")
+    for size, before in report.before.latency.items():
+        after = report.after.latency[size]
+        table.add_row(f"microseconds, batch {size}", f"{before:,.0f}", f"{after:,.0f} ({after / before:.1%})")
+    table.add_row("accuracy on test data", f"{report.before.test:.2%}", f"{report.after.test:.2%}")
+    table.add_row("the same, among all classes", f"{report.among_all['test']:.2%}", "")
+    console.print(table)
+    for label, group in enumerate(report.groups):
+        console.print(f"label {label}: class{'es' * (len(group) > 1)} {', '.join(map(str, group))}")
+    console.print(f"CPU seconds: {report.seconds:.0f}")
+    console.print(f"written: {', '.join(map(escape, written))}")
+
+
+def _classes(text: str) -> Any:
+    """Return what the user wrote as a list.
+
+    Raises
+    ------
+    RefusedError
+        It is none of numbers and lists of numbers.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    found = [found] if isinstance(found, int) else found
+    numbers = found if isinstance(found, list) else [""]
+    flat = [one for entry in numbers for one in (entry if isinstance(entry, list) else [entry])]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in flat):
+        raise RefusedError(f"--classes {text!r} is no list of classes; write numbers, as '[3, 5, 8]' or '[[0, 1], 7]'")
+    return found
+
+
+COMMANDS = (reuse,)
