@@ -47,6 +47,9 @@ MEMORY = 0.9
 WARM = 10
 """Steps after which that mean is trusted."""
 
+MORE = 5
+"""Removals beyond the steps, if the budget is not met by then."""
+
 RAMP = 0.7
 """Share of the steps after which the budget is what was asked for; the rest trains what is left."""
 
@@ -141,7 +144,7 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step, along a cosine."""
-        return self.learning_rate * (0.5 + 0.5 * cos(pi * step / self.steps)) + self.learning_rate / 100
+        return self.learning_rate * (0.5 + 0.5 * cos(pi * min(1.0, step / self.steps))) + self.learning_rate / 100
 
 
 def searched(
@@ -171,7 +174,7 @@ def searched(
     taught = predict(teacher, data, output=logits(teacher))
     stages: list[Stage] = []
     first = Prices.of(groups(of or model), [], plan.budget, plan.table).total
-    step, begun = 0, 1.0
+    step, begun, aim = 0, 1.0, 1.0
     with Progress(disable=not plan.progress, transient=True) as bar, torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         task = bar.add_task("searching", total=plan.steps)
@@ -179,20 +182,23 @@ def searched(
             found, blocks = groups(model), _blocks(model)
             prices = Prices.of(found, blocks, plan.budget, plan.table)
             share = prices.total / first
-            if stages:
+            if (
+                stages
+            ):  # rounded widths leave more than what is allowed, and products of widths less than what is linear
+                aim *= min(1.0, plan.allowed(step, begun) / share)
                 stages[-1] = replace(stages[-1], left=share)
             begun = share if not step else begun
             if not found.n_units and not blocks:
                 raise RefusedError("no channel, head or block of the network can be removed; graphmod groups says why")
             if share <= plan.target and step >= RAMP * plan.steps:
                 return model, tuple(stages)
-            if step >= plan.steps:
+            if step >= plan.steps + MORE * plan.shrink_every:
                 raise RefusedError(
-                    f"{plan.budget}={plan.target:g} cannot be met: {share:.1%} are left of {plan.steps} steps; give "
-                    "more steps, or a larger budget"
+                    f"{plan.budget}={plan.target:g} cannot be met: {share:.1%} are left after {step} steps; give a larger "
+                    "budget, or more steps"
                 )
             gated = Gated(model, found, blocks)
-            closed = _trained(gated, prices, (first, begun), data, taught, step, plan, rng)
+            closed = _trained(gated, prices, (first * aim, begun), data, taught, step, plan, rng)
             step += plan.shrink_every
             bar.update(task, completed=step)
             model, difference = _removed(gated, closed, data, plan.multiple_of)
@@ -226,7 +232,7 @@ def _trained(
 ) -> Closing:
     """Train for some steps; return what is worth how much, and what is closed in the end.
 
-    ``shares`` are the whole that the budget is of, and the share of it that the search began with.
+    ``shares`` are the whole that the budget is of, and the share of the original that the search began with.
     """
     first, begun = shares
     inputs = [torch.from_numpy(np.ascontiguousarray(data.inputs[name])) for name in gated.model.inputs]
