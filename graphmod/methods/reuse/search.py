@@ -182,9 +182,7 @@ def searched(
             found, blocks = groups(model), _blocks(model)
             prices = Prices.of(found, blocks, plan.budget, plan.table)
             share = prices.total / first
-            if (
-                stages
-            ):  # rounded widths leave more than what is allowed, and products of widths less than what is linear
+            if stages:  # rounded widths leave more than is allowed
                 aim *= min(1.0, plan.allowed(step, begun) / share)
                 stages[-1] = replace(stages[-1], left=share)
             begun = share if not step else begun
@@ -194,8 +192,8 @@ def searched(
                 return model, tuple(stages)
             if step >= plan.steps + MORE * plan.shrink_every:
                 raise RefusedError(
-                    f"{plan.budget}={plan.target:g} cannot be met: {share:.1%} are left after {step} steps; give a larger "
-                    "budget, or more steps"
+                    f"{plan.budget}={plan.target:g} cannot be met: {share:.1%} are left after {step} steps; give a "
+                    "larger budget, or more steps"
                 )
             gated = Gated(model, found, blocks)
             closed = _trained(gated, prices, (first * aim, begun), data, taught, step, plan, rng)
