@@ -13,6 +13,7 @@ from onnx import helper
 from torch.nn import functional
 
 import graphmod as gm
+from graphmod.methods import measuring
 
 torch.set_num_threads(1)
 WIDTH, HIDDEN, BLOCKS, CLASSES = 24, 96, 6, 5
@@ -75,9 +76,8 @@ def patched(monkeypatch):
         return [(gm.graph.cost(one).macs + 20.0 * n) / whole for one, n in zip(models, blocks, strict=True)]
 
     set_clock(monkeypatch, 20.0, ratios, spread=6)
-    verb = importlib.import_module("graphmod.methods.compress.verb")
-    monkeypatch.setattr(verb, "ROUNDS", 3)
-    monkeypatch.setattr(verb, "POINTS", 5)
+    monkeypatch.setattr(measuring, "ROUNDS", 3)
+    monkeypatch.setattr(importlib.import_module("graphmod.methods.compress.verb"), "POINTS", 5)
 
 
 def compress(original, data, **options):

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import graphmod as gm
+from graphmod.methods import measuring
 from graphmod.report import blocks_tree, changes_table, page, summary_table, write_report
 
 
@@ -23,7 +24,7 @@ def result():
         for name, value in {"BLOCKS": 1, "RUNS": 1, "SPREAD": 3, "FEWEST_RUNS": 60, "FITS": 0}.items():
             patch.setattr(search, name, value)
         patch.setattr(verb, "POINTS", 3)
-        patch.setattr(verb, "ROUNDS", 9)
+        patch.setattr(measuring, "ROUNDS", 9)
         data = gm.Splits(whole.train[:200], whole.calibration[:100], whole.test[:100])
         return gm.compress(model, data, target=0.85, epochs=0, max_drop=0.9, batch_sizes=(1,))
 
