@@ -9,16 +9,19 @@ gates are those of the loss when a unit or block fades.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from operator import is_not
 
 import numpy as np
 import torch
+from onnx import NodeProto
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from graphmod.graph import Block
 from graphmod.methods.reuse.left_norm import LeftNorm
 from graphmod.model import Model
-from graphmod.pruning.groups import Groups
+from graphmod.pruning.groups import Groups, Units
 from graphmod.pruning.importance.gradients import places
 from graphmod.pytorch import to_torch, write_back
 from graphmod.pytorch.steps import Convert, Dequantize, forward
@@ -36,25 +39,29 @@ class Gated:
 
     Parameters
     ----------
-    model : Model
     found : Groups
-        Of the model.
     blocks : sequence of Block
-        On the trunk, each of one type at both ends, none within another.
+        On the trunk, in its order, each of the same units at both ends, none within another.
 
     Attributes
     ----------
+    model : Model
+        That of the groups: a constant whose entries are all alike is there once for every reader, each trained apart.
+    blocks : tuple of Block
+        Without those that begin or end in a tensor that PyTorch does not make by itself.
     net : torch.fx.GraphModule
     fixed : array of bool, shape (units,)
         Units that have to stay open, as something normalises them together with others in a way that gates do not know.
     """
 
-    def __init__(self, model: Model, found: Groups, blocks: Sequence[Block]) -> None:
-        self.model, self.found, self.blocks = model, found, tuple(blocks)
-        self.net = to_torch(model, dtype=torch.float32)
-        self._output = list(model.outputs).index(model.main_output)
+    def __init__(self, found: Groups, blocks: Sequence[Block]) -> None:
+        self.model, self.found = found.model, found
+        self.net = to_torch(self.model, dtype=torch.float32)
+        nodes = {node.meta["tensor"]: node for node in self.net.graph.nodes if "tensor" in node.meta}
+        self.blocks = tuple(block for block in blocks if block.entry in nodes and block.exit in nodes)
+        self._output = list(self.model.outputs).index(self.model.main_output)
         self._units = self._units_of_parameters()
-        gates = self._add_gates()
+        gates = self._add_gates(nodes)
         normalised = self._let_norms_follow(gates)
         self.fixed = self._fixed(normalised)
         self.net.graph.lint()
@@ -103,18 +110,17 @@ class Gated:
                 found.setdefault(names[id(place.parameter)], []).append(torch.from_numpy(forward(steps, every).copy()))
         return found
 
-    def _add_gates(self) -> torch.fx.Node:
+    def _add_gates(self, nodes: dict[str, torch.fx.Node]) -> torch.fx.Node:
         """Let the network take gates first, and blocks fade by theirs; return the node of the units' gates."""
         graph = self.net.graph
         first = next(iter(graph.nodes))
         with graph.inserting_before(first):
             units, blocks = graph.placeholder("unit_gates"), graph.placeholder("block_gates")
-        nodes = {node.meta["tensor"]: node for node in graph.nodes if "tensor" in node.meta}
         for number, block in enumerate(self.blocks):
             entry, exit_ = nodes[block.entry], nodes[block.exit]
             with graph.inserting_after(exit_):
                 mixed = graph.call_function(faded, (entry, exit_, blocks, number))
-            exit_.replace_all_uses_with(mixed, delete_user_cb=lambda user, mixed=mixed: user is not mixed)
+            exit_.replace_all_uses_with(mixed, delete_user_cb=partial(is_not, mixed))
             nodes[block.exit] = mixed
         return units
 
@@ -140,16 +146,22 @@ class Gated:
         """Return which units something compares with others, other than the normalisations of these tensors."""
         fixed = np.zeros(self.found.n_units, bool)
         for operator in self.model.operators:
-            if operator.op_type not in _NORMALIZED and not operator.op_type.startswith("Reduce"):
-                continue
-            for tensor in set(operator.input) - normalised:
-                before, after = (self.found.analysis.axes.get(name, []) for name in (tensor, operator.output[0]))
-                kept = [self.found.units(labels) for labels in after] if operator.op_type.startswith("Reduce") else []
-                for labels in before if tensor not in self.model.constants else ():
-                    units = self.found.units(labels)
-                    if not any(np.array_equal(units, one) for one in kept):
-                        fixed[units[units >= 0]] = True
+            for tensor in set(operator.input) - normalised - self.model.constants.keys():
+                for units in self._compared(operator, tensor):
+                    fixed[units[units >= 0]] = True
         return fixed
+
+    def _compared(self, operator: NodeProto, tensor: str) -> list[Units]:
+        """Return the units along axes of a tensor that an operator compares with each other."""
+        before, after = (
+            [self.found.units(labels) for labels in self.found.analysis.axes.get(name, [])]
+            for name in (tensor, operator.output[0])
+        )
+        if operator.op_type.startswith("Reduce"):
+            return [units for units in before if not any(np.array_equal(units, one) for one in after)]
+        if operator.op_type == "InstanceNormalization":  # what writes out a group normalisation has channels there
+            return before[2:]
+        return before if operator.op_type in _NORMALIZED else []
 
 
 def faded(entry: Tensor, exit_: Tensor, gates: Tensor, number: int) -> Tensor:

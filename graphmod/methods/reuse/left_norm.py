@@ -27,10 +27,12 @@ class LeftNorm(nn.Module):
         self.register_buffer("units", torch.from_numpy(units), persistent=False)
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Normalize ``x``, in which closed channels are zero; ``gates`` has one value a unit, and 1 at its end."""
+        """Normalize ``x``; ``gates`` has one value a unit, and 1 at its end."""
         mask = gates[self.units]
         n = mask.sum()
+        x = x - (x * (mask == 0)).detach()  # a constant may be left where a channel is closed
         mean = x.sum(-1, keepdim=True) / n
         apart = (x - mean) * mask
-        y = apart * (apart.square().sum(-1, keepdim=True) / n + self.eps).rsqrt() * self.weight
+        y = apart * (apart.square().sum(-1, keepdim=True) / n + self.eps).rsqrt()
+        y = y if self.weight is None else y * self.weight
         return y if self.bias is None else y + self.bias

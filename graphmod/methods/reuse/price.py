@@ -64,11 +64,14 @@ class Prices:
         return cls(total(whole), _of_units(found, total, whole), np.array(saved), _inside(found, blocks))
 
     def left(self, closed: Alive) -> float:
-        """Return about what is left of the cost when some gates, of units and then blocks, are closed."""
+        """Return about what is left of the cost when some gates, of units and then blocks, are closed.
+
+        It is never more with more of them closed.
+        """
         n = len(self.units)
-        gone = closed[n:]
-        apart = closed[:n] & ~np.append(gone, False)[self.inside]  # units of a closed block are paid for with it
-        return self.total - float(self.units[apart].sum() + self.blocks[gone].sum())
+        within = np.bincount(self.inside + 1, self.units * closed[:n], len(self.blocks) + 1)
+        whole = np.maximum(self.blocks, within[1:])  # units of a closed block are paid for with it
+        return self.total - float(within[0] + np.where(closed[n:], whole, within[1:]).sum())
 
 
 def _of_units(found: Groups, total: Timing | Counted, whole: Alive) -> Costs:
@@ -82,10 +85,11 @@ def _of_units(found: Groups, total: Timing | Counted, whole: Alive) -> Costs:
 
 
 def _inside(found: Groups, blocks: Sequence[Block]) -> NDArray[np.int64]:
+    """Return the block of each unit: the one whose operators make all activations that the unit is in."""
     inside = np.full(found.n_units, -1)
+    made = [{member.operator for member in group.members if not member.is_constant} for group in found]
     for number, block in enumerate(blocks):
-        own = set(block.operators)
-        for group in found:
-            if own.issuperset(group.operators):
+        for group, operators in zip(found, made, strict=True):
+            if operators and operators.issubset(block.operators):
                 inside[group.own] = number
     return inside

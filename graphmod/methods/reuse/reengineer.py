@@ -18,6 +18,7 @@ import numpy as np
 
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
+from graphmod.graph import cost, subgraph
 from graphmod.methods.defects import final_features
 from graphmod.methods.drawing import check_seed
 from graphmod.methods.measuring import latencies, measured
@@ -32,6 +33,7 @@ from graphmod.pruning.restrict import restrict
 from graphmod.rewrite import rebatch
 from graphmod.rewrite.fuse import fuse
 from graphmod.train import retrain
+from graphmod.train.retrain import logits
 
 MANIFEST = "graphmod.reuse"
 """The metadata entry that tells from what, for which classes, by which data and seed a model was made."""
@@ -133,13 +135,12 @@ def reengineer(
     parts = task.data(whole)
     size = fixed_batch(model)
     free = model if size is None else rebatch(model)
-    teacher = restrict(free, task.columns)
     plan = Plan(
         budget, target or LADDER[0], steps, shrink_every, MULTIPLE if budget == "latency" else 1, learning_rate,
         batch_size, seed, progress,
     )  # fmt: skip
-    job = _Job(model, free, teacher, parts, plan, epochs)
-    begun = trainable(job.student(task), parts.train)
+    job = _Job(model, free, task, parts, plan, epochs)
+    begun = trainable(job.student(), parts.train)
     found = job.to_budget(begun) if target is not None else job.down_the_ladder(begun, max_drop)
     seconds = process_time() - start
     settings = {
@@ -154,7 +155,10 @@ def reengineer(
     report = ReuseReport(
         groups=task.groups,
         before=replace(
-            measured(teacher, parts, share_correct, timing["before"]), weights=model.n_weights, bytes=model.n_bytes
+            measured(job.part, parts, share_correct, timing["before"]),
+            weights=model.n_weights,
+            bytes=model.n_bytes,
+            macs=cost(free).macs,
         ),
         among_all={name: task.accuracy_among_all(free, getattr(parts, name)) for name in ("calibration", "test")},
         after=measured(found, parts, share_correct, timing["after"]),
@@ -202,29 +206,40 @@ def _check(
 
 
 class _Job:
-    """One re-engineering: what stays the same in all of it, and what was seen on the way."""
+    """One re-engineering: what stays the same in all of it, and what was seen on the way.
 
-    def __init__(self, model: Model, free: Model, teacher: Model, parts: Splits, plan: Plan, epochs: int) -> None:
-        self.model, self.free, self.teacher, self.parts = model, free, teacher, parts
+    Attributes
+    ----------
+    part : Model
+        The original among the classes of the target problem.
+    teacher : Model
+        The same, or its logits where classes are merged: their probabilities are no softmax's any more.
+    """
+
+    def __init__(self, model: Model, free: Model, task: Task, parts: Splits, plan: Plan, epochs: int) -> None:
+        self.model, self.free, self.task, self.parts = model, free, task, parts
         self.plan, self.epochs = plan, epochs
+        self.part = restrict(free, task.columns)
+        self.teacher = self.part if task.is_plain else restrict(_up_to_logits(free), task.columns)
         self.rungs: list[Rung] = []
         self.stages: list[Stage] = []
 
-    def student(self, task: Task) -> Model:
+    def student(self) -> Model:
         """Return the original with one output a label; that of several classes has been trained to stand for all."""
-        if all(len(group) == 1 for group in task.groups):
-            return self.teacher
-        first = restrict(self.free, [group[0] for group in task.groups])
+        if self.task.is_plain:
+            return self.part
+        first = restrict(self.free, [group[0] for group in self.task.groups])
         return retrain(
             first, self.parts, [(final_features(first), first.main_output)], teacher=self.teacher,
-            epochs=max(1, self.epochs), learning_rate=self.plan.learning_rate, seed=self.plan.seed,
+            epochs=max(1, self.epochs), learning_rate=self.plan.learning_rate, batch_size=self.plan.batch_size,
+            seed=self.plan.seed, progress=self.plan.progress,
         )  # fmt: skip
 
     def to_budget(self, begun: Model) -> Model:
         """Return the network within the budget, measured as a whole where it is one of time."""
         plan, model = self.plan, begun
         for _ in range(TRIES):
-            model = self._searched(model, begun, plan)
+            model = self._searched(model, plan)
             over = self._over(model)
             if over <= 1:
                 return self._recovered(model)
@@ -236,15 +251,15 @@ class _Job:
 
     def down_the_ladder(self, begun: Model, max_drop: float) -> Model:
         """Return the smallest network that keeps the accuracy; the original's part, if none does."""
-        floor = accuracy(self.teacher, self.parts.calibration) - max_drop
+        floor = accuracy(self.part, self.parts.calibration) - max_drop
         _warn_of_little_data(self.parts.calibration, max_drop)
-        kept, model, missed = self.teacher, begun, 0
+        kept, model, missed = self.part, begun, 0
         for share in LADDER:
             plan = replace(self.plan, target=share, steps=max(self.plan.shrink_every, self.plan.steps // 2))
             try:
-                model = self._searched(model, begun, plan)
+                model = self._searched(model, plan)
             except RefusedError:  # nothing more can go
-                if kept is self.teacher and model is begun:
+                if kept is self.part and model is begun:
                     raise
                 break
             found = self._recovered(model)
@@ -256,8 +271,8 @@ class _Job:
                 break
         return kept
 
-    def _searched(self, model: Model, begun: Model, plan: Plan) -> Model:
-        found, stages = searched(model, self.teacher, self.parts.train, plan, of=begun)
+    def _searched(self, model: Model, plan: Plan) -> Model:
+        found, stages = searched(model, self.teacher, self.parts.train, plan, of=self.free)
         self.stages += stages
         return found
 
@@ -265,7 +280,8 @@ class _Job:
         """Return a network trained on, as the operators that it had, and note how that went."""
         trained = retrain(
             model, self.parts, teacher=self.teacher, epochs=self.epochs, patience=max(1, self.epochs),
-            learning_rate=self.plan.learning_rate / 2, seed=self.plan.seed, progress=self.plan.progress,
+            learning_rate=self.plan.learning_rate / 2, batch_size=self.plan.batch_size, seed=self.plan.seed,
+            progress=self.plan.progress,
         )  # fmt: skip
         scores = [accuracy(one, self.parts.calibration) for one in (model, trained)]
         share = self.stages[-1].left if self.stages else 1.0
@@ -279,6 +295,11 @@ class _Job:
         feeds = self.parts.train[:1].inputs
         times = least_latency({"before": self.free, "after": fuse(model, kinds=["unfused"])}, feeds)
         return times["after"] / times["before"] / self.plan.target
+
+
+def _up_to_logits(model: Model) -> Model:
+    """Return a classifier without the softmax that it may end in."""
+    return model if logits(model) == model.main_output else subgraph(model, list(model.inputs), [logits(model)])
 
 
 def _warn_of_little_data(data: Data, max_drop: float) -> None:
@@ -295,7 +316,7 @@ def _digest(parts: Splits) -> str:
     sha = hashlib.sha256()
     for part in (parts.train, parts.calibration):
         for array in (*part.inputs.values(), np.asarray(part.targets)):
-            sha.update(np.ascontiguousarray(array).data)
+            sha.update(np.ascontiguousarray(array).view(np.uint8).data)
     return sha.hexdigest()
 
 
@@ -307,7 +328,7 @@ def _marked(model: Model, edits: Sequence[Any], manifest: dict[str, Any]) -> Mod
     proto = model.editable()
     entry = next((one for one in proto.metadata_props if one.key == MANIFEST), None)
     entry = entry or proto.metadata_props.add(key=MANIFEST)
-    entry.value = json.dumps(manifest)
+    entry.value = json.dumps(manifest, default=lambda one: one.item())  # numpy's numbers
     marked = model.derive(proto)
     record(marked, edits)
     return marked

@@ -14,7 +14,7 @@ measured anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from math import cos, pi
 from time import process_time
@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
+from torch import Tensor
 
 from graphmod.data import Data
-from graphmod.errors import RefusedError
+from graphmod.errors import GraphmodError, InvalidModelError, RefusedError
 from graphmod.graph import Block
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
 from graphmod.methods.reuse.gated import Gated
@@ -34,7 +35,7 @@ from graphmod.methods.skipping import skip
 from graphmod.model import Model
 from graphmod.probe import predict
 from graphmod.probe.operator_latency import LatencyTable
-from graphmod.pruning.groups import groups
+from graphmod.pruning.groups import Groups, groups
 from graphmod.pruning.removal import cut
 from graphmod.pruning.selection import Selection
 from graphmod.pruning.widths import Alive, Widths
@@ -62,6 +63,12 @@ OPEN = 1e30
 AGREE = 1e-4
 """Of the output's scale, by which the network with closed gates may differ from the one without what they close."""
 
+ROUNDING = 4.0
+"""Times as much as networks with all gates open differ, by half precision or levels, they may where that is more."""
+
+COMPARED = 64
+"""Samples on which they are compared."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -74,9 +81,9 @@ class Stage:
     left : float
         What it costs, as a share of the original.
     weights : int
-        Scalars in float constants.
+        Scalars in float constants, among them those of batch normalisations that are put in for training alone.
     units, blocks : int
-        How many of them were closed.
+        How many of them were removed.
     difference : float
         Between the network with closed gates and the one without what they close, of the output's scale.
     seconds : float
@@ -167,26 +174,28 @@ def searched(
     Raises
     ------
     RefusedError
-        The budget cannot be met, nothing can be removed, or a closed gate is not as if what it closes were gone.
+        The budget cannot be met, nothing can be removed, the network has no gradient, the loss is no number any more,
+        or a closed gate is not as if what it closes were gone.
     """
     start = process_time()
     rng = np.random.default_rng(plan.seed)
-    taught = predict(teacher, data, output=logits(teacher))
+    taught = predict(teacher, data, output=logits(teacher)).astype(np.float32)
     stages: list[Stage] = []
     first = Prices.of(groups(of or model), [], plan.budget, plan.table).total
     step, begun, aim = 0, 1.0, 1.0
+    whole: frozenset[str] = frozenset()
     with Progress(disable=not plan.progress, transient=True) as bar, torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         task = bar.add_task("searching", total=plan.steps)
         while True:
-            found, blocks = groups(model), _blocks(model)
-            prices = Prices.of(found, blocks, plan.budget, plan.table)
+            found = groups(model)
+            gated = Gated(found, _blocks(found))
+            prices = Prices.of(found, gated.blocks, plan.budget, plan.table)
             share = prices.total / first
             if stages:  # rounded widths leave more than is allowed
                 aim *= min(1.0, plan.allowed(step, begun) / share)
                 stages[-1] = replace(stages[-1], left=share)
-            begun = share if not step else begun
-            if not found.n_units and not blocks:
+            if not gated.n_gates:
                 raise RefusedError("no channel, head or block of the network can be removed; graphmod groups says why")
             if share <= plan.target and step >= RAMP * plan.steps:
                 return model, tuple(stages)
@@ -195,27 +204,36 @@ def searched(
                     f"{plan.budget}={plan.target:g} cannot be met: {share:.1%} are left after {step} steps; give a "
                     "larger budget, or more steps"
                 )
-            gated = Gated(model, found, blocks)
-            closed = _trained(gated, prices, (first * aim, begun), data, taught, step, plan, rng)
+            if not stages:
+                begun, whole = share, _untrue(gated, data)
+            fixed = _fixed(gated, whole)
+            closed = _trained(gated, prices, (first * aim, begun), data, taught, step, plan, rng, fixed)
             step += plan.shrink_every
             bar.update(task, completed=step)
-            model, difference = _removed(gated, closed, data, plan.multiple_of)
-            seconds = process_time() - start
-            stages.append(Stage(step, share, model.n_weights, *_counted(closed, found.n_units), difference, seconds))
+            model, gates, difference = _removed(gated, closed, data, plan.multiple_of)
+            n_units, n_blocks = (int((~some).sum()) for some in np.split(gates, [found.n_units]))
+            stages.append(Stage(step, share, model.n_weights, n_units, n_blocks, difference, process_time() - start))
 
 
-def _blocks(model: Model) -> list[Block]:
+def _blocks(found: Groups) -> list[Block]:
     """Return the blocks that an identity can take the place of, the smallest ones that residual blocks are made of."""
     try:
-        found = residual_blocks(model)
-    except RefusedError:  # the trunk has no layers left
+        residual = residual_blocks(found.model)
+    except (InvalidModelError, RefusedError):  # there is no trunk, or it has no layers left
         return []
     skippable: list[Block] = []
-    for block in found:
-        parts = [child for child in block.children if is_skippable(model, child)]
-        whole = len(parts) > 1 and len(parts) == len(block.children)
-        skippable += parts if whole else [block] * is_skippable(model, block)
+    for block in residual:
+        parts = [child for child in block.children if _passes_through(found, child)]
+        every = len(parts) > 1 and len(parts) == len(block.children)
+        skippable += parts if every else [block] * _passes_through(found, block)
     return skippable
+
+
+def _passes_through(found: Groups, block: Block) -> bool:
+    """Whether a block has the same units at its exit as at its entry, so that they still fit when some are gone."""
+    ends = [[found.units(labels) for labels in found.analysis.axes.get(one, ())] for one in (block.entry, block.exit)]
+    same = len(ends[0]) == len(ends[1]) and all(map(np.array_equal, *ends))
+    return same and is_skippable(found.model, block)
 
 
 def _trained(
@@ -227,16 +245,18 @@ def _trained(
     step: int,
     plan: Plan,
     rng: np.random.Generator,
+    fixed: Alive,
 ) -> Closing:
     """Train for some steps; return what is worth how much, and what is closed in the end.
 
-    ``shares`` are the whole that the budget is of, and the share of the original that the search began with.
+    ``shares`` are the whole that the budget is of, and the share of the original that the search began with;
+    gates that are ``fixed`` stay open.
     """
     first, begun = shares
-    inputs = [torch.from_numpy(np.ascontiguousarray(data.inputs[name])) for name in gated.model.inputs]
+    inputs = _fed(gated, data)
     labels, goals = torch.from_numpy(np.asarray(data.targets, np.int64)), torch.from_numpy(np.array(taught))
     optimizer = torch.optim.Adam(gated.net.parameters(), plan.learning_rate)
-    keep, worth = _kept(gated), np.zeros(gated.n_gates)
+    worth = np.zeros(gated.n_gates)
     closed = np.zeros(gated.n_gates, bool)
     gated.net.train()
     for number in range(step, step + plan.shrink_every):
@@ -249,13 +269,17 @@ def _trained(
         loss = loss + (1 - TAUGHT) * cross_entropy(outputs, labels[rows])
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(number)
+        if not (torch.isfinite(loss) and loss.requires_grad):
+            told = f"a loss of {loss.item()}; give a smaller learning_rate" if loss.requires_grad else "no gradient"
+            raise RefusedError(f"training cannot go on: after {number} steps the network has {told}")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
         optimizer.step()
-        assert gates.grad is not None
-        worth = MEMORY * worth + (1 - MEMORY) * gates.grad.double().numpy() ** 2
-        if number - step >= WARM:
-            closed = cheapest(worth, prices, plan.allowed(number + 1, begun) * first, keep(worth))
+        if gates.grad is not None:  # None where no gate has a part in the output
+            worth = MEMORY * worth + (1 - MEMORY) * gates.grad.double().numpy() ** 2
+        if number - step >= WARM or number + 1 == step + plan.shrink_every:
+            allowed = plan.allowed(number + 1, begun) * first
+            closed = cheapest(worth, prices, allowed, fixed | _best(gated.found, worth))
     return Closing(worth, closed)
 
 
@@ -291,27 +315,69 @@ def cheapest(worth: NDArray[np.float64], prices: Prices, allowed: float, open_: 
     return np.asarray(rate < order[least] if least < len(order) else np.isfinite(rate))
 
 
-def _counted(closing: Closing, n_units: int) -> tuple[int, int]:
-    """Return how many units and blocks are closed."""
-    return int(closing.closed[:n_units].sum()), int(closing.closed[n_units:].sum())
+def _best(found: Groups, worth: NDArray[np.float64]) -> Alive:
+    """Return which gates are of units that are worth most in their group: one of each, so that something is left."""
+    best = np.zeros(len(worth), bool)
+    best[[group.first + int(worth[group.own].argmax()) for group in found]] = True
+    return best
 
 
-def _kept(gated: Gated) -> Callable[[NDArray[np.float64]], Alive]:
-    """Return a function that says which gates stay open: what is fixed, and the unit of each group worth most."""
+def _fixed(gated: Gated, whole: Collection[str]) -> Alive:
+    """Return which gates have to stay open: what is compared with others, and groups that are to stay whole."""
     fixed = np.append(gated.fixed, np.zeros(len(gated.blocks), bool))
-
-    def keep(worth: NDArray[np.float64]) -> Alive:
-        kept = fixed.copy()
-        kept[[group.first + int(worth[group.own].argmax()) for group in gated.found]] = True
-        return kept
-
-    return keep
+    for group in gated.found:
+        fixed[group.own] |= group.name in whole
+    return fixed
 
 
-def _removed(gated: Gated, closing: Closing, data: Data, multiple_of: int) -> tuple[Model, float]:
-    """Return the trained network without what is closed, and by how much it differs from the one with closed gates.
+def _untrue(gated: Gated, data: Data) -> frozenset[str]:
+    """Return the groups of which closed gates are not as if what they close were gone, by closing half of each.
 
-    Widths are rounded up: units worth most open again. A group inside a closed block goes with it.
+    Rules of operators do not tell: a constant may be left where a channel was, and be multiplied with another one.
+    """
+    found, untrue = gated.found, []
+    order = np.random.default_rng(0).random(found.n_units)  # scattered: an operator may look at neighbours alone
+    pending = [[group.name for group in found if not gated.fixed[group.own].all()]]
+    while pending:
+        names = pending.pop()
+        goes = np.array([name in names for name in (group.name for group in found)], bool)[found.group_of]
+        alive = _rounded(found, goes & ~gated.fixed, order, 1, 0.5)
+        if alive.all() or _is_true(gated, alive, data):
+            continue
+        if len(names) == 1:
+            untrue += names
+        else:
+            pending += [names[: len(names) // 2], names[len(names) // 2 :]]
+    return frozenset(untrue)
+
+
+def _is_true(gated: Gated, alive: Alive, data: Data) -> bool:
+    """Whether a network with closed units computes what the one without them does."""
+    gates = np.append(alive, np.ones(len(gated.blocks), bool))
+    try:
+        _checked(gated, gated.model, _cut(gated.model, alive), gates, data)
+    except GraphmodError:  # they differ, or the units cannot be taken out
+        return False
+    return True
+
+
+def _rounded(found: Groups, closed: Alive, worth: NDArray[np.float64], multiple_of: int, share: float = 1.0) -> Alive:
+    """Return which units are left when a share of those that are closed go, and widths are rounded up.
+
+    Those worth most stay, and whatever is not closed.
+    """
+    selection = Selection(found, Widths(found), worth + ~closed * OPEN, multiple_of)
+    for group in found:
+        n_closed = int(share * closed[group.own].sum())
+        selection.reduce(group, selection.rounded(group, group.n_units - n_closed), 1.0)
+    return np.asarray(selection.alive | ~closed)
+
+
+def _removed(gated: Gated, closing: Closing, data: Data, multiple_of: int) -> tuple[Model, Alive, float]:
+    """Return the trained network without what is closed, the gates of what is left, and a difference.
+
+    It is that between the network with closed gates and the one without what they close. Widths are rounded up: units
+    worth most open again. A group inside a closed block goes with it.
 
     Raises
     ------
@@ -319,24 +385,62 @@ def _removed(gated: Gated, closing: Closing, data: Data, multiple_of: int) -> tu
         It differs by more than rounding errors.
     """
     n = gated.found.n_units
-    selection = Selection(gated.found, Widths(gated.found), closing.worth[:n] + closing.is_open[:n] * OPEN, multiple_of)
-    for group in gated.found:
-        selection.reduce(group, selection.rounded(group, int(closing.is_open[group.own].sum())), 1.0)
-    gates = np.append(selection.alive, closing.is_open[n:])
-    some = data[: min(len(data), 64)]
+    alive = _rounded(gated.found, closing.closed[:n], closing.worth[:n], multiple_of)
+    model = gated.written()
+    small = _cut(model, alive)
+    known = np.array(
+        [is_skippable(small, block) for block in gated.blocks], bool
+    )  # of what is left, shapes can be open
+    stays = closing.is_open[n:] | ~known
+    small = skip(small, [block for block, one in zip(gated.blocks, stays, strict=True) if not one])
+    gates = np.append(alive, stays)
+    return small, gates, _checked(gated, model, small, gates, data)
+
+
+def _cut(model: Model, alive: Alive) -> Model:
+    return model if alive.all() else cut(groups(model), ~alive, leftovers=False)
+
+
+def _checked(gated: Gated, model: Model, small: Model, gates: Alive, data: Data) -> float:
+    """Return how far a network without what is closed is from the one with closed gates; ``model`` has it all.
+
+    Raises
+    ------
+    RefusedError
+        It is more than rounding errors, those of the model's own types included.
+    """
+    some = data[: min(len(data), COMPARED)]
+    difference = _difference(predict(small, some), _masked(gated, gates, some))
+    if not difference <= AGREE:
+        rounding = _difference(predict(model, some), _masked(gated, np.ones_like(gates), some))
+        if not difference <= ROUNDING * rounding:
+            raise RefusedError(
+                f"the network without what is closed differs from the one with closed gates by {difference:.1e} of the "
+                "output's scale: an operator between the channels compares them in a way that gates do not follow"
+            )
+    return difference
+
+
+def _masked(gated: Gated, gates: Alive, data: Data) -> NDArray[np.generic]:
+    """Return what the network gives with some gates closed."""
     gated.net.eval()
     with torch.no_grad():
-        inputs = [torch.from_numpy(np.ascontiguousarray(some.inputs[name])) for name in gated.model.inputs]
-        masked = gated(inputs, torch.from_numpy(gates.astype(np.float32))).numpy()
-    model = gated.written()
-    if not selection.alive.all():
-        model = cut(groups(model), ~selection.alive, leftovers=False)
-    model = skip(model, [block for block, stays in zip(gated.blocks, closing.is_open[n:], strict=True) if not stays])
-    made = predict(model, some)
-    difference = float(np.abs(made - masked).max() / max(np.abs(made).max(), np.finfo(np.float32).tiny))
-    if difference > AGREE:
-        raise RefusedError(
-            f"the network without what is closed differs from the one with closed gates by {difference:.1e} of the "
-            "output's scale: an operator between the channels compares them in a way that gates do not follow"
-        )
-    return model, difference
+        made: NDArray[np.generic] = gated(_fed(gated, data), torch.from_numpy(gates.astype(np.float32))).numpy()
+    return made
+
+
+def _fed(gated: Gated, data: Data) -> list[Tensor]:
+    """Return inputs that torch may have, in single precision where they are in half."""
+    given = [data.inputs[name] for name in gated.model.inputs]
+    half = [one.dtype.kind not in "iub" and one.dtype.itemsize < 4 for one in given]
+    return [
+        torch.from_numpy(np.array(one, np.float32 if is_half else one.dtype))
+        for one, is_half in zip(given, half, strict=True)
+    ]
+
+
+def _difference(made: NDArray[np.generic], masked: NDArray[np.generic]) -> float:
+    """Return how far two outputs are from each other, over the scale of the first; no number where one has none."""
+    expected = made.astype(np.float64)
+    scale = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
+    return float(np.abs(expected - masked.astype(np.float64)).max() / scale)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Task:
         Raises
         ------
         RefusedError
-            The model is no classifier, a class does not exist or is named twice, or all are one.
+            The model is no classifier, classes are no such list, one does not exist or is named twice, or all are one.
 
         Examples
         --------
@@ -49,8 +50,8 @@ class Task:
         ((0, 1, 2, 4, 5, 6, 7, 8, 9), (3,))
         """
         n = n_classes(model)
-        groups = tuple((one,) if isinstance(one, int | np.integer) else tuple(one) for one in classes)
-        named = [int(one) for group in groups for one in group]
+        groups = _groups(classes)
+        named = [one for group in groups for one in group]
         wrong = next((one for one in named if not 0 <= one < n), None)
         if wrong is not None:
             raise RefusedError(f"the model has no class {wrong}; its {n} classes are 0 to {n - 1}")
@@ -64,11 +65,16 @@ class Task:
             if not rest:
                 raise RefusedError(f"all {n} classes would be one label; leave some out, or give several groups")
             groups = (rest, *groups)
-        return cls(tuple(tuple(map(int, group)) for group in groups))
+        return cls(groups)
 
     def __len__(self) -> int:
         """Return the number of labels."""
         return len(self.groups)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every label is one class."""
+        return all(len(group) == 1 for group in self.groups)
 
     @property
     def columns(self) -> list[int | list[int]]:
@@ -109,6 +115,27 @@ class Task:
             label_of[list(group)] = label
         found = predict(model, part, output=logits(model)).reshape(len(part), -1).argmax(1)
         return float((label_of[found] == np.asarray(part.targets)).mean())
+
+
+def _groups(classes: object) -> tuple[tuple[int, ...], ...]:
+    """Return the classes of every label.
+
+    Raises
+    ------
+    RefusedError
+        They are no list of numbers and lists of numbers.
+    """
+    if _is_list(classes):
+        lists = [tuple(one) if _is_list(one) else (one,) for one in classes]
+        if all(isinstance(one, int | np.integer) and not isinstance(one, bool) for group in lists for one in group):
+            return tuple(tuple(int(one) for one in group) for group in lists)
+    raise RefusedError(f"classes={classes!r} is no list of classes, such as [3, 5, 8], [[0, 1, 2], 9] or [3]")
+
+
+def _is_list(value: object) -> TypeGuard[Iterable[Any]]:
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def n_classes(model: Model) -> int:
