@@ -1,4 +1,4 @@
-"""Networks that benchmarks transform: a ResNet of 44 layers and a ViT of 12 blocks, trained once a data set and seed.
+"""Networks that benchmarks transform: a ResNet, a VGG and a ViT, trained once a data set and seed.
 
     python benchmarks/trained_networks.py                      # all that benchmarks need, kept in benchmarks/networks
     python benchmarks/trained_networks.py --only resnet44-digits --seeds 0
@@ -24,11 +24,12 @@ import graphmod as gm
 from graphmod.converters.pytorch import to_onnx
 
 FOLDER = Path(__file__).resolve().parent / "networks"
-ARCHITECTURES = ("resnet44", "vit12")
+ARCHITECTURES = ("resnet44", "vit12", "vgg10")
 OWN_DATA = ("digits", "mnist1d", "mnist")
 EPOCHS = {
     "resnet44": {"digits": 80, "mnist1d": 30, "mnist": 12, "cifar10": 60},
     "vit12": {"digits": 200, "mnist1d": 30, "mnist": 15, "cifar10": 60},
+    "vgg10": {"digits": 80, "mnist1d": 30, "mnist": 8, "cifar10": 60},
 }
 QUICK = False
 """Whether networks are trained for a quarter of the time, for a first look at a benchmark; those are kept apart."""
@@ -89,6 +90,29 @@ class ResNet(nn.Module):
         return self.fc(self.flatten(self.pool(self.layer3(self.layer2(self.layer1(x))))))
 
 
+class VGG(nn.Module):
+    """A plain network of 8 convolutions and 2 linear layers (Simonyan & Zisserman 2015) on sequences or images."""
+
+    def __init__(
+        self, n_axes: int, channels: int, widths: tuple[int, ...] = (32, 48, 64, 96), hidden: int = 64
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        pool = {1: nn.MaxPool1d, 2: nn.MaxPool2d}[n_axes]
+        for n_in, n_out in zip((channels, *widths), widths, strict=False):
+            for before in (n_in, n_out):
+                layers += [conv(n_axes, before, n_out, 3), norm(n_axes, n_out), nn.ReLU()]
+            layers += [pool(2)] * (n_out != widths[-1])
+        self.features = nn.Sequential(*layers)
+        self.pool = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d}[n_axes](1)
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1], hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map samples to logits."""
+        logits: Tensor = self.classifier(self.pool(self.features(x)))
+        return logits
+
+
 class Attention(nn.Module):
     """Self-attention of several heads."""
 
@@ -145,10 +169,12 @@ PATCH = {"digits": 2, "mnist1d": 4, "mnist": 7, "cifar10": 4}
 
 
 def build(architecture: str, data: str, shape: tuple[int, ...], depth: int | None = None) -> nn.Module:
-    """Return an untrained network; ``depth`` is blocks a stage, or of the transformer."""
+    """Return an untrained network; ``depth`` is blocks a stage, or of the transformer; a VGG has one depth."""
     if architecture == "resnet44":
         n_axes = len(shape) - 1
         return ResNet(n_axes, shape[0], depth or 7, stride=2 if shape[-1] > 32 or data == "mnist" else 1)
+    if architecture == "vgg10":
+        return VGG(len(shape) - 1, shape[0])
     return ViT(shape, PATCH[data], depth or 12)
 
 
@@ -184,7 +210,7 @@ def train(
         net = build(architecture, data, samples.shape[1:], depth)
         epochs, batch = epochs or EPOCHS[architecture][data], BATCH[data]
         steps = len(x) // batch
-        if architecture == "resnet44":
+        if architecture != "vit12":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(
                 net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
             )
@@ -237,7 +263,7 @@ def network(
 
     Parameters
     ----------
-    architecture : {"resnet44", "vit12"}
+    architecture : {"resnet44", "vit12", "vgg10"}
     data : {"digits", "mnist1d", "mnist", "cifar10"}
     seed : int
         Of weights, batches and augmentation.
