@@ -44,9 +44,6 @@ LADDER = (0.6, 0.4, 0.27, 0.18, 0.12, 0.08, 0.05, 0.03)
 MISSES = 2
 """Rungs in a row that may miss the accuracy before the search ends."""
 
-MARGIN, TRIES = 0.97, 4
-"""What a budget of time is aimed below where the network takes longer as a whole, and how often."""
-
 MULTIPLE = 8
 """Of channels that are left under a budget of time: what ONNX Runtime's convolutions are laid out in."""
 
@@ -236,18 +233,8 @@ class _Job:
         )  # fmt: skip
 
     def to_budget(self, begun: Model) -> Model:
-        """Return the network within the budget, measured as a whole where it is one of time."""
-        plan, model = self.plan, begun
-        for _ in range(TRIES):
-            model = self._searched(model, plan)
-            over = self._over(model)
-            if over <= 1:
-                return self._recovered(model)
-            plan = replace(plan, target=plan.target / over * MARGIN)
-        raise RefusedError(
-            f"{self.plan.budget}={self.plan.target:g} cannot be met: the network still takes "
-            f"{over * self.plan.target:.1%} of the original's time as a whole; give a larger budget"
-        )
+        """Return the network within the budget."""
+        return self._recovered(self._searched(begun, self.plan))
 
     def down_the_ladder(self, begun: Model, max_drop: float) -> Model:
         """Return the smallest network that keeps the accuracy; the original's part, if none does."""
@@ -272,7 +259,8 @@ class _Job:
         return kept
 
     def _searched(self, model: Model, plan: Plan) -> Model:
-        found, stages = searched(model, self.teacher, self.parts.train, plan, of=self.free)
+        measure = self._time_left if plan.budget == "latency" else None
+        found, stages = searched(model, self.teacher, self.parts.train, plan, of=self.free, measure=measure)
         self.stages += stages
         return found
 
@@ -288,13 +276,11 @@ class _Job:
         self.rungs.append(Rung(share, trained.n_weights, *scores))
         return fuse(trained, kinds=["unfused"])
 
-    def _over(self, model: Model) -> float:
-        """Return what a network takes of the time that it may take; 1 where what is counted is the budget."""
-        if self.plan.budget != "latency":
-            return 1.0
+    def _time_left(self, model: Model) -> float:
+        """Return the share of the original's time that a network takes, as a whole and in turn with it."""
         feeds = self.parts.train[:1].inputs
         times = least_latency({"before": self.free, "after": fuse(model, kinds=["unfused"])}, feeds)
-        return times["after"] / times["before"] / self.plan.target
+        return times["after"] / times["before"]
 
 
 def _up_to_logits(model: Model) -> Model:

@@ -15,6 +15,7 @@ measured anew.
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import cos, pi
 from time import process_time
@@ -155,7 +156,12 @@ class Plan:
 
 
 def searched(
-    model: Model, teacher: Model, data: Data, plan: Plan, of: Model | None = None
+    model: Model,
+    teacher: Model,
+    data: Data,
+    plan: Plan,
+    of: Model | None = None,
+    measure: Callable[[Model], float] | None = None,
 ) -> tuple[Model, tuple[Stage, ...]]:
     """Return what is left of a network, trained, and how it came there.
 
@@ -170,6 +176,9 @@ def searched(
     plan : Plan
     of : Model, optional
         What the budget is a share of; the model if None.
+    measure : callable, optional
+        Returns the share of the cost that a model as a whole has left. Prices, which add up operators, are then in
+        proportion to it; if None they tell it themselves.
 
     Raises
     ------
@@ -191,7 +200,9 @@ def searched(
             found = groups(model)
             gated = Gated(found, _blocks(found))
             prices = Prices.of(found, gated.blocks, plan.budget, plan.table)
-            share = prices.total / first
+            share = told = prices.total / first
+            if measure is not None:
+                share = measure(model)
             if stages:  # rounded widths leave more than is allowed
                 aim *= min(1.0, plan.allowed(step, begun) / share)
                 stages[-1] = replace(stages[-1], left=share)
@@ -207,7 +218,7 @@ def searched(
             if not stages:
                 begun, whole = share, _untrue(gated, data)
             fixed = _fixed(gated, whole)
-            closed = _trained(gated, prices, (first * aim, begun), data, taught, step, plan, rng, fixed)
+            closed = _trained(gated, prices, (first * aim * told / share, begun), data, taught, step, plan, rng, fixed)
             step += plan.shrink_every
             bar.update(task, completed=step)
             model, gates, difference = _removed(gated, closed, data, plan.multiple_of)
