@@ -94,7 +94,7 @@ class VGG(nn.Module):
     """A plain network of 8 convolutions and 2 linear layers (Simonyan & Zisserman 2015) on sequences or images."""
 
     def __init__(
-        self, n_axes: int, channels: int, widths: tuple[int, ...] = (32, 48, 64, 96), hidden: int = 64
+        self, n_axes: int, channels: int, widths: tuple[int, ...] = (32, 64, 128, 128), hidden: int = 64
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []

@@ -14,8 +14,7 @@ measured anew.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from math import cos, pi
 from time import process_time
