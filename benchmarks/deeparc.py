@@ -1,6 +1,6 @@
 """DeepArc's claims, reproduced and beaten: one table a claim, on ResNets of 44 layers and ViTs of 12 blocks.
 
-    python benchmarks/deeparc.py                              # every table, each in less than 45 minutes on two cores
+    python benchmarks/deeparc.py                              # every table, 10 to 65 minutes each on two cores
     python benchmarks/deeparc.py --only latency repair        # some of them
     python benchmarks/deeparc.py --quick                      # a first look, less than 3 minutes a table; not kept
     python benchmarks/deeparc.py --data cifar-10-batches-bin  # on CIFAR-10 instead of digits, mnist1d and MNIST
