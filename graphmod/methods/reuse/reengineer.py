@@ -273,8 +273,9 @@ class _Job:
         )  # fmt: skip
         scores = [accuracy(one, self.parts.calibration) for one in (model, trained)]
         share = self.stages[-1].left if self.stages else 1.0
-        self.rungs.append(Rung(share, trained.n_weights, *scores))
-        return fuse(trained, kinds=["unfused"])
+        found = fuse(trained, kinds=["unfused"])
+        self.rungs.append(Rung(share, found.n_weights, *scores))
+        return found
 
     def _time_left(self, model: Model) -> float:
         """Return the share of the original's time that a network takes, as a whole and in turn with it."""

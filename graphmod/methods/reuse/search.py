@@ -51,6 +51,12 @@ WARM = 10
 MORE = 5
 """Removals beyond the steps, if the budget is not met by then."""
 
+HARDER = 0.8
+"""Times what is allowed, once nothing went where something had to: rounded widths took all of it back."""
+
+LEAST = 1e-9
+"""Share that a network is counted as that costs nothing: an identity."""
+
 RAMP = 0.7
 """Share of the steps after which the budget is what was asked for; the rest trains what is left."""
 
@@ -199,20 +205,23 @@ def searched(
             found = groups(model)
             gated = Gated(found, _blocks(found))
             prices = Prices.of(found, gated.blocks, plan.budget, plan.table)
-            share = told = prices.total / first
+            share = told = max(prices.total / first, LEAST)
             if measure is not None:
                 share = measure(model)
-            if stages:  # rounded widths leave more than is allowed
+            if stages:  # rounded widths leave more than is allowed, or all that there was
                 aim *= min(1.0, plan.allowed(step, begun) / share)
+                if plan.allowed(step, begun) < share >= stages[-1].left:
+                    aim *= HARDER
                 stages[-1] = replace(stages[-1], left=share)
-            if not gated.n_gates:
+            if not gated.n_gates and not stages:
                 raise RefusedError("no channel, head or block of the network can be removed; graphmod groups says why")
-            if share <= plan.target and step >= RAMP * plan.steps:
+            if share <= plan.target and (step >= RAMP * plan.steps or not gated.n_gates):
                 return model, tuple(stages)
-            if step >= plan.steps + MORE * plan.shrink_every:
+            if not gated.n_gates or step >= plan.steps + MORE * plan.shrink_every:
+                more = "or more steps" if gated.n_gates else "as nothing more can be removed"
                 raise RefusedError(
                     f"{plan.budget}={plan.target:g} cannot be met: {share:.1%} are left after {step} steps; give a "
-                    "larger budget, or more steps"
+                    f"larger budget, {more}"
                 )
             if not stages:
                 begun, whole = share, _untrue(gated, data)

@@ -1,0 +1,250 @@
+"""Re-engineering as a whole: physically smaller networks of the signature that was asked for, and what is refused."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import cache
+from math import prod
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from planted import net
+from planted_answers import images, pairs, splits, trained
+
+import graphmod as gm
+from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.graph import cost
+from graphmod.methods.reuse import Reengineered, Task
+from graphmod.probe import LatencyTable, share_correct
+
+verb = importlib.import_module("graphmod.methods.reuse.reengineer")
+
+QUICK = {"steps": 60, "shrink_every": 30, "epochs": 2, "batch_sizes": (1,)}
+
+
+@cache
+def digits() -> Reengineered:
+    """Return what 0, 1 and 7 need of the demo's network."""
+    model = gm.load(gm.demo.model_path())
+    return gm.reengineer(model, gm.demo.splits(), [0, 1, 7], weights=0.2, steps=80, shrink_every=40, epochs=2)
+
+
+def scores(model: gm.Model, part: gm.Data) -> np.ndarray:
+    """Run a model in a session of its own."""
+    session = ort.InferenceSession(model.proto().SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run([model.main_output], dict(part.inputs))[0]
+
+
+def test_digits_in_a_fifth_of_the_weights():
+    whole, found = gm.load(gm.demo.model_path()), digits()
+    small, report = found.model, found.report
+    onnx.checker.check_model(small.proto(), full_check=True)
+    assert small.n_weights == report.after.weights <= 0.2 * whole.n_weights
+    assert report.weights_left == small.n_weights / whole.n_weights
+    part = Task.of(whole, [0, 1, 7]).data(gm.demo.splits()).test
+    made = scores(small, part)
+    assert made.shape == (len(part), 3)
+    assert share_correct(made, part.targets) == report.after.test > 0.9
+    assert small.inputs == whole.inputs
+    assert small.outputs["logits"].shape == (whole.outputs["logits"].shape[0], 3)
+    assert not any(operator.op_type == "BatchNormalization" for operator in small.operators)  # as in the original
+
+
+def test_the_report_has_both_baselines_and_the_file_its_manifest():
+    whole, found = gm.load(gm.demo.model_path()), digits()
+    report = found.report
+    assert found.original.digest == whole.digest
+    assert (report.before.weights, report.before.macs) == (whole.n_weights, cost(whole).macs)
+    task = Task.of(whole, [0, 1, 7])
+    parts = task.data(gm.demo.splits())
+    assert report.before.test == gm.accuracy(gm.restrict(whole, [0, 1, 7]), parts.test)
+    assert report.among_all["test"] == task.accuracy_among_all(whole, parts.test)
+    assert report.samples == {"train": len(parts.train), "calibration": len(parts.calibration), "test": len(parts.test)}
+    assert set(report.speedup) == {1, 16}
+    manifest = json.loads(next(e.value for e in found.model.proto().metadata_props if e.key == "graphmod.reuse"))
+    assert manifest["original"] == whole.digest
+    assert manifest["classes"] == [[0], [1], [7]]
+    assert manifest["seed"] == 0
+    assert manifest["settings"]["weights"] == 0.2
+    assert len(manifest["data"]) == 64
+    assert json.loads(json.dumps(report.as_dict()))["manifest"] == manifest
+
+
+def test_one_class_against_the_rest():
+    found = gm.reengineer(trained(), images(), [2], weights=0.4, **QUICK)
+    assert found.report.groups == ((0, 1, 3, 4), (2,))
+    assert found.model.n_weights <= 0.4 * trained().n_weights
+    assert found.report.after.test > 0.95
+    test = images().test
+    made = scores(found.model, test)
+    assert made.shape == (len(test), 2)
+    assert share_correct(made, (test.targets == 2).astype(int)) == found.report.after.test
+
+
+def test_several_classes_as_one_and_the_same_seed_the_same_network():
+    found, again = (
+        gm.reengineer(trained(), images(), [[4, 0], 1], weights=np.float32(0.4), seed=np.int64(5), **QUICK)
+        for _ in range(2)
+    )
+    assert found.model.digest == again.model.digest
+    test = Task.of(trained(), [[4, 0], 1]).data(images()).test
+    made = scores(found.model, test)
+    assert made.shape == (len(test), 2)
+    assert share_correct(made, test.targets) == found.report.after.test > 0.95
+
+
+@pytest.mark.parametrize("classes", [[1, 3], [[0, 2], 3]])
+def test_a_softmax_at_the_end_stays(classes):
+    """What is learnt of merged classes is the logarithm of their probability, not the probability."""
+    model = pairs("b = Gemm(r, v)  y = Softmax<axis=1>(b)")
+    before = model.digest
+    found = gm.reengineer(model, splits(), classes, weights=0.7, **QUICK)
+    assert model.digest == before
+    made = scores(found.model, splits().test)
+    assert made.sum(1) == pytest.approx(1, abs=1e-5)
+    assert found.model.operators[-1].op_type == "Softmax"
+    assert found.report.after.test > 0.95
+    job = verb._Job(model, model, Task.of(model, classes), splits(), verb.Plan("weights", 0.7, 1, 1, 1, 1e-3, 2, 0), 1)
+    taught = job.teacher.run({"x": splits().test.inputs["x"]})
+    learnt = taught[job.teacher.main_output]
+    learnt = np.exp(learnt) / np.exp(learnt).sum(1, keepdims=True) if job.teacher.main_output != "y" else learnt
+    assert learnt == pytest.approx(scores(job.part, splits().test), abs=1e-5)
+
+
+def test_a_model_of_four_samples_at_a_time_stays_one():
+    fixed = gm.rebatch(trained(), 4)
+    found = gm.reengineer(fixed, images(), [0, 3], weights=0.4, **QUICK)
+    assert found.model.inputs == fixed.inputs
+    assert found.model.outputs["y"].shape == (4, 2)
+    part = images().test[:4]
+    assert scores(found.model, part).shape == (4, 2)
+    assert found.report.before.macs == cost(trained()).macs
+
+
+def test_a_network_of_half_precision():
+    """It is searched in single precision; what rounding makes of the weights is no fault of the gates."""
+    rng = np.random.default_rng(0)
+    model = net(
+        "(float16[n,4] x) => (float16[n,4] y) { a = Gemm(x, w, c)  r = Relu(a)  y = Gemm(r, v) }",
+        {"w": np.repeat(np.eye(4), 4, 1).astype(np.float16), "c": np.full(16, -0.5, np.float16),
+         "v": (np.repeat(np.eye(4), 4, 0) + 0.1 * rng.normal(size=(16, 4))).astype(np.float16)},
+    )  # fmt: skip
+    parts = [gm.Data({"x": one.inputs["x"].astype(np.float16)}, one.targets)
+             for one in (splits().train, splits().calibration, splits().test)]  # fmt: skip
+    found = gm.reengineer(model, gm.Splits(*parts), [0, 1], weights=0.4, **QUICK)
+    assert found.model.outputs["y"].dtype == np.float16
+    assert found.model.n_weights <= 0.4 * model.n_weights
+    assert found.report.after.test > 0.9
+
+
+# -- budgets
+
+
+def test_without_a_budget_it_goes_down_while_accuracy_is_kept(monkeypatch, planted):
+    planted()
+    monkeypatch.setattr(verb, "LADDER", (0.6, 0.4))
+    with pytest.warns(UserWarning, match="80 calibration samples of the target problem cannot show a drop of 1"):
+        found = gm.reengineer(trained(), images(), [0, 3], max_drop=0.01, **{**QUICK, "epochs": 3})
+    report = found.report
+    assert report.budget == "latency"
+    assert all(rung.share <= limit for rung, limit in zip(report.rungs, (0.6, 0.4), strict=True))
+    assert report.after.calibration >= report.before.calibration - 0.01
+    assert found.model.n_weights == report.rungs[1].weights
+    assert found.model.n_weights < 0.5 * trained().n_weights
+
+
+def test_without_a_budget_the_part_of_the_original_is_what_is_left_where_nothing_keeps_the_accuracy(
+    monkeypatch, planted
+):
+    planted()
+    monkeypatch.setattr(verb, "LADDER", (0.02, 0.01, 0.005))
+    monkeypatch.setattr(verb, "accuracy", lambda model, _: float(model.n_weights == part.n_weights))
+    part = gm.restrict(trained(), [0, 3])
+    found = gm.reengineer(trained(), images(), [0, 3], max_drop=0.02, **QUICK)
+    assert found.model.n_weights == part.n_weights
+    assert len(found.report.rungs) <= 2
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Plant times: of operators their weights, of networks those and an overhead."""
+
+    def work(model: gm.Model) -> float:
+        return float(sum(prod(one.dims) for one in model.initializers.values() if len(one.dims) > 1))
+
+    def many(_, signatures, **__):
+        return [
+            sum(float(prod(o.shape)) for o in one.operands if o.constant and len(o.shape) > 1) for one in signatures
+        ]
+
+    def plant(overhead: float = 0.0) -> None:
+        monkeypatch.setattr(LatencyTable, "many", many)
+        monkeypatch.setattr(verb, "least_latency", lambda models, _: {
+            name: work(one) + overhead for name, one in models.items()
+        })  # fmt: skip
+
+    plant.work = work
+    return plant
+
+
+@pytest.mark.parametrize("overhead", [0.0, 500.0])
+def test_the_network_as_a_whole_meets_a_budget_of_time(planted, overhead):
+    planted(overhead)
+    found = gm.reengineer(trained(), images(), [0, 3], latency=0.5, **QUICK)
+    left = (planted.work(found.model) + overhead) / (planted.work(trained()) + overhead)
+    assert left <= 0.5
+    assert found.report.settings["latency"] == 0.5
+    assert found.model.initializer("u").shape[0] % 8 == 0
+
+
+def test_a_budget_of_time_that_cannot_be_met_is_refused(planted):
+    planted(1e6)
+    with pytest.raises(RefusedError, match="cannot be met"):
+        gm.reengineer(trained(), images(), [0, 3], latency=0.5, **QUICK)
+
+
+# -- what is refused, and when
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"weights": 0.2, "macs": 0.2}, "weights and macs both say how much may be left"),
+        ({"weights": 0.0}, "weights=0.0 is out of range"),
+        ({"latency": 1.0}, "latency=1.0 is out of range"),
+        ({"macs": float("nan")}, "macs=nan is out of range"),
+        ({"max_drop": -0.1}, "max_drop=-0.1 is out of range"),
+        ({"steps": 0}, "steps and shrink_every must be at least 1"),
+        ({"shrink_every": 0}, "steps and shrink_every must be at least 1"),
+        ({"epochs": -1}, "epochs at least 0"),
+        ({"batch_size": 1}, "batch_size at least 2"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is out of range"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan is out of range"),
+        ({"batch_sizes": ()}, "batch_sizes are numbers of samples"),
+        ({"batch_sizes": (0,)}, "batch_sizes are numbers of samples"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_before_any_work(monkeypatch, more, told):
+    for name in ("as_splits", "restrict", "searched", "retrain"):
+        monkeypatch.setattr(verb, name, None)
+    with pytest.raises(RefusedError, match=told):
+        gm.reengineer(trained(), images(), [0, 3], **more)
+
+
+def test_data_without_labels_are_refused(monkeypatch):
+    monkeypatch.setattr(verb, "searched", None)
+    bare = gm.Data(images().train.inputs)
+    with pytest.raises(InvalidDataError, match="targets"):
+        gm.reengineer(trained(), bare, [0, 3], weights=0.5)
+    with pytest.raises(InvalidDataError, match="one class alone needs others against it"):
+        gm.reengineer(trained(), (bare.inputs["x"], np.full(len(bare), 3)), [3], weights=0.5)
+
+
+def test_what_is_no_classifier_is_refused():
+    model = net("(float[n,3,4,4] x) => (float[n,2,4,4] y) { y = Conv(x, w) }", {"w": (2, 3, 1, 1)})
+    with pytest.raises(RefusedError, match="not the logits of a classifier"):
+        gm.reengineer(model, images(), [0, 1], weights=0.5)
