@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         mending,
         merge_weights,
         outline,
+        pack,
         propose,
         quantize,
         rebatch,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         simplify,
         split,
         unfuse,
+        unpack,
         verify,
     )
     from graphmod.train import Imitation, Retrained, retrain, retrained
@@ -118,6 +120,7 @@ _HOME = {
     "merge_weights": "rewrite",
     "modularize": "modules",
     "outline": "rewrite",
+    "pack": "rewrite",
     "propose": "rewrite",
     "prune": "pruning",
     "quantize": "rewrite",
@@ -139,6 +142,7 @@ _HOME = {
     "split": "rewrite",
     "to_torch": "pytorch",
     "unfuse": "rewrite",
+    "unpack": "rewrite",
     "verify": "rewrite",
     "write_back": "pytorch",
 }
@@ -231,6 +235,7 @@ __all__ = [
     "modularize",
     "modules",
     "outline",
+    "pack",
     "probe",
     "propose",
     "prune",
@@ -259,6 +264,7 @@ __all__ = [
     "to_torch",
     "train",
     "unfuse",
+    "unpack",
     "verify",
     "write_back",
 ]

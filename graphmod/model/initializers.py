@@ -321,6 +321,23 @@ def without_large_values(proto: ModelProto, folder: Path | None = None) -> Model
     return bare
 
 
+def declare_sparse(proto: ModelProto) -> None:
+    """Make inputs of a graph's sparse initializers, of the type that they stand for, in a copy for shape inference.
+
+    onnx would infer the type of a sparse tensor, which no operator reads.
+    """
+    declared = {value.name for value in proto.graph.input}
+    for name, (elem, dims) in sparse_types(proto).items():
+        if name not in declared:
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, elem, dims))
+    del proto.graph.sparse_initializer[:]
+
+
+def sparse_types(proto: ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Return the element type and the shape of what the main graph's sparse initializers stand for, by name."""
+    return {t.values.name: (t.values.data_type, tuple(t.dims)) for t in proto.graph.sparse_initializer}
+
+
 def drop_large_inner_values(proto: ModelProto, *, dims: bool) -> None:
     """Clear all constants beside the main graph's initializers that are large or external, in a copy for checks.
 

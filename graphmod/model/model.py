@@ -182,6 +182,7 @@ class Model:
     def _inferred(self) -> ModelProto:
         """The graph after shape inference, without the values of large initializers (inference needs small ones)."""
         bare = initializers.without_large_values(self._proto, self.folder)
+        initializers.declare_sparse(bare)
         initializers.drop_large_inner_values(bare, dims=True)
         try:
             return onnx.shape_inference.infer_shapes(bare, data_prop=True)
@@ -221,14 +222,17 @@ class Model:
 
     @cached_property
     def constants(self) -> dict[str, TensorType]:
-        """The tensors that are constant at their root: initializers, and outputs of Constant and ConstantOfShape."""
+        """The tensors that are constant at their root: initializers, outputs of Constant and ConstantOfShape.
+
+        Sparse initializers are among them, by the type of the dense tensor that they stand for.
+        """
         made = [
             operator.output[0]
             for operator in self._proto.graph.node
             if operator.op_type == "Constant"
             or (operator.op_type == "ConstantOfShape" and operator.input[0] in self.initializers)
         ]
-        names = (*self.initializers, *made)
+        names = (*self.initializers, *initializers.sparse_types(self._proto), *made)
         return {name: self.tensors[name] for name in names if name in self.tensors}
 
     @cached_property
@@ -273,7 +277,12 @@ class Model:
             No initializer has that name, or its data is missing.
         """
         if name not in self.initializers:
-            raise InvalidModelError(f"the model has no initializer named '{name}'")
+            is_sparse = name in initializers.sparse_types(self._proto)
+            raise InvalidModelError(
+                f"initializer '{name}' is stored sparsely; graphmod.unpack makes it dense"
+                if is_sparse
+                else f"the model has no initializer named '{name}'"
+            )
         return initializers.values(self.initializers[name], self.folder)
 
     def proto(self) -> ModelProto:

@@ -176,6 +176,8 @@ class Groups:
             return None
         if tensor in self.model.initializers:
             return self.model.initializer(tensor)
+        if tensor not in self.model.producer:  # a sparse initializer
+            return None
         operator = self.model.operators[self.model.producer[tensor]]
         given = next((numpy_helper.to_array(a.t) for a in operator.attribute if a.name == "value"), None)
         if operator.op_type == "Constant" and given is None:

@@ -125,7 +125,9 @@ def _refuse_missing(program: Program) -> None:
     model = program.model
     if model._proto.graph.sparse_initializer:
         name = model._proto.graph.sparse_initializer[0].values.name
-        raise UnsupportedOperatorError(f"initializer '{name}' is sparse, which is not supported; make it dense")
+        raise UnsupportedOperatorError(
+            f"initializer '{name}' is sparse, which is not supported; graphmod.unpack makes it dense"
+        )
     missing = []
     known: dict[tuple[str, str], bool] = {}
     for operator in with_inner(program.main.operators):

@@ -13,6 +13,7 @@ from graphmod.rewrite.lint import lint, mending
 from graphmod.rewrite.low_rank import low_rank
 from graphmod.rewrite.merge_weights import merge_weights
 from graphmod.rewrite.outline import outline
+from graphmod.rewrite.pack import pack, unpack
 from graphmod.rewrite.propose import Proposal, proposals, propose
 from graphmod.rewrite.quantize import quantize
 from graphmod.rewrite.rebatch import rebatch
@@ -58,6 +59,7 @@ __all__ = [
     "mending",
     "merge_weights",
     "outline",
+    "pack",
     "proposals",
     "propose",
     "quantize",
@@ -72,6 +74,7 @@ __all__ = [
     "simplify",
     "split",
     "unfuse",
+    "unpack",
     "verify",
     "why_not",
 ]

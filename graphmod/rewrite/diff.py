@@ -24,7 +24,7 @@ from graphmod.graph.wiring import Point, Wiring, domain_of, function_key, wiring
 from graphmod.model import Model, TensorType
 from graphmod.model.model import type_of
 from graphmod.rewrite.matching import NONE, Matching, match
-from graphmod.rewrite.weight_change import WeightChange, equal, norms
+from graphmod.rewrite.weight_change import WeightChange, equal, norms, stored_alike
 
 _FEW = 8
 """Scalars up to which the value of a tensor attribute is shown."""
@@ -290,17 +290,22 @@ def _by_position(slot: str) -> tuple[str, int]:
 
 
 def _weights(found: Matching) -> Iterator[WeightChange]:
+    sampled = [mark.constant_weights.tolist() for mark in found.marks]
+    for (c, d), names in _held_by_both(found).items():
+        one, other = found.a.constants[c], found.b.constants[d]
+        if (stored_alike(one, other) and sampled[0][c] != sampled[1][d]) or not equal(one, other):
+            l2, relative, largest = norms(one, other) or (None, None, None)
+            yield WeightChange(one.name, other.name, str(one), str(other), l2, relative, largest, tuple(names))
+
+
+def _held_by_both(found: Matching) -> dict[tuple[int, int], dict[str, None]]:
+    """Return the pairs of constants that are read in the same place, with the operators of the first that read them."""
     readers: defaultdict[tuple[int, int], dict[str, None]] = defaultdict(dict)
     for i, j in found.pairs:
         for slot, c in found.a.held[i].items():
             if slot in found.b.held[j]:
                 readers[c, found.b.held[j][slot]][found.a.points[i].name] = None
-    sampled = [mark.constant_weights.tolist() for mark in found.marks]
-    for (c, d), names in readers.items():
-        one, other = found.a.constants[c], found.b.constants[d]
-        if sampled[0][c] != sampled[1][d] or not equal(one, other):
-            l2, relative, largest = norms(one, other) or (None, None, None)
-            yield WeightChange(one.name, other.name, str(one), str(other), l2, relative, largest, tuple(names))
+    return readers
 
 
 def _signature(a: Model, b: Model, found: Matching) -> Iterator[SignatureChange]:
@@ -410,6 +415,9 @@ def _notes(found: Matching) -> Iterator[str]:
         "operators are renamed": sum(one.name != other.name for one, other in pairs),
         "inner tensors are renamed": sum(old != new for old, new in tensors),
         "operators have other metadata or doc strings": sum(_said(one) != _said(other) for one, other in pairs),
+        "constants are stored sparsely in one of the models": sum(
+            not stored_alike(found.a.constants[c], found.b.constants[d]) for c, d in _held_by_both(found)
+        ),
     }
     for what, number in counts.items():
         if number:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar, cast, get_type_hints
 import numpy as np
 
 from graphmod.data import Data, as_data, part_of
-from graphmod.errors import InvalidModelError
+from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.graph import Block
 from graphmod.model import Model, check_model, edits_of, load, record
 
@@ -197,6 +197,12 @@ def perform(known: Verb, model: Model, arguments: Mapping[str, Any], told: Mappi
     except InvalidModelError:
         model.check()  # says so where the fault was there before the edit
         raise
+    except RefusedError as error:
+        sparse = len(model._proto.graph.sparse_initializer)
+        if not sparse:
+            raise
+        those = f"{sparse} initializers are" if sparse > 1 else "an initializer is"
+        raise RefusedError(f"{error}; {those} stored sparsely, which graphmod.unpack undoes") from error
     if result is model:
         model.check()
     history = edits_of(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +39,29 @@ class WeightChange:
 
 
 def equal(a: Constant, b: Constant) -> bool:
-    """Whether two constants are the same to the bit. Values at one place of one file are not read."""
-    return (
-        a.shape == b.shape
-        and len(a.parts) == len(b.parts)
-        and all(one.equals(other) for one, other in zip(a.parts, b.parts, strict=True))
-    )
+    """Whether two constants are the same to the bit, sparse or not. Values at one place of one file are not read."""
+    if a.shape != b.shape:
+        return False
+    if stored_alike(a, b):
+        return all(one.equals(other) for one, other in zip(a.parts, b.parts, strict=True))
+    if a.values.tensor.data_type != b.values.tensor.data_type or a.values.is_text:
+        return False
+    return bool(np.array_equal(_bits(a), _bits(b)))
+
+
+def stored_alike(a: Constant, b: Constant) -> bool:
+    """Whether both constants are sparse, or neither is."""
+    return (a.indices is None) == (b.indices is None)
+
+
+def _bits(constant: Constant) -> NDArray[np.generic]:
+    """Return all scalars of a constant in a row, as bits that can be compared."""
+    found = np.frombuffer(b"".join(constant.values.chunks()), f"V{constant.values.dtype.itemsize}")
+    if constant.indices is None:
+        return found
+    dense = np.zeros(prod(constant.shape), found.dtype)
+    dense[_places(constant)] = found
+    return dense
 
 
 def norms(a: Constant, b: Constant) -> tuple[float, float, float] | None:
