@@ -460,3 +460,10 @@ def test_what_cannot_be_shortened_is_refused():
     weight = np.ones((4, 2), np.float32)
     with pytest.raises(gm.RefusedError, match="nothing to skip"):
         shorten(linear(weight), np.ones((8, 4), np.float32), 0.5)
+
+
+def test_weights_that_are_stored_sparsely_are_refused():
+    packed = gm.pack(sparsify(gm.load(gm.demo.model_path()), 0.1))
+    with pytest.raises(gm.RefusedError, match="is stored sparsely"):
+        layers(packed)
+    assert n_parameters(gm.unpack(packed)) < n_parameters(gm.load(gm.demo.model_path()))

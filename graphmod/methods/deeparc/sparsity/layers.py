@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
+from graphmod.errors import RefusedError
 from graphmod.model import Model
-from graphmod.model.initializers import clear
+from graphmod.model.initializers import clear, sparse_types
 
 Mask = NDArray[np.bool_]
 
@@ -60,12 +61,20 @@ def layers(model: Model) -> tuple[Layer, ...]:
 
     Weights are float initializers of at least two axes that a Conv, a Gemm or a MatMul reads itself.
 
+    Raises
+    ------
+    RefusedError
+        Some are stored sparsely.
+
     Examples
     --------
     >>> import graphmod as gm
     >>> [layer.op_type for layer in layers(gm.load(gm.demo.model_path()))][-2:]
     ['Conv', 'Gemm']
     """
+    sparse = next(iter(sparse_types(model._proto)), None)
+    if sparse is not None:
+        raise RefusedError(f"initializer '{sparse}' is stored sparsely; graphmod.unpack makes it dense")
     found: dict[str, Layer] = {}
     for operator in model.operators:
         for name in _weights(model, operator):
