@@ -208,10 +208,10 @@ def searched(
             share = told = max(prices.total / first, LEAST)
             if measure is not None:
                 share = measure(model)
-            if stages:  # rounded widths leave more than is allowed, or all that there was
-                aim *= min(1.0, plan.allowed(step, begun) / share)
-                if plan.allowed(step, begun) < share >= stages[-1].left:
-                    aim *= HARDER
+            if stages:
+                if step >= RAMP * plan.steps:  # rounded widths leave more than is allowed, or all that there was
+                    aim *= min(1.0, plan.target / share)
+                    aim *= HARDER if plan.target < share >= stages[-1].left else 1.0
                 stages[-1] = replace(stages[-1], left=share)
             if not gated.n_gates and not stages:
                 raise RefusedError("no channel, head or block of the network can be removed; graphmod groups says why")
