@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -33,6 +33,10 @@ def reuse(
     latency: Share = None,
     weights: Share = None,
     macs: Share = None,
+    granularity: Annotated[
+        Literal["unit", "weight"],
+        typer.Option(help="unit: channels, heads, blocks go; weight: single weights become zero, see pack."),
+    ] = "unit",
     max_drop: Annotated[
         float,
         typer.Option(min=0, max=0.99, help="Share of accuracy that calibration data may lose, without a budget."),
@@ -52,8 +56,8 @@ def reuse(
 
     check_destination(out, (".onnx",), model, data)
     found = reengineer(
-        load(model), str(data), _classes(classes), latency=latency, weights=weights, macs=macs, max_drop=max_drop,
-        steps=steps, epochs=epochs, seed=seed, progress=not as_json,
+        load(model), str(data), _classes(classes), latency=latency, weights=weights, macs=macs,
+        granularity=granularity, max_drop=max_drop, steps=steps, epochs=epochs, seed=seed, progress=not as_json,
     )  # fmt: skip
     report = found.report
     found.model.save(out)

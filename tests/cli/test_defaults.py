@@ -10,7 +10,7 @@ from graphmod.methods.deeparc import attack
 
 VERBS = {
     "adapt.adapt": gm.adapt, "attack.attack": attack, "repair.repair": gm.repair, "rank.rank": gm.rank_blocks,
-    "commands.compress": gm.compress,
+    "commands.compress": gm.compress, "reuse.reuse": gm.reengineer,
 }  # fmt: skip
 
 

@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from time import process_time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.graph import cost, subgraph
+from graphmod.methods.deeparc.sparsity import n_parameters
 from graphmod.methods.defects import final_features
 from graphmod.methods.drawing import check_seed
 from graphmod.methods.measuring import latencies, measured
@@ -26,6 +27,7 @@ from graphmod.methods.reuse.price import BUDGETS
 from graphmod.methods.reuse.report import Reengineered, ReuseReport, Rung
 from graphmod.methods.reuse.search import Plan, Stage, searched
 from graphmod.methods.reuse.task import Classes, Task
+from graphmod.methods.reuse.weightwise import zeroed
 from graphmod.model import Model, edits_of, record
 from graphmod.probe import accuracy, least_latency, share_correct
 from graphmod.pruning.recovery import trainable
@@ -56,6 +58,7 @@ def reengineer(
     latency: float | None = None,
     weights: float | None = None,
     macs: float | None = None,
+    granularity: Literal["unit", "weight"] = "unit",
     max_drop: float = 0.003,
     steps: int = 700,
     shrink_every: int = 100,
@@ -81,6 +84,9 @@ def reengineer(
         1. Without any budget the smallest network is found that keeps the accuracy.
     weights, macs : float, optional
         The same of scalars, or of multiply-accumulates.
+    granularity : {"unit", "weight"}
+        Whether channels, heads and blocks are removed, or single weights become zero: those make no network faster, but
+        :func:`graphmod.pack` writes a smaller file of them, and fewer are needed.
     max_drop : float
         What accuracy on calibration data may lose without a budget, beside the original's among the target classes.
     steps : int
@@ -120,11 +126,11 @@ def reengineer(
     --------
     >>> import graphmod as gm
     >>> m, data = gm.load(gm.demo.model_path()), gm.demo.splits()
-    >>> small = gm.reengineer(m, data, [3, 5], weights=0.2, steps=300, epochs=3)
+    >>> small = gm.reengineer(m, data, [3, 5], weights=0.2, steps=80, shrink_every=20, epochs=1)
     >>> small.model.outputs["logits"].shape[1], small.report.weights_left < 0.2
     (2, True)
     """
-    budget, target = _budget(latency, weights, macs)
+    budget, target = _budget(latency, weights, macs, granularity)
     _check(max_drop, steps, shrink_every, epochs, learning_rate, batch_size, batch_sizes, seed)
     start = process_time()
     task = Task.of(model, classes)
@@ -136,13 +142,13 @@ def reengineer(
         budget, target or LADDER[0], steps, shrink_every, MULTIPLE if budget == "latency" else 1, learning_rate,
         batch_size, seed, progress,
     )  # fmt: skip
-    job = _Job(model, free, task, parts, plan, epochs)
+    job = _Job(model, free, task, parts, plan, epochs, granularity)
     begun = trainable(job.student(), parts.train)
     found = job.to_budget(begun) if target is not None else job.down_the_ladder(begun, max_drop)
     seconds = process_time() - start
     settings = {
         "max_drop": max_drop, "steps": steps, "shrink_every": shrink_every, "epochs": epochs, "batch_size": batch_size,
-        "learning_rate": learning_rate, "seed": seed, budget: target,
+        "learning_rate": learning_rate, "granularity": granularity, "seed": seed, budget: target,
     }  # fmt: skip
     manifest = {
         "original": model.digest, "classes": task.groups, "data": _digest(parts), "seed": seed, "settings": settings,
@@ -158,7 +164,7 @@ def reengineer(
             macs=cost(free).macs,
         ),
         among_all={name: task.accuracy_among_all(free, getattr(parts, name)) for name in ("calibration", "test")},
-        after=measured(found, parts, share_correct, timing["after"]),
+        after=replace(measured(found, parts, share_correct, timing["after"]), weights=job.n_left(found)),
         budget=budget,
         rungs=tuple(job.rungs),
         stages=tuple(job.stages),
@@ -170,15 +176,21 @@ def reengineer(
     return Reengineered(result, report, model)
 
 
-def _budget(latency: float | None, weights: float | None, macs: float | None) -> tuple[str, float | None]:
+def _budget(
+    latency: float | None, weights: float | None, macs: float | None, granularity: str
+) -> tuple[str, float | None]:
     """Return what is cut down, and to what share, None for as far as the accuracy bears."""
+    if granularity not in ("unit", "weight"):
+        raise RefusedError(f"granularity={granularity!r} is neither unit nor weight")
+    if granularity == "weight" and (latency is not None or macs is not None):
+        raise RefusedError("single weights that are zero save neither time nor operations; give weights=, or units")
     given = {name: one for name, one in zip(BUDGETS, (latency, weights, macs), strict=True) if one is not None}
     if len(given) > 1:
         raise RefusedError(f"{' and '.join(given)} both say how much may be left; give one of them")
     for name, share in given.items():
         if not 0 < share < 1:
             raise RefusedError(f"{name}={share} is out of range; it is a share of the original's, above 0 and below 1")
-    return next(iter(given.items()), (BUDGETS[0], None))
+    return next(iter(given.items()), (BUDGETS[0] if granularity == "unit" else "weights", None))
 
 
 def _check(
@@ -213,9 +225,11 @@ class _Job:
         The same, or its logits where classes are merged: their probabilities are no softmax's any more.
     """
 
-    def __init__(self, model: Model, free: Model, task: Task, parts: Splits, plan: Plan, epochs: int) -> None:
+    def __init__(
+        self, model: Model, free: Model, task: Task, parts: Splits, plan: Plan, epochs: int, granularity: str
+    ) -> None:
         self.model, self.free, self.task, self.parts = model, free, task, parts
-        self.plan, self.epochs = plan, epochs
+        self.plan, self.epochs, self.by_weight = plan, epochs, granularity == "weight"
         self.part = restrict(free, task.columns)
         self.teacher = self.part if task.is_plain else restrict(_up_to_logits(free), task.columns)
         self.rungs: list[Rung] = []
@@ -259,6 +273,8 @@ class _Job:
         return kept
 
     def _searched(self, model: Model, plan: Plan) -> Model:
+        if self.by_weight:
+            return zeroed(model, self.teacher, self.parts, plan, self.free, max(1, self.epochs // 4))
         measure = self._time_left if plan.budget == "latency" else None
         found, stages = searched(model, self.teacher, self.parts.train, plan, of=self.free, measure=measure)
         self.stages += stages
@@ -268,14 +284,19 @@ class _Job:
         """Return a network trained on, as the operators that it had, and note how that went."""
         trained = retrain(
             model, self.parts, teacher=self.teacher, epochs=self.epochs, patience=max(1, self.epochs),
-            learning_rate=self.plan.learning_rate / 2, batch_size=self.plan.batch_size, seed=self.plan.seed,
-            progress=self.plan.progress,
+            learning_rate=self.plan.learning_rate / 2, batch_size=self.plan.batch_size, keep_zeros=self.by_weight,
+            seed=self.plan.seed, progress=self.plan.progress,
         )  # fmt: skip
         scores = [accuracy(one, self.parts.calibration) for one in (model, trained)]
-        share = self.stages[-1].left if self.stages else 1.0
         found = fuse(trained, kinds=["unfused"])
-        self.rungs.append(Rung(share, found.n_weights, *scores))
+        n_left = self.n_left(found)
+        share = n_left / self.free.n_weights if self.by_weight else self.stages[-1].left if self.stages else 1.0
+        self.rungs.append(Rung(share, n_left, *scores))
         return found
+
+    def n_left(self, model: Model) -> int:
+        """Return how many scalars a network has, without those that are zero where single ones went."""
+        return n_parameters(model) if self.by_weight else model.n_weights
 
     def _time_left(self, model: Model) -> float:
         """Return the share of the original's time that a network takes, as a whole and in turn with it."""

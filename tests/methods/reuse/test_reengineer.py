@@ -107,7 +107,8 @@ def test_a_softmax_at_the_end_stays(classes):
     assert made.sum(1) == pytest.approx(1, abs=1e-5)
     assert found.model.operators[-1].op_type == "Softmax"
     assert found.report.after.test > 0.95
-    job = verb._Job(model, model, Task.of(model, classes), splits(), verb.Plan("weights", 0.7, 1, 1, 1, 1e-3, 2, 0), 1)
+    plan = verb.Plan("weights", 0.7, 1, 1, 1, 1e-3, 2, 0)
+    job = verb._Job(model, model, Task.of(model, classes), splits(), plan, 1, "unit")
     taught = job.teacher.run({"x": splits().test.inputs["x"]})
     learnt = taught[job.teacher.main_output]
     learnt = np.exp(learnt) / np.exp(learnt).sum(1, keepdims=True) if job.teacher.main_output != "y" else learnt
@@ -248,3 +249,35 @@ def test_what_is_no_classifier_is_refused():
     model = net("(float[n,3,4,4] x) => (float[n,2,4,4] y) { y = Conv(x, w) }", {"w": (2, 3, 1, 1)})
     with pytest.raises(RefusedError, match="not the logits of a classifier"):
         gm.reengineer(model, images(), [0, 1], weights=0.5)
+
+
+def test_single_weights_become_zero_in_a_network_of_the_same_shape():
+    whole = gm.load(gm.demo.model_path())
+    options = {"weights": 0.1, "granularity": "weight", "epochs": 4, "batch_sizes": (1,)}
+    found = gm.reengineer(whole, gm.demo.splits(), [0, 1, 7], **options)
+    part = gm.restrict(whole, [0, 1, 7])
+    values = {name: found.model.initializer(name) for name in found.model.initializers}
+    assert {name: value.shape for name, value in values.items()} == {n: part.initializer(n).shape for n in values}
+    floats = [value for value in values.values() if value.dtype == np.float32]
+    left = sum(np.count_nonzero(value) if value.ndim > 1 else value.size for value in floats)
+    assert left == found.report.after.weights <= 0.1 * whole.n_weights
+    assert left > 0.099 * whole.n_weights
+    assert found.report.after.test > 0.95
+    assert found.report.stages == ()
+    packed = gm.pack(found.model)
+    assert packed.n_bytes < 0.3 * whole.n_bytes
+    test = Task.of(whole, [0, 1, 7]).data(gm.demo.splits()).test
+    np.testing.assert_array_equal(scores(packed, test), scores(found.model, test))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"granularity": "weight", "latency": 0.5}, "save neither time nor operations"),
+        ({"granularity": "layer"}, "is neither unit nor weight"),
+        ({"granularity": "weight", "weights": 0.001}, "are biases and normalisations, which stay"),
+    ],
+)
+def test_budgets_that_single_weights_cannot_meet(options, told):
+    with pytest.raises(RefusedError, match=told):
+        gm.reengineer(gm.load(gm.demo.model_path()), gm.demo.splits(), [0, 1], **options)
