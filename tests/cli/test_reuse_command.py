@@ -43,8 +43,8 @@ def test_json_has_everything(tmp_path):
     [
         ("[3, x]", "is no list of classes"),
         ("[3, 12]", "no class 12"),
-        ("{3: 4}", "is no list of classes"),
-        ("[", "no list"),
+        ("{3: 4}", "is no list"),
+        ("[", "is no list"),
     ],
 )
 def test_wrong_classes_are_told_in_a_line_and_nothing_is_written(tmp_path, classes, told):
