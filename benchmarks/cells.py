@@ -115,7 +115,9 @@ def _keep(name: str, section: str, one: dict[str, Any]) -> list[dict[str, Any]]:
     others = [found for found in kept.get(section, {}).get("found", []) if _key(found) != _key(one)]
     found = sorted([*others, one], key=_key)
     kept[section] = {"machine": machine(), "found": found}
-    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    beside = RESULTS / f"{name}.json.part"
+    beside.write_text(json.dumps(kept, indent=1) + "\n")
+    beside.replace(RESULTS / f"{name}.json")
     return found
 
 

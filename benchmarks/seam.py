@@ -1,6 +1,6 @@
-"""SeaM's claims, reproduced and beaten: one table a claim, on a ResNet, a VGG and a ViT.
+"""SeaM's claims, measured: one table a claim, on a ResNet, a VGG and a ViT.
 
-    python benchmarks/seam.py                              # every table, each in less than 45 minutes on two cores
+    python benchmarks/seam.py                              # every table
     python benchmarks/seam.py --only direct                # some of them
     python benchmarks/seam.py --quick                      # a first look, less than 3 minutes a table; not kept
     python benchmarks/seam.py --data cifar-10-batches-bin  # on CIFAR-10 instead of digits, mnist1d and MNIST

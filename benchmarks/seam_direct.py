@@ -22,7 +22,7 @@ from trained_networks import EPOCHS, network, splits, train
 import graphmod as gm
 from graphmod.errors import RefusedError
 from graphmod.methods import seam
-from graphmod.methods.reuse import Task
+from graphmod.methods.reuse import BudgetError, Task
 
 LATENCIES = (0.2, 0.25, 0.3, 0.4)
 BATCH_SIZES = (1, 16)
@@ -79,16 +79,17 @@ def published(
 
 def ours(model: gm.Model, parts: gm.Splits, classes: list[Any], seed: int, quick: bool) -> dict[str, float]:
     """Re-engineer, at the least share of the latency that can be had."""
+    start = time.process_time()
     for latency in LATENCIES:
         try:
             more = {"steps": 200, "shrink_every": 40, "epochs": 3} if quick else {}
             small = gm.reengineer(model, parts, classes, latency=latency, batch_sizes=BATCH_SIZES, seed=seed, **more)
-        except RefusedError:
+        except BudgetError:
             continue
         report = small.report
         return {
             "asked": latency, "weights": report.weights_left, "restricted": report.before.test,
-            "test": report.after.test, "seconds": report.seconds,
+            "test": report.after.test, "seconds": time.process_time() - start,
             **{f"latency {size}": 1 / faster for size, faster in report.speedup.items()},
         }  # fmt: skip
     raise RefusedError(f"no share of {LATENCIES} can be had")

@@ -202,7 +202,7 @@ def perform(known: Verb, model: Model, arguments: Mapping[str, Any], told: Mappi
         if not sparse:
             raise
         those = f"{sparse} initializers are" if sparse > 1 else "an initializer is"
-        raise RefusedError(f"{error}; {those} stored sparsely, which graphmod.unpack undoes") from error
+        raise RefusedError(f"{error} ({those} stored sparsely; if that is why, graphmod.unpack helps)") from error
     if result is model:
         model.check()
     history = edits_of(model)

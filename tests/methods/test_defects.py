@@ -171,9 +171,9 @@ def test_final_features_are_the_last_boundary_before_the_last_matrix(text: str, 
 
 
 def test_features_that_cannot_be_found_are_refused() -> None:
-    with pytest.raises(RefusedError, match=r"no boundary before the final layer .*tensor="):
+    with pytest.raises(RefusedError, match=r"no boundary before the final layer"):
         defects.final_features(net(LAYER, {"w": (4, 2)}))
-    with pytest.raises(RefusedError, match=r"no operator multiplies .*tensor="):
+    with pytest.raises(RefusedError, match=r"no operator multiplies"):
         defects.final_features(net("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }", {}))
 
 

@@ -338,3 +338,15 @@ def test_units_cover_all_weights_once(kind):
     large = {name for name, kind_ in net.constants.items() if kind_.is_float and kind_.shape}
     assert large == {name for unit in found for name in unit.tensors}
     assert set(matrices(net, [unit.place for unit in found if unit.weights > 64])) <= large
+
+
+def test_a_constant_that_is_no_number_is_named_where_it_is_no_weight_of_a_unit():
+    """A scale in an operator of its own: labels alone cannot tell what it should be."""
+    scaled = gm.insert(M, "image", "Mul(B=0.5)")
+    proto = scaled.proto()
+    name = next(n for n, kind in scaled.constants.items() if kind.is_float and not kind.shape)
+    for tensor in proto.graph.initializer:
+        if tensor.name == name:
+            tensor.raw_data = np.float32(np.nan).tobytes()
+    with pytest.raises(gm.RefusedError, match=f"constant '{name}' has values that are no numbers"):
+        gm.repair(gm.load(proto), DATA)

@@ -13,6 +13,7 @@ from command_line import graphmod
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from planted import net
 from random_models import feeds, random_models
 
 import graphmod as gm
@@ -411,7 +412,9 @@ def test_verbs_that_need_values_point_to_unpack(packed_demo):
         lambda: gm.quantize(packed_demo),
         lambda: gm.merge_weights(packed_demo, [gm.unpack(packed_demo)]),
     ):
-        with pytest.raises(gm.RefusedError, match=r"45 initializers are stored sparsely, which graphmod\.unpack"):
+        with pytest.raises(
+            gm.RefusedError, match=r"45 initializers are stored sparsely; if that is why, graphmod\.unpack"
+        ):
             refused()
     assert gm.quantize(gm.unpack(packed_demo)).n_bytes < gm.unpack(packed_demo).n_bytes
 
@@ -442,3 +445,13 @@ def test_the_commands(tmp_path):
     assert packed.stat().st_size < before.stat().st_size
     assert graphmod("unpack", str(packed), "--out", str(after)).returncode == 0
     assert bits(gm.load(after)) == bits(dense)
+
+
+def test_zeros_stay_without_a_sign_where_normalisation_is_fused():
+    """A gain below zero would make negative zeros of them, which are values that have to be stored."""
+    norm = {"s": np.float32([1, -1] * 16), "b": np.zeros(32), "m": np.zeros(32), "v": np.ones(32)}
+    model = net("(float[n,16,4,4] x) => (float[n,32,4,4] y) { h = Conv(x, w)  y = BatchNormalization(h, s, b, m, v) }",
+                {**{name: value.astype(np.float32) for name, value in norm.items()}, "w": (32, 16, 1, 1)})  # fmt: skip
+    fused = gm.fuse(sparsify(model, 0.1))
+    (weight,) = (value for value in map(fused.initializer, fused.initializers) if value.ndim == 4)
+    assert np.count_nonzero(weight) == np.count_nonzero(weight.view(np.uint32)) == 51

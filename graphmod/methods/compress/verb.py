@@ -21,7 +21,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from graphmod.data import Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
-from graphmod.methods.chance import warn_of_chance
+from graphmod.methods.chance import warn_of_chance, warn_of_little_data
 from graphmod.methods.compress.activations import Activations
 from graphmod.methods.compress.clock import Clock
 from graphmod.methods.compress.damage import Damage
@@ -131,7 +131,7 @@ def compress(
         module_map.check(model)
         Line.of(model).runs(module_map)
     splits = as_splits(model, data, seed, labels=metric is None)
-    _warn_of_little_data(splits, max_drop)
+    warn_of_little_data(splits.calibration, max_drop)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, disable=not progress, transient=True) as bar, tempfile.TemporaryDirectory(
         prefix="graphmod-"
@@ -396,11 +396,3 @@ def _check(max_drop: float, target: float | None, metric: Metric | None, loss: A
         raise RefusedError(f"target={target} is out of range; it is a share of the latency between 0 and 1")
     if loss is not None and metric is None:
         raise RefusedError("a loss of your own needs a metric of your own: pass metric= too")
-
-
-def _warn_of_little_data(splits: Splits, max_drop: float) -> None:
-    n = len(splits.calibration)
-    if n * max_drop < 1:
-        warnings.warn(
-            f"{n} calibration samples cannot show a drop of {max_drop:.2%}: one sample is {1 / n:.2%}", stacklevel=3
-        )

@@ -24,6 +24,7 @@ from graphmod.data import Data, as_data, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.methods.defects.final_features import final_features
 from graphmod.methods.defects.values import float_input
+from graphmod.methods.drawing import check_seed
 from graphmod.model import Model, check_model
 from graphmod.pytorch import to_torch
 from graphmod.rewrite import extract, rebatch
@@ -109,6 +110,7 @@ def feature_attack(
     low, high = _range(x, bounds)
     largest = _EPS_SHARE * (high - low) if eps is None else eps
     lower, upper = _box(x, largest, low, high)
+    check_seed(seed)
     drawn = np.random.default_rng(seed).uniform(-largest, largest, x.shape)
     begun = (x + drawn).astype(x.dtype).clip(lower, upper)
     net = _network(source, tensor)

@@ -50,14 +50,14 @@ def final_features(model: Model) -> str:
     ]
     if not places:
         raise RefusedError(
-            "no operator multiplies activations by weights, so that there is no final layer; name the tensor of the "
-            "features with tensor="
+            "no operator multiplies activations by weights, so that there is no final layer, and no tensor "
+            "holds the features that it decides by"
         )
     before = [name for name in boundaries(model, source) if model.producer[name] < max(places)]
     if not before:
         layer = model.operator_names[max(places)]
         raise RefusedError(
-            f"there is no boundary before the final layer '{layer}'; name the tensor of the features with tensor="
+            f"there is no boundary before the final layer '{layer}', so that no tensor holds the features it decides by"
         )
     return before[-1]
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from graphmod.data import Data
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.methods.defects.values import float_input
+from graphmod.methods.drawing import check_seed
 
 Labels = NDArray[np.integer[Any]]
 
@@ -74,6 +75,7 @@ def trigger(
     """
     name, x = float_input(_checked(data))
     patch = _patch(name, x.shape, size, corner)
+    check_seed(seed)
     rows = _drawn(len(data), share, np.random.default_rng(seed))
     stamp = float(x.max()) if value is None else value
     if not abs(stamp) <= float(np.finfo(x.dtype).max):
@@ -124,6 +126,7 @@ def flip_labels(data: Data, share: float, n_classes: int, seed: int = 0) -> Data
         raise RefusedError(f"n_classes={n_classes} is out of range; where there is one class there is no other label")
     if labels.min() < 0 or labels.max() >= n_classes:
         raise InvalidDataError(f"labels go from {labels.min()} to {labels.max()}, and n_classes={n_classes} has others")
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     rows = _drawn(len(data), share, rng)
     flipped = labels.copy()

@@ -26,6 +26,7 @@ from graphmod.methods.tuning import Candidate, Tuned, TuningReport
 from graphmod.model import Model, check_model
 from graphmod.probe import predict, share_correct
 from graphmod.rewrite import rebatch
+from graphmod.rewrite.draft import Draft
 from graphmod.train import Imitation, Metric, retrained
 from graphmod.train.loop import Settings
 from graphmod.train.losses import cross_entropy
@@ -385,6 +386,7 @@ def _by_labels(task: _Task, training: _Training) -> _Found:
         model, parts, lambda model: loss_of(values(model, some, [output])[output], some, loss) < np.inf
     )
     _check_share(task, list(replaced))
+    _check_constants(model, loss_of(values(model, some, [output])[output], some, loss))
     free = model if fixed_batch(model) is None else rebatch(model)
     known = values(free, some, [*(unit.entry for unit in parts), output])
     ranking = suspects(free, some, parts, output, loss, known, replaced)
@@ -406,6 +408,20 @@ def _by_labels(task: _Task, training: _Training) -> _Found:
             now = _best(run)
             found = replace(found, model=run.model, reached=now, seconds=_with(found.seconds, run))
     return replace(found, touched=sum(unit.weights for unit in found.chosen))
+
+
+def _check_constants(model: Model, loss: float) -> None:
+    """Raise RefusedError if no loss is finite because of constants that hold no weights of a unit, such as scalars."""
+    if np.isfinite(loss):
+        return
+    draft = Draft(model)
+    for name, kind in model.constants.items():
+        value = draft.constant(name) if kind.is_float else None
+        if value is not None and np.isnan(value.astype(np.float64)).any():
+            raise RefusedError(
+                f"constant '{name}' has values that are no numbers, and no training can start from them; set it in the "
+                "graph first, or give the healthy model"
+            )
 
 
 def _check_share(task: _Task, certain: Sequence[Unit]) -> None:

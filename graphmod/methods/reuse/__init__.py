@@ -2,7 +2,7 @@
 
 from graphmod.methods.reuse.reengineer import reengineer
 from graphmod.methods.reuse.report import Reengineered, ReuseReport, Rung
-from graphmod.methods.reuse.search import Stage
+from graphmod.methods.reuse.search import BudgetError, Stage
 from graphmod.methods.reuse.task import Task
 
-__all__ = ["Reengineered", "ReuseReport", "Rung", "Stage", "Task", "reengineer"]
+__all__ = ["BudgetError", "Reengineered", "ReuseReport", "Rung", "Stage", "Task", "reengineer"]

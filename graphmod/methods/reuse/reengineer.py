@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from time import process_time
@@ -16,16 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from graphmod.data import Data, Splits, as_splits, fixed_batch
+from graphmod.data import Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.graph import cost, subgraph
+from graphmod.methods.chance import warn_of_little_data
 from graphmod.methods.deeparc.sparsity import n_parameters
 from graphmod.methods.defects import final_features
 from graphmod.methods.drawing import check_seed
 from graphmod.methods.measuring import latencies, measured
 from graphmod.methods.reuse.price import BUDGETS
 from graphmod.methods.reuse.report import Reengineered, ReuseReport, Rung
-from graphmod.methods.reuse.search import Plan, Stage, searched
+from graphmod.methods.reuse.search import BudgetError, Plan, Stage, searched
 from graphmod.methods.reuse.task import Classes, Task
 from graphmod.methods.reuse.weightwise import zeroed
 from graphmod.model import Model, edits_of, record
@@ -253,13 +253,13 @@ class _Job:
     def down_the_ladder(self, begun: Model, max_drop: float) -> Model:
         """Return the smallest network that keeps the accuracy; the original's part, if none does."""
         floor = accuracy(self.part, self.parts.calibration) - max_drop
-        _warn_of_little_data(self.parts.calibration, max_drop)
+        warn_of_little_data(self.parts.calibration, max_drop)
         kept, model, missed = self.part, begun, 0
         for share in LADDER:
             plan = replace(self.plan, target=share, steps=max(self.plan.shrink_every, self.plan.steps // 2))
             try:
                 model = self._searched(model, plan)
-            except RefusedError:  # nothing more can go
+            except BudgetError:  # nothing more can go
                 if kept is self.part and model is begun:
                     raise
                 break
@@ -308,15 +308,6 @@ class _Job:
 def _up_to_logits(model: Model) -> Model:
     """Return a classifier without the softmax that it may end in."""
     return model if logits(model) == model.main_output else subgraph(model, list(model.inputs), [logits(model)])
-
-
-def _warn_of_little_data(data: Data, max_drop: float) -> None:
-    if len(data) * max_drop < 1:
-        warnings.warn(
-            f"{len(data)} calibration samples of the target problem cannot show a drop of {max_drop:.2%}: one sample "
-            f"is {1 / len(data):.2%}",
-            stacklevel=4,
-        )
 
 
 def _digest(parts: Splits) -> str:

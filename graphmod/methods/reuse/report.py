@@ -17,7 +17,7 @@ class Rung:
     Parameters
     ----------
     share : float
-        Of the original's cost, as operators that are measured or counted one by one tell.
+        Of the original's cost: the time of the network as a whole, or what is counted.
     weights : int
         Scalars that are left.
     searched, recovered : float
@@ -47,7 +47,7 @@ class ReuseReport:
     budget : str
         What was cut down: "latency", "weights" or "macs".
     rungs : tuple of Rung
-        The budgets that were tried, the largest first.
+        The budgets that were met, the largest first.
     stages : tuple of Stage
         Removals, in order.
     samples : dict of str to int

@@ -76,6 +76,10 @@ COMPARED = 64
 """Samples on which they are compared."""
 
 
+class BudgetError(RefusedError):
+    """Nothing more can go, or not within the steps."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """The network after a removal.
@@ -83,7 +87,7 @@ class Stage:
     Parameters
     ----------
     step : int
-        Steps of training before it.
+        Steps of training before it, in the search that it is of: without a budget there is one for each rung.
     left : float
         What it costs, as a share of the original.
     weights : int
@@ -214,12 +218,12 @@ def searched(
                     aim *= HARDER if plan.target < share >= stages[-1].left else 1.0
                 stages[-1] = replace(stages[-1], left=share)
             if not gated.n_gates and not stages:
-                raise RefusedError("no channel, head or block of the network can be removed; graphmod groups says why")
+                raise BudgetError("no channel, head or block of the network can be removed; graphmod groups says why")
             if share <= plan.target and (step >= RAMP * plan.steps or not gated.n_gates):
                 return model, tuple(stages)
             if not gated.n_gates or step >= plan.steps + MORE * plan.shrink_every:
                 more = "or more steps" if gated.n_gates else "as nothing more can be removed"
-                raise RefusedError(
+                raise BudgetError(
                     f"{plan.budget}={plan.target:g} cannot be met: {share:.1%} are left after {step} steps; give a "
                     f"larger budget, {more}"
                 )

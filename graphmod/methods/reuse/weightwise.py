@@ -11,7 +11,7 @@ from math import ceil, log
 from graphmod.data import Splits
 from graphmod.errors import RefusedError
 from graphmod.methods.deeparc.sparsity import layers, n_parameters, sparsify
-from graphmod.methods.reuse.search import Plan
+from graphmod.methods.reuse.search import BudgetError, Plan
 from graphmod.model import Model
 from graphmod.rewrite.fuse import fuse
 from graphmod.train import retrain
@@ -49,7 +49,7 @@ def zeroed(model: Model, teacher: Model, parts: Splits, plan: Plan, of: Model, e
     left = n_parameters(whole) - n_others
     wanted = int(plan.target * of.n_weights) - n_others
     if wanted < 1:
-        raise RefusedError(
+        raise BudgetError(
             f"weights={plan.target:g} cannot be met: {n_others:,} of the {of.n_weights:,} scalars are biases and "
             "normalisations, which stay; give a larger budget"
         )

@@ -189,7 +189,7 @@ def _into_before(bench: Bench, affine: Affine) -> Plan | str:
     def apply() -> list[NodeProto]:
         weight, bias = host.weight(), host.bias()
         g, n_out, *rest = weight.shape
-        scaled = weight * scale.reshape(g, n_out, *(1,) * len(rest))
+        scaled = weight * scale.reshape(g, n_out, *(1,) * len(rest)) + 0.0  # a zero stays one without a sign
         moved = scale * (0 if bias is None else bias) + shift
         new = host.store(scaled, moved if bias is not None or shift.any() else None)
         host.move(affine.operator.output[0])
@@ -249,7 +249,7 @@ def _apply_after(bench: Bench, affine: Affine, host: Map, scale: Float, shift: F
     g, _, n_in, *kernel = weight.shape
     summed = weight.reshape(*weight.shape[:3], -1).sum(axis=3)
     moved = np.einsum("goi,gi->go", summed, shift.reshape(g, n_in)).ravel() + (0 if bias is None else bias)
-    scaled = weight * scale.reshape(g, 1, n_in, *(1,) * len(kernel))
+    scaled = weight * scale.reshape(g, 1, n_in, *(1,) * len(kernel)) + 0.0  # a zero stays one without a sign
     new = host.store(scaled, moved if bias is not None or shift.any() else None)
     bench.draft.set_inputs(host.operator, [affine.entry, *host.operator.input[1:]])
     bench.discard(affine.operator)

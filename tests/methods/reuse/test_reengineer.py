@@ -147,7 +147,7 @@ def test_a_network_of_half_precision():
 def test_without_a_budget_it_goes_down_while_accuracy_is_kept(monkeypatch, planted):
     planted()
     monkeypatch.setattr(verb, "LADDER", (0.6, 0.4))
-    with pytest.warns(UserWarning, match="80 calibration samples of the target problem cannot show a drop of 1"):
+    with pytest.warns(UserWarning, match="80 calibration samples cannot show a drop of 1"):
         found = gm.reengineer(trained(), images(), [0, 3], max_drop=0.01, **{**QUICK, "epochs": 3})
     report = found.report
     assert report.budget == "latency"
@@ -281,3 +281,14 @@ def test_single_weights_become_zero_in_a_network_of_the_same_shape():
 def test_budgets_that_single_weights_cannot_meet(options, told):
     with pytest.raises(RefusedError, match=told):
         gm.reengineer(gm.load(gm.demo.model_path()), gm.demo.splits(), [0, 1], **options)
+
+
+def test_only_a_budget_ends_the_ladder(monkeypatch):
+    """Any other refusal is one of the whole."""
+
+    def refuse(*_, **__):
+        raise RefusedError("training cannot go on")
+
+    monkeypatch.setattr(verb, "searched", refuse)
+    with pytest.raises(RefusedError, match="training cannot go on"):
+        gm.reengineer(gm.load(gm.demo.model_path()), gm.demo.splits(), [0, 1], **QUICK)
