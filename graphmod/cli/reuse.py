@@ -13,7 +13,6 @@ from rich.table import Table
 from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
 from graphmod.cli.destination import check_destination
 from graphmod.cli.outcome import files_of
-from graphmod.errors import RefusedError
 from graphmod.model import load
 
 Share = Annotated[float | None, typer.Option(help="Share of the original's that may be left.", show_default=False)]
@@ -80,23 +79,12 @@ def reuse(
 
 
 def _classes(text: str) -> Any:
-    """Return what the user wrote as a list.
-
-    Raises
-    ------
-    RefusedError
-        It is none of numbers and lists of numbers.
-    """
+    """Return what the user wrote; a number alone as a list, and what cannot be read as the text that it is."""
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError:
-        found = None
-    found = [found] if isinstance(found, int) else found
-    numbers = found if isinstance(found, list) else [""]
-    flat = [one for entry in numbers for one in (entry if isinstance(entry, list) else [entry])]
-    if not all(isinstance(one, int) and not isinstance(one, bool) for one in flat):
-        raise RefusedError(f"--classes {text!r} is no list of classes; write numbers, as '[3, 5, 8]' or '[[0, 1], 7]'")
-    return found
+        return text
+    return [found] if isinstance(found, int) else found
 
 
 COMMANDS = (reuse,)

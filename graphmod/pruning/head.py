@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
+import numpy as np
 from onnx import NodeProto
 
 from graphmod.errors import RefusedError
@@ -109,3 +112,10 @@ def check_exclusive(model: Model, head: Head) -> None:
         if operator.op_type not in BEHIND:
             return
         tensor = operator.input[0]
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value lists classes, or several that are one: a sequence or an array, and no text."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -19,7 +19,7 @@ from onnx import NodeProto, helper
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.pruning.groups import Groups, Units, groups
-from graphmod.pruning.head import Head, check_exclusive, head_of
+from graphmod.pruning.head import Head, check_exclusive, head_of, is_list
 from graphmod.pruning.independence import is_independent
 from graphmod.pruning.removal import cut
 from graphmod.rewrite.draft import Draft, shared_scope
@@ -105,9 +105,9 @@ def _columns(classes: object, head: Head) -> list[list[int]]:
         They are no such list, or a class does not exist or is there twice.
     """
     told = f"'{head.output}' has {head.n_classes} classes, 0 to {head.n_classes - 1}"
-    if not _is_list(classes):
+    if not is_list(classes):
         raise RefusedError(f"classes={classes!r} is no list of classes, such as [3, 5, 8] or [[0, 1, 2], 3]; {told}")
-    columns = [[*column] if _is_list(column) else [column] for column in classes]
+    columns = [[*column] if is_list(column) else [column] for column in classes]
     if not columns or not all(columns):
         raise RefusedError(f"{'a column of classes' if columns else 'classes'} is an empty list; {told}")
     numbers = [[_class(one, head.n_classes, told) for one in column] for column in columns]
@@ -127,12 +127,6 @@ def _class(one: object, n_classes: int, told: str) -> int:
     if not 0 <= one < n_classes:
         raise RefusedError(f"there is no class {one}; {told}")
     return int(one)
-
-
-def _is_list(value: object) -> TypeGuard[Sequence[object]]:
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 # -- slicing
@@ -279,10 +273,8 @@ def _picked(draft: Draft, head: Head, tensor: str, places: Sequence[int], made: 
 
 def _free(draft: Draft, head: Head) -> str:
     """Give what makes the output, and is read as such, another name, and return that."""
-    maker = draft.producer(head.output)
-    assert maker is not None, "an operator makes the output"
     name = draft.unused(f"{head.output}/all")
-    draft.set_outputs(maker, [name if tensor == head.output else tensor for tensor in maker.output])
+    draft.make_as(head.output, name)
     draft.redirect(head.output, name)
     return name
 

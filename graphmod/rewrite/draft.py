@@ -215,6 +215,12 @@ class Draft:
         operator.output.extend(outputs)
         self._index(operator)
 
+    def make_as(self, tensor: str, name: str) -> None:
+        """Let the operator that makes a tensor, if one does, make it under another name; readers stay."""
+        operator = self.producer(tensor)
+        if operator is not None:
+            self.set_outputs(operator, [name if made == tensor else made for made in operator.output])
+
     def redirect(self, old: str, new: str, readers: Iterable[NodeProto] | None = None) -> None:
         """Let operators, all readers if None, read another tensor instead, in their subgraphs too."""
         for operator in self.readers(old) if readers is None else list(readers):

@@ -84,10 +84,8 @@ def duplicate(model: Model, place: Place, times: int = 1, *, share_weights: bool
 
 def _make_room(draft: Draft, output: str) -> str:
     """Let the operator that makes a graph output make another tensor, and return its name."""
-    operator = draft.producer(output)
     fresh = draft.unused(f"{output}/before")
-    if operator is not None:
-        draft.set_outputs(operator, [fresh if name == output else name for name in operator.output])
+    draft.make_as(output, fresh)
     return fresh
 
 

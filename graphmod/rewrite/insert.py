@@ -180,7 +180,7 @@ def _at_the_end(draft: Draft, fitter: Fitter, tensor: str) -> None:
         value.type.CopyFrom(declared(tensor, fitted.kind).type)
         draft.forget([tensor])
     before = draft.unused(f"{tensor}/before")
-    draft.set_outputs(producer, [before if name == tensor else name for name in producer.output])
+    draft.make_as(tensor, before)
     graft(
         draft,
         fitted.model,

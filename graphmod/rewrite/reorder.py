@@ -58,7 +58,8 @@ def reorder(model: Model, places: list[Place], order: list[int]) -> Model:
     leaving = draft.readers(end)
     exits = [region.exit for region in regions]
     if end in draft.outputs:
-        exits[-1] = _rename(draft, end, draft.unused(f"{end}/before"))
+        exits[-1] = draft.unused(f"{end}/before")
+        draft.make_as(end, exits[-1])
     current = start
     for number in order:
         for operator in entering[number]:
@@ -67,7 +68,7 @@ def reorder(model: Model, places: list[Place], order: list[int]) -> Model:
             draft.redirect(regions[number].entry, source, [operator])
         current = exits[number]
     if end in draft.outputs:
-        _rename(draft, current, end)
+        draft.make_as(current, end)
     else:
         draft.redirect(end, current, leaving)
     return draft.finish()
@@ -95,11 +96,3 @@ def _check_private(draft: Draft, regions: list[Region], entering: list[list[Node
                 f"'{region.entry}' lies between two of the blocks and is also read by {others[0].op_type} "
                 f"'{others[0].name}'"
             )
-
-
-def _rename(draft: Draft, tensor: str, name: str) -> str:
-    """Let the operator that makes a tensor make it under another name; readers stay."""
-    operator = draft.producer(tensor)
-    if operator is not None:
-        draft.set_outputs(operator, [name if made == tensor else made for made in operator.output])
-    return name

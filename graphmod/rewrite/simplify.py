@@ -251,10 +251,9 @@ def _become(draft: Draft, operator: NodeProto, pairs: Sequence[tuple[str, str]])
     """Take an operator out whose tensors are others from now on."""
     draft.discard(operator)
     for old, new in pairs:
-        maker = draft.producer(new)
-        if old in draft.outputs and maker is not None:
+        if old in draft.outputs and draft.producer(new) is not None:
             draft.redirect(new, old)
-            draft.set_outputs(maker, [old if name == new else name for name in maker.output])
+            draft.make_as(new, old)
         else:
             draft.redirect(old, new)
 

@@ -146,7 +146,7 @@ def fit(
     columns = (TextColumn("retraining"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
     with Progress(*columns, disable=not settings.progress, transient=True) as bar:
         task = bar.add_task("", total=settings.epochs, told=f"calibration {first[0]:.4f}")
-        _learning(net, norms)
+        learning(net, norms)
         for step, (inputs, goals) in enumerate(_batches(views, starts, settings), 1):
             for parameter in trained:
                 parameter.grad = None
@@ -176,7 +176,7 @@ def fit(
             bar.update(task, completed=step / len(starts), told=f"calibration {best_rank[0]:.4f}")
             if waited >= settings.patience or settings.reached(rank):
                 break
-            _learning(net, norms)
+            learning(net, norms)
     with torch.no_grad():
         for tensor, kept in zip(state, best, strict=True):
             tensor.copy_(kept)
@@ -193,8 +193,8 @@ def _batches(views: Sequence[Samples], starts: range, settings: Settings) -> Ite
             yield view.take(permuted[start : start + settings.batch_size])
 
 
-def _learning(net: torch.fx.GraphModule, norms: Sequence[_BatchNorm]) -> None:
-    """Let the network be as in training; batch normalisation only where it learns."""
+def learning(net: torch.fx.GraphModule, norms: Sequence[_BatchNorm]) -> None:
+    """Let the network be as in training; of batch normalisations only those that are given."""
     net.train()
     for module in net.modules():
         if isinstance(module, _BatchNorm):

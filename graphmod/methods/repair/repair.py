@@ -386,9 +386,9 @@ def _by_labels(task: _Task, training: _Training) -> _Found:
         model, parts, lambda model: loss_of(values(model, some, [output])[output], some, loss) < np.inf
     )
     _check_share(task, list(replaced))
-    _check_constants(model, loss_of(values(model, some, [output])[output], some, loss))
     free = model if fixed_batch(model) is None else rebatch(model)
     known = values(free, some, [*(unit.entry for unit in parts), output])
+    _check_constants(model, loss_of(known[output], some, loss))
     ranking = suspects(free, some, parts, output, loss, known, replaced)
     first_ = next(unit for unit in parts if unit.entry == task.within_share(ranking)[0].entry)
     if next(one.figures["skipping"] for one in ranking if one.entry == first_.entry) > 0:

@@ -54,14 +54,12 @@ class Prices:
         widths, model = Widths(found), found.model
         places = [[model.position[name] for name in block.operators] for block in blocks]
         whole = np.ones(found.n_units, bool)
-        total: Timing | Counted
-        if budget == "latency":
-            total = timing = Timing(found, widths, table)
-            saved = [timing.among(own, whole) for own in places]
+        costs = _costs(found, widths, budget, table)
+        if isinstance(costs, Timing):
+            saved = [costs.among(own, whole) for own in places]
         else:
-            total = Counted(widths, getattr(widths, budget))
             saved = [float(getattr(cost(model, block.operators), budget)) for block in blocks]
-        return cls(total(whole), _of_units(found, total, whole), np.array(saved), _inside(found, blocks))
+        return cls(costs(whole), _of_units(found, costs, whole), np.array(saved), _inside(found, blocks))
 
     def left(self, closed: Alive) -> float:
         """Return about what is left of the cost when some gates, of units and then blocks, are closed.
@@ -74,12 +72,21 @@ class Prices:
         return self.total - float(within[0] + np.where(closed[n:], whole, within[1:]).sum())
 
 
-def _of_units(found: Groups, total: Timing | Counted, whole: Alive) -> Costs:
+def total(found: Groups, budget: str, table: LatencyTable) -> float:
+    """Return what a network costs, without prices; see :meth:`Prices.of`."""
+    return _costs(found, Widths(found), budget, table)(np.ones(found.n_units, bool))
+
+
+def _costs(found: Groups, widths: Widths, budget: str, table: LatencyTable) -> Timing | Counted:
+    return Timing(found, widths, table) if budget == "latency" else Counted(widths, getattr(widths, budget))
+
+
+def _of_units(found: Groups, costs: Timing | Counted, whole: Alive) -> Costs:
     units = np.zeros(found.n_units)
     for place, group in enumerate(found):
         half = whole.copy()
         half[group.first : group.first + group.n_units // 2] = False
-        saved = total.part(place, whole) - total.part(place, half)
+        saved = costs.part(place, whole) - costs.part(place, half)
         units[group.own] = max(0.0, saved) / max(1, group.n_units // 2)
     return units
 

@@ -142,7 +142,7 @@ def reengineer(
         budget, target or LADDER[0], steps, shrink_every, MULTIPLE if budget == "latency" else 1, learning_rate,
         batch_size, seed, progress,
     )  # fmt: skip
-    job = _Job(model, free, task, parts, plan, epochs, granularity)
+    job = _Job(free, task, parts, plan, epochs, granularity)
     begun = trainable(job.student(), parts.train)
     found = job.to_budget(begun) if target is not None else job.down_the_ladder(begun, max_drop)
     seconds = process_time() - start
@@ -225,10 +225,8 @@ class _Job:
         The same, or its logits where classes are merged: their probabilities are no softmax's any more.
     """
 
-    def __init__(
-        self, model: Model, free: Model, task: Task, parts: Splits, plan: Plan, epochs: int, granularity: str
-    ) -> None:
-        self.model, self.free, self.task, self.parts = model, free, task, parts
+    def __init__(self, free: Model, task: Task, parts: Splits, plan: Plan, epochs: int, granularity: str) -> None:
+        self.free, self.task, self.parts = free, task, parts
         self.plan, self.epochs, self.by_weight = plan, epochs, granularity == "weight"
         self.part = restrict(free, task.columns)
         self.teacher = self.part if task.is_plain else restrict(_up_to_logits(free), task.columns)

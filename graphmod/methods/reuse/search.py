@@ -30,12 +30,13 @@ from graphmod.errors import GraphmodError, InvalidModelError, RefusedError
 from graphmod.graph import Block
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
 from graphmod.methods.reuse.gated import Gated
-from graphmod.methods.reuse.price import Prices
+from graphmod.methods.reuse.price import Prices, total
 from graphmod.methods.skipping import skip
 from graphmod.model import Model
 from graphmod.probe import predict
 from graphmod.probe.operator_latency import LatencyTable
 from graphmod.pruning.groups import Groups, groups
+from graphmod.pruning.importance.gradients import widened
 from graphmod.pruning.removal import cut
 from graphmod.pruning.selection import Selection
 from graphmod.pruning.widths import Alive, Widths
@@ -116,11 +117,6 @@ class Closing:
     worth: NDArray[np.float64]
     closed: Alive
 
-    @property
-    def is_open(self) -> Alive:
-        """Which are not closed."""
-        return ~self.closed
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -199,7 +195,7 @@ def searched(
     rng = np.random.default_rng(plan.seed)
     taught = predict(teacher, data, output=logits(teacher)).astype(np.float32)
     stages: list[Stage] = []
-    first = Prices.of(groups(of or model), [], plan.budget, plan.table).total
+    first = total(groups(of or model), plan.budget, plan.table) if measure is None else 1.0
     step, begun, aim = 0, 1.0, 1.0
     whole: frozenset[str] = frozenset()
     with Progress(disable=not plan.progress, transient=True) as bar, torch.random.fork_rng(devices=[]):
@@ -209,9 +205,7 @@ def searched(
             found = groups(model)
             gated = Gated(found, _blocks(found))
             prices = Prices.of(found, gated.blocks, plan.budget, plan.table)
-            share = told = max(prices.total / first, LEAST)
-            if measure is not None:
-                share = measure(model)
+            share = max(LEAST, prices.total / first if measure is None else measure(model))
             if stages:
                 if step >= RAMP * plan.steps:  # rounded widths leave more than is allowed, or all that there was
                     aim *= min(1.0, plan.target / share)
@@ -230,7 +224,7 @@ def searched(
             if not stages:
                 begun, whole = share, _untrue(gated, data)
             fixed = _fixed(gated, whole)
-            closed = _trained(gated, prices, (first * aim * told / share, begun), data, taught, step, plan, rng, fixed)
+            closed = _trained(gated, prices, (aim * prices.total / share, begun), data, taught, step, plan, rng, fixed)
             step += plan.shrink_every
             bar.update(task, completed=step)
             model, gates, difference = _removed(gated, closed, data, plan.multiple_of)
@@ -272,8 +266,8 @@ def _trained(
 ) -> Closing:
     """Train for some steps; return what is worth how much, and what is closed in the end.
 
-    ``shares`` are the whole that the budget is of, and the share of the original that the search began with;
-    gates that are ``fixed`` stay open.
+    ``shares`` are the cost of what the budget is a share of, as prices add it up, and the share that the search began
+    with; gates that are ``fixed`` stay open.
     """
     first, begun = shares
     inputs = _fed(gated, data)
@@ -411,10 +405,8 @@ def _removed(gated: Gated, closing: Closing, data: Data, multiple_of: int) -> tu
     alive = _rounded(gated.found, closing.closed[:n], closing.worth[:n], multiple_of)
     model = gated.written()
     small = _cut(model, alive)
-    known = np.array(
-        [is_skippable(small, block) for block in gated.blocks], bool
-    )  # of what is left, shapes can be open
-    stays = closing.is_open[n:] | ~known
+    known = np.array([is_skippable(small, block) for block in gated.blocks], bool)  # shapes of what is left can be open
+    stays = ~(closing.closed[n:] & known)
     small = skip(small, [block for block, one in zip(gated.blocks, stays, strict=True) if not one])
     gates = np.append(alive, stays)
     return small, gates, _checked(gated, model, small, gates, data)
@@ -453,13 +445,7 @@ def _masked(gated: Gated, gates: Alive, data: Data) -> NDArray[np.generic]:
 
 
 def _fed(gated: Gated, data: Data) -> list[Tensor]:
-    """Return inputs that torch may have, in single precision where they are in half."""
-    given = [data.inputs[name] for name in gated.model.inputs]
-    half = [one.dtype.kind not in "iub" and one.dtype.itemsize < 4 for one in given]
-    return [
-        torch.from_numpy(np.array(one, np.float32 if is_half else one.dtype))
-        for one, is_half in zip(given, half, strict=True)
-    ]
+    return [torch.from_numpy(widened(data.inputs[name])) for name in gated.model.inputs]
 
 
 def _difference(made: NDArray[np.generic], masked: NDArray[np.generic]) -> float:

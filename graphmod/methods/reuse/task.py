@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from graphmod.data import Data, Splits
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.model import Model
 from graphmod.probe import predict
-from graphmod.pruning.head import head_of
+from graphmod.pruning.head import head_of, is_list
 from graphmod.train.retrain import logits
 
 Classes = Sequence[int | Sequence[int]]
@@ -125,17 +124,11 @@ def _groups(classes: object) -> tuple[tuple[int, ...], ...]:
     RefusedError
         They are no list of numbers and lists of numbers.
     """
-    if _is_list(classes):
-        lists = [tuple(one) if _is_list(one) else (one,) for one in classes]
+    if is_list(classes):
+        lists = [tuple(one) if is_list(one) else (one,) for one in classes]
         if all(isinstance(one, int | np.integer) and not isinstance(one, bool) for group in lists for one in group):
             return tuple(tuple(int(one) for one in group) for group in lists)
     raise RefusedError(f"classes={classes!r} is no list of classes, such as [3, 5, 8], [[0, 1, 2], 9] or [3]")
-
-
-def _is_list(value: object) -> TypeGuard[Iterable[Any]]:
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def n_classes(model: Model) -> int:

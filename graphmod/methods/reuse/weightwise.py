@@ -10,7 +10,7 @@ from math import ceil, log
 
 from graphmod.data import Splits
 from graphmod.errors import RefusedError
-from graphmod.methods.deeparc.sparsity import layers, n_parameters, sparsify
+from graphmod.methods.deeparc.sparsity import layers, sparsify
 from graphmod.methods.reuse.search import BudgetError, Plan
 from graphmod.model import Model
 from graphmod.rewrite.fuse import fuse
@@ -42,11 +42,11 @@ def zeroed(model: Model, teacher: Model, parts: Splits, plan: Plan, of: Model, e
         Biases and normalisations alone, which stay, are more than that, or there are no other weights.
     """
     whole = fuse(model, kinds=["unfused"])
-    n_weights = sum(layer.size for layer in layers(whole))
+    pruned = layers(whole)
+    n_weights, left = sum(layer.size for layer in pruned), sum(layer.n_left for layer in pruned)
     if not n_weights:
         raise RefusedError("no Conv, Gemm or MatMul of the network has weights of its own that could be zero")
     n_others = whole.n_weights - n_weights
-    left = n_parameters(whole) - n_others
     wanted = int(plan.target * of.n_weights) - n_others
     if wanted < 1:
         raise BudgetError(

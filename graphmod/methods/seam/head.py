@@ -43,10 +43,8 @@ def with_head(model: Model, weight: NDArray[np.floating], bias: NDArray[np.float
     output, read = model.main_output, logits_of(model)
     kind = model.outputs[output]
     draft = Draft(model)
-    producer = draft.producer(output)
-    assert producer is not None, "masked weights have a part in it"
     before = draft.unused(f"{output}/original")
-    draft.set_outputs(producer, [before if name == output else name for name in producer.output])
+    draft.make_as(output, before)
     draft.redirect(output, before)
     draft.forget([output])
     weights = [

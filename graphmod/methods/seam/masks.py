@@ -16,12 +16,10 @@ from onnx import NodeProto
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from graphmod.methods.deeparc.sparsity.layers import WEIGHT_AT
 from graphmod.model import Model
 from graphmod.pytorch import META
 from graphmod.train.weights import constant_roots
-
-WEIGHT_AT = {"Conv": (1,), "Gemm": (1, 0), "MatMul": (1, 0)}
-"""Where operators read weights; of a linear layer either side may be the constant one."""
 
 BIAS_AT = {"Conv": 2, "Gemm": 2}
 """Where operators read biases; that of a MatMul is what an Add behind it adds."""

@@ -22,7 +22,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphmod.data import PARTS, Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
@@ -35,7 +34,7 @@ from graphmod.probe import share_correct
 from graphmod.pytorch import to_torch, write_back
 from graphmod.pytorch.dtypes import to_tensor
 from graphmod.rewrite import rebatch
-from graphmod.train.loop import Clock
+from graphmod.train.loop import Clock, learning
 from graphmod.train.losses import cross_entropy
 from graphmod.train.material import Samples
 
@@ -209,10 +208,7 @@ class _Network:
     def learning(self, masks: bool) -> None:
         """Let the network be as in training, but for its normalizations; masks learn or do not."""
         self.masks.requires_grad_(masks)
-        self.net.train()
-        for module in self.net.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        learning(self.net, norms=())
 
     def state(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return copies of what is kept, and of the head's weight and bias."""

@@ -81,7 +81,7 @@ def gradients(evidence: Evidence) -> Gradients:
         batches, "gradients", total=-(-len(samples) // size), disable=not evidence.progress, transient=True
     ):
         net.zero_grad()
-        feeds = [torch.from_numpy(_widened(batch.inputs[name])) for name in found.model.inputs]
+        feeds = [torch.from_numpy(widened(batch.inputs[name])) for name in found.model.inputs]
         made = net(*feeds)
         loss = _loss(found.model, made if isinstance(made, tuple) else (made,), batch, generator)
         try:
@@ -93,7 +93,7 @@ def gradients(evidence: Evidence) -> Gradients:
     return Gradients(first / n, second / n)
 
 
-def _widened(array: NDArray[np.generic]) -> NDArray[np.generic]:
+def widened(array: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return a copy that torch may have, in single precision where it is in half."""
     return np.array(array, np.float32 if array.dtype.kind not in "iub" and array.dtype.itemsize < 4 else array.dtype)
 

@@ -252,7 +252,7 @@ class Bench:
         if made in self._outputs:
             assert maker is not None
             self.draft.redirect(source, made)
-            self.draft.set_outputs(maker, [made if name == source else name for name in maker.output])
+            self.draft.make_as(source, made)
         else:
             self.draft.redirect(made, source)
         self.drop_unread([*operator.input[1:]])

@@ -108,7 +108,7 @@ def test_a_softmax_at_the_end_stays(classes):
     assert found.model.operators[-1].op_type == "Softmax"
     assert found.report.after.test > 0.95
     plan = verb.Plan("weights", 0.7, 1, 1, 1, 1e-3, 2, 0)
-    job = verb._Job(model, model, Task.of(model, classes), splits(), plan, 1, "unit")
+    job = verb._Job(model, Task.of(model, classes), splits(), plan, 1, "unit")
     taught = job.teacher.run({"x": splits().test.inputs["x"]})
     learnt = taught[job.teacher.main_output]
     learnt = np.exp(learnt) / np.exp(learnt).sum(1, keepdims=True) if job.teacher.main_output != "y" else learnt
