@@ -5,6 +5,7 @@ from graphmod.graph.boundaries import boundaries
 from graphmod.graph.channels import channel_axis
 from graphmod.graph.costs import Cost, cost
 from graphmod.graph.explain import NearMiss, explain
+from graphmod.graph.final_features import final_features, final_layer
 from graphmod.graph.fingerprint import operator_hashes
 from graphmod.graph.flow import activations, carries_activations, data_flow, primary_input, primary_output
 from graphmod.graph.scope import scope
@@ -24,6 +25,8 @@ __all__ = [
     "cost",
     "data_flow",
     "explain",
+    "final_features",
+    "final_layer",
     "find",
     "operator_hashes",
     "primary_input",

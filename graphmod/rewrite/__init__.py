@@ -12,6 +12,7 @@ from graphmod.rewrite.insert import insert
 from graphmod.rewrite.lint import lint, mending
 from graphmod.rewrite.low_rank import low_rank
 from graphmod.rewrite.merge_weights import merge_weights
+from graphmod.rewrite.new_head import new_head
 from graphmod.rewrite.outline import outline
 from graphmod.rewrite.pack import pack, unpack
 from graphmod.rewrite.propose import Proposal, proposals, propose
@@ -58,6 +59,7 @@ __all__ = [
     "low_rank",
     "mending",
     "merge_weights",
+    "new_head",
     "outline",
     "pack",
     "proposals",

@@ -167,14 +167,14 @@ def test_final_features_are_the_last_boundary_before_the_last_matrix(text: str, 
     model = net(
         f"(float[n,4] x) => (float[n,4] y) {{ {text} }}", {k: v for k, v in weights.items() if f" {k})" in text}
     )
-    assert defects.final_features(model) == expected
+    assert gm.graph.final_features(model) == expected
 
 
 def test_features_that_cannot_be_found_are_refused() -> None:
     with pytest.raises(RefusedError, match=r"no boundary before the final layer"):
-        defects.final_features(net(LAYER, {"w": (4, 2)}))
+        gm.graph.final_features(net(LAYER, {"w": (4, 2)}))
     with pytest.raises(RefusedError, match=r"no operator multiplies"):
-        defects.final_features(net("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }", {}))
+        gm.graph.final_features(net("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }", {}))
 
 
 def test_bad_arguments_of_an_attack_are_refused_in_a_sentence(demo: tuple[gm.Model, gm.Data]) -> None:

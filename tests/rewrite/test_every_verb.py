@@ -98,6 +98,11 @@ def merge_weights(draw: st.DrawFn, model: gm.Model) -> Step:
 
 
 @step
+def new_head(draw: st.DrawFn, model: gm.Model) -> Step:  # noqa: ARG001  # every step has the same signature
+    return {"n_classes": draw(st.integers(2, 5))}
+
+
+@step
 def replace(draw: st.DrawFn, model: gm.Model) -> Step:
     by = draw(st.sampled_from(["HardSwish", "LeakyRelu(alpha=0.1)", "Clip(min=0, max=6)", "Identity", None]))
     if by is None:

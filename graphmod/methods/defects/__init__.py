@@ -9,8 +9,7 @@ defects.success(derived, stamped, label=0)                # of other classes, th
 """
 
 from graphmod.methods.defects.feature_attack import feature_attack
-from graphmod.methods.defects.final_features import final_features
 from graphmod.methods.defects.inheritance import inheritance, success
 from graphmod.methods.defects.poisoning import CORNERS, flip_labels, trigger
 
-__all__ = ["CORNERS", "feature_attack", "final_features", "flip_labels", "inheritance", "success", "trigger"]
+__all__ = ["CORNERS", "feature_attack", "flip_labels", "inheritance", "success", "trigger"]

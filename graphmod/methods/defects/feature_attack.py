@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from graphmod.data import Data, as_data, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.methods.defects.final_features import final_features
+from graphmod.graph import final_features
 from graphmod.methods.defects.values import float_input
 from graphmod.methods.drawing import check_seed
 from graphmod.model import Model, check_model
@@ -62,7 +62,7 @@ def feature_attack(
         Samples; labels are not looked at.
     tensor : str, optional
         The features: a tensor, a block's path, an operator or a selector of one. The last boundary before the final
-        layer's weights (:func:`final_features`) if None.
+        layer's weights (:func:`graphmod.graph.final_features`) if None.
     eps : float, optional
         What every value of a sample may change by, in the data's units; a tenth of the range of values if None.
     steps : int

@@ -17,10 +17,9 @@ import numpy as np
 
 from graphmod.data import Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
-from graphmod.graph import cost, subgraph
+from graphmod.graph import cost, final_features, subgraph
 from graphmod.methods.chance import warn_of_little_data
 from graphmod.methods.deeparc.sparsity import n_parameters
-from graphmod.methods.defects import final_features
 from graphmod.methods.drawing import check_seed
 from graphmod.methods.measuring import latencies, measured
 from graphmod.methods.reuse.price import BUDGETS

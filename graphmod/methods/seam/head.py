@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from graphmod.model import Model, TensorType
+from graphmod.model import Model
 from graphmod.rewrite.draft import Draft
-from graphmod.rewrite.expression import declared
+from graphmod.rewrite.new_head import end_in_linear
 from graphmod.train.retrain import logits
 
 
@@ -41,21 +41,12 @@ def with_head(model: Model, weight: NDArray[np.floating], bias: NDArray[np.float
     {'logits': TensorType(dtype=dtype('float32'), shape=('batch', 3))}
     """
     output, read = model.main_output, logits_of(model)
-    kind = model.outputs[output]
     draft = Draft(model)
     before = draft.unused(f"{output}/original")
     draft.make_as(output, before)
     draft.redirect(output, before)
-    draft.forget([output])
-    weights = [
-        draft.weight(f"head.{name}", value.astype(kind.dtype)) for name, value in (("weight", weight), ("bias", bias))
-    ]
     rectified = draft.unused(f"{output}/rectified")
-    draft.add([
-        helper.make_node("Relu", [before if read == output else read], [rectified], draft.unused_operator("head.relu")),
-        helper.make_node("Gemm", [rectified, *weights], [output], draft.unused_operator("head.linear"), transB=1),
-    ])  # fmt: skip
-    value = next(value for value in draft.graph.output if value.name == output)
-    batch = (kind.shape or (None,))[0]
-    value.type.CopyFrom(declared(output, TensorType(kind.dtype, (batch, len(bias)))).type)
+    reads = [before if read == output else read]
+    draft.add([helper.make_node("Relu", reads, [rectified], draft.unused_operator("head.relu"))])
+    end_in_linear(draft, rectified, weight, bias, (model.outputs[output].shape or (None,))[0])
     return draft.finish()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import networkx as nx
+from onnx import NodeProto
 
 from graphmod.errors import RefusedError
-from graphmod.graph import boundaries, data_flow, primary_input, primary_output
+from graphmod.graph.boundaries import boundaries
+from graphmod.graph.flow import data_flow, primary_input, primary_output
 from graphmod.model import Model
 
 _LAYERS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
@@ -15,8 +17,8 @@ _LAYERS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
 def final_features(model: Model) -> str:
     """Return the last boundary before the weights of the final layer.
 
-    The final layer is the last operator on the way of the data that multiplies activations by a matrix or a kernel of
-    weights. Where its own input is no boundary, because another path leads around it, it is the boundary before that.
+    Where the final layer's own input is no boundary, because another path leads around it, it is the boundary before
+    that.
 
     Parameters
     ----------
@@ -37,9 +39,40 @@ def final_features(model: Model) -> str:
     Examples
     --------
     >>> import graphmod as gm
-    >>> final_features(gm.load(gm.demo.model_path()))
+    >>> gm.graph.final_features(gm.load(gm.demo.model_path()))
     'view'
     """
+    last = _final(model)
+    before = [name for name in boundaries(model, primary_input(model)) if model.producer[name] < last]
+    if not before:
+        raise RefusedError(
+            f"there is no boundary before the final layer '{model.operator_names[last]}', so that no tensor holds the "
+            "features it decides by"
+        )
+    return before[-1]
+
+
+def final_layer(model: Model) -> NodeProto:
+    """Return the last operator on the way of the data that multiplies activations by a matrix or a kernel of weights.
+
+    Raises
+    ------
+    RefusedError
+        There is none.
+    InvalidModelError
+        The model has no trunk.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> final_layer(gm.load(gm.demo.model_path())).op_type
+    'Gemm'
+    """
+    return model.operators[_final(model)]
+
+
+def _final(model: Model) -> int:
+    """Return the final layer's place."""
     source = primary_input(model)
     flow = data_flow(model, source, primary_output(model, source))
     places = [
@@ -53,13 +86,7 @@ def final_features(model: Model) -> str:
             "no operator multiplies activations by weights, so that there is no final layer, and no tensor "
             "holds the features that it decides by"
         )
-    before = [name for name in boundaries(model, source) if model.producer[name] < max(places)]
-    if not before:
-        layer = model.operator_names[max(places)]
-        raise RefusedError(
-            f"there is no boundary before the final layer '{layer}', so that no tensor holds the features it decides by"
-        )
-    return before[-1]
+    return max(places)
 
 
 def _is_matrix(model: Model, name: str, flow: nx.DiGraph) -> bool:
