@@ -38,7 +38,7 @@ def test_the_head_is_a_linear_layer_on_the_mean_features(
     values = np.random.default_rng(0).standard_normal(x).astype(np.float32)
     small = gm.new_head(net(text, weights, opset=opset), 5, seed=1)
     assert small.outputs["y"].shape == ("n", 5)
-    weight, bias = (small.constants[name] for name in ("head.weight", "head.bias"))
+    weight, bias = (small.initializer(name) for name in ("head.weight", "head.bias"))
     assert np.abs(weight).max() <= weight.shape[1] ** -0.5
     np.testing.assert_allclose(small.run({"x": values})["y"], features(values) @ weight.T + bias, rtol=2e-5, atol=2e-6)
 
