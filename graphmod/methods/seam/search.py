@@ -17,18 +17,18 @@ from math import inf
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 
-from graphmod.data import PARTS, Data, Splits, as_splits, fixed_batch
-from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.data import Data, as_splits, fixed_batch
+from graphmod.errors import RefusedError
 from graphmod.graph import subgraph
 from graphmod.methods.seam.choice import Choice, Epoch
 from graphmod.methods.seam.head import logits_of, with_head
 from graphmod.methods.seam.masks import binarized, masked, masked_parameters
+from graphmod.methods.target_labels import n_labels
 from graphmod.model import Model
 from graphmod.probe import share_correct
 from graphmod.pytorch import to_torch, write_back
@@ -170,7 +170,7 @@ def search(
     settings = _Settings(accuracy, alpha, epochs, mask_rate, head_rate, batch_size, patience, seed)
     free = model if fixed_batch(model) is None else rebatch(model)
     splits = as_splits(free, data, seed)
-    n_classes = _n_classes(splits)
+    n_classes = n_labels(splits)
     part = subgraph(free, list(free.inputs), [logits_of(free)])
     net = to_torch(part, dtype=torch.float32).requires_grad_(False)
     parameters = masked_parameters(part, net)
@@ -293,38 +293,3 @@ def _n_original(net: GraphModule, samples: Samples, part: Model) -> int:
             "classifier, [samples, classes]; put a Flatten or a GlobalAveragePool behind it with graphmod.insert"
         )
     return int(found.shape[1])
-
-
-def _n_classes(splits: Splits) -> int:
-    """Return the number of classes of the target problem, which the training part has all of."""
-    labels = {name: _labels(getattr(splits, name), name) for name in PARTS}
-    classes = np.unique(labels["train"])
-    missing = np.setdiff1d(np.arange(len(classes)), classes)
-    if len(missing):
-        raise InvalidDataError(
-            f"the training part has labels up to {classes[-1]} and none that is {missing[0]}; number the classes of "
-            "the target problem from 0 on, without gaps"
-        )
-    if len(classes) < 2:
-        raise InvalidDataError("all training samples are of one class; a target problem has two or more")
-    for name, found in labels.items():
-        if found.max() >= len(classes):
-            raise InvalidDataError(
-                f"label {found.max()} of the {name} part is out of range: those of the training part are 0 to "
-                f"{len(classes) - 1}"
-            )
-    return len(classes)
-
-
-def _labels(data: Data, part: str) -> NDArray[np.generic]:
-    """Return a part's targets, which are class labels."""
-    targets = data.targets
-    assert targets is not None, "as_splits asks for targets"
-    if targets.dtype.kind not in "iu" or targets.ndim != 1:
-        raise InvalidDataError(
-            f"the targets of the {part} part are {targets.dtype}{list(targets.shape)}; class labels are integers, one "
-            "a sample"
-        )
-    if targets.min() < 0:
-        raise InvalidDataError(f"label {targets.min()} of the {part} part is out of range; labels begin with 0")
-    return targets
