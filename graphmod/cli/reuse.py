@@ -13,6 +13,7 @@ from rich.table import Table
 from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
 from graphmod.cli.destination import check_destination
 from graphmod.cli.outcome import files_of
+from graphmod.errors import RefusedError
 from graphmod.model import load
 
 Share = Annotated[float | None, typer.Option(help="Share of the original's that may be left.", show_default=False)]
@@ -21,14 +22,17 @@ Share = Annotated[float | None, typer.Option(help="Share of the original's that 
 def reuse(
     model: ModelFile,
     data: DataFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     classes: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="The target problem: '[3, 5, 8]'; '[[0, 1], 7]' makes 0 and 1 one; '[3]' is 3 against the rest.",
             show_default=False,
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    ] = None,
+    new_labels: Annotated[
+        bool, typer.Option("--new-labels", help="The labels of the data, 0 to n - 1, are those of a new problem.")
+    ] = False,
     latency: Share = None,
     weights: Share = None,
     macs: Share = None,
@@ -47,12 +51,20 @@ def reuse(
 ) -> None:
     """Keep only what some classes need of a classifier: channels, heads and blocks that they do not need are removed.
 
-    Without a budget the smallest network is found that keeps the accuracy.
+    Without a budget the smallest network is found that keeps the accuracy. With --new-labels a new last layer is put on
+    the features, and the original with that, fine-tuned, is what accuracy is compared with.
 
     [dim]Example:[/] graphmod reuse model.onnx data.npz --classes '[3, 5, 8]' --latency 0.3 --out digits358.onnx
+
+    [dim]Example:[/] graphmod reuse model.onnx flowers.npz --new-labels --weights 0.1 --out flowers.onnx
     """
     from graphmod.methods.reuse import reengineer
 
+    if (classes is None) != new_labels:
+        raise RefusedError(
+            "the target problem is either --classes, such as '[3, 5, 8]', or --new-labels, where the labels of the "
+            "data are no classes of the model; give one of them"
+        )
     check_destination(out, (".onnx",), model, data)
     found = reengineer(
         load(model), str(data), _classes(classes), latency=latency, weights=weights, macs=macs,
@@ -70,7 +82,8 @@ def reuse(
         after = report.after.latency[size]
         table.add_row(f"microseconds, batch {size}", f"{before:,.0f}", f"{after:,.0f} ({after / before:.1%})")
     table.add_row("accuracy on test data", f"{report.before.test:.2%}", f"{report.after.test:.2%}")
-    table.add_row("the same, among all classes", f"{report.among_all['test']:.2%}", "")
+    if report.among_all:
+        table.add_row("the same, among all classes", f"{report.among_all['test']:.2%}", "")
     console.print(table)
     for label, group in enumerate(report.groups):
         console.print(f"label {label}: class{'es' * (len(group) > 1)} {', '.join(map(str, group))}")
@@ -78,8 +91,10 @@ def reuse(
     console.print(f"written: {', '.join(map(escape, written))}")
 
 
-def _classes(text: str) -> Any:
+def _classes(text: str | None) -> Any:
     """Return what the user wrote; a number alone as a list, and what cannot be read as the text that it is."""
+    if text is None:
+        return None
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError:

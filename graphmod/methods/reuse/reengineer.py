@@ -17,7 +17,7 @@ import numpy as np
 
 from graphmod.data import Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
-from graphmod.graph import cost, final_features, subgraph
+from graphmod.graph import cost
 from graphmod.methods.chance import warn_of_little_data
 from graphmod.methods.deeparc.sparsity import n_parameters
 from graphmod.methods.drawing import check_seed
@@ -25,16 +25,15 @@ from graphmod.methods.measuring import latencies, measured
 from graphmod.methods.reuse.price import BUDGETS
 from graphmod.methods.reuse.report import Reengineered, ReuseReport, Rung
 from graphmod.methods.reuse.search import BudgetError, Plan, Stage, searched
+from graphmod.methods.reuse.start import Start, among_classes, of_features
 from graphmod.methods.reuse.task import Classes, Task
 from graphmod.methods.reuse.weightwise import zeroed
+from graphmod.methods.target_labels import n_labels
 from graphmod.model import Model, edits_of, record
 from graphmod.probe import accuracy, least_latency, share_correct
-from graphmod.pruning.recovery import trainable
-from graphmod.pruning.restrict import restrict
 from graphmod.rewrite import rebatch
 from graphmod.rewrite.fuse import fuse
 from graphmod.train import retrain
-from graphmod.train.retrain import logits
 
 MANIFEST = "graphmod.reuse"
 """The metadata entry that tells from what, for which classes, by which data and seed a model was made."""
@@ -52,7 +51,7 @@ MULTIPLE = 8
 def reengineer(
     model: Model,
     data: object,
-    classes: Classes,
+    classes: Classes | None,
     *,
     latency: float | None = None,
     weights: float | None = None,
@@ -70,14 +69,19 @@ def reengineer(
 ) -> Reengineered:
     """Keep only what a target problem needs of a classifier, and remove the rest.
 
+    The problem is about some of the original's classes, or a new one: then a new last layer is put on the features,
+    and the original with that, all of it fine-tuned, is the teacher and the baseline.
+
     Parameters
     ----------
     model : Model
     data : anything that :func:`graphmod.data.as_splits` takes
-        Samples with the original's labels; only those of the target problem are used.
-    classes : sequence of int, or of sequences of int
+        Samples with the original's labels, of which only those of the target problem are used; or with labels of a new
+        problem, 0 to n - 1.
+    classes : sequence of int, or of sequences of int, or None
         The target problem: classes by their numbers, each a label of the result in this order; lists of classes that
-        are to be one label; or a single class (or list), which stands as label 1 against all others.
+        are to be one label; a single class (or list), which stands as label 1 against all others; or None, if the
+        labels of the data are those of a new problem.
     latency : float, optional
         Share of the original's time in ONNX Runtime, of one sample on one thread, that may be left, above 0 and below
         1. Without any budget the smallest network is found that keeps the accuracy.
@@ -87,9 +91,10 @@ def reengineer(
         Whether channels, heads and blocks are removed, or single weights become zero: those make no network faster, but
         :func:`graphmod.pack` writes a smaller file of them, and fewer are needed.
     max_drop : float
-        What accuracy on calibration data may lose without a budget, beside the original's among the target classes.
+        What accuracy on calibration data may lose without a budget, beside the baseline: the original among the target
+        classes, or fine-tuned for a new problem.
     steps : int
-        Of training while gates close, for a budget.
+        Of training while gates close, for a budget; about as many go into fine-tuning for a new problem.
     shrink_every : int
         Steps after which what is closed is removed.
     epochs : int
@@ -115,7 +120,8 @@ def reengineer(
         The model is no classifier, a class does not exist, an argument is out of range, nothing can be removed, or the
         budget cannot be met.
     InvalidDataError
-        The data does not fit the model, or a label of the target problem has no samples.
+        The data does not fit the model, a label of the target problem has no samples, or those of a new problem are not
+        0 to n - 1.
 
     References
     ----------
@@ -132,37 +138,41 @@ def reengineer(
     budget, target = _budget(latency, weights, macs, granularity)
     _check(max_drop, steps, shrink_every, epochs, learning_rate, batch_size, batch_sizes, seed)
     start = process_time()
-    task = Task.of(model, classes)
-    whole = as_splits(model, data, seed, labels=True)
-    parts = task.data(whole)
+    task = None if classes is None else Task.of(model, classes)
+    whole = as_splits(model, data, seed, labels=task is not None)
+    parts = whole if task is None else task.data(whole)
+    n = n_labels(parts)
     size = fixed_batch(model)
     free = model if size is None else rebatch(model)
     plan = Plan(
         budget, target or LADDER[0], steps, shrink_every, MULTIPLE if budget == "latency" else 1, learning_rate,
         batch_size, seed, progress,
     )  # fmt: skip
-    job = _Job(free, task, parts, plan, epochs, granularity)
-    begun = trainable(job.student(), parts.train)
-    found = job.to_budget(begun) if target is not None else job.down_the_ladder(begun, max_drop)
+    begun = of_features(free, n, parts, plan) if task is None else among_classes(free, task, parts, plan, epochs)
+    job = _Job(free, begun, parts, plan, epochs, granularity)
+    found = job.to_budget() if target is not None else job.down_the_ladder(max_drop)
     seconds = process_time() - start
     settings = {
         "max_drop": max_drop, "steps": steps, "shrink_every": shrink_every, "epochs": epochs, "batch_size": batch_size,
         "learning_rate": learning_rate, "granularity": granularity, "seed": seed, budget: target,
     }  # fmt: skip
     manifest = {
-        "original": model.digest, "classes": task.groups, "data": _digest(parts), "seed": seed, "settings": settings,
+        "original": model.digest, "classes": task and task.groups, "data": _digest(parts), "seed": seed,
+        "settings": settings,
     }  # fmt: skip
     result = _marked(found if size is None else rebatch(found, size), edits_of(model), manifest)
     timing = latencies({"before": free, "after": found}, parts.test, batch_sizes)
     report = ReuseReport(
-        groups=task.groups,
+        groups=() if task is None else task.groups,
         before=replace(
-            measured(job.part, parts, share_correct, timing["before"]),
+            measured(begun.baseline, parts, share_correct, timing["before"]),
             weights=model.n_weights,
             bytes=model.n_bytes,
             macs=cost(free).macs,
         ),
-        among_all={name: task.accuracy_among_all(free, getattr(parts, name)) for name in ("calibration", "test")},
+        among_all={
+            name: task.accuracy_among_all(free, getattr(parts, name)) for name in ("calibration", "test") if task
+        },
         after=replace(measured(found, parts, share_correct, timing["after"]), weights=job.n_left(found)),
         budget=budget,
         rungs=tuple(job.rungs),
@@ -214,50 +224,29 @@ def _check(
 
 
 class _Job:
-    """One re-engineering: what stays the same in all of it, and what was seen on the way.
+    """One re-engineering: what stays the same in all of it, and what was seen on the way."""
 
-    Attributes
-    ----------
-    part : Model
-        The original among the classes of the target problem.
-    teacher : Model
-        The same, or its logits where classes are merged: their probabilities are no softmax's any more.
-    """
-
-    def __init__(self, free: Model, task: Task, parts: Splits, plan: Plan, epochs: int, granularity: str) -> None:
-        self.free, self.task, self.parts = free, task, parts
+    def __init__(self, free: Model, begun: Start, parts: Splits, plan: Plan, epochs: int, granularity: str) -> None:
+        self.free, self.begun, self.parts = free, begun, parts
         self.plan, self.epochs, self.by_weight = plan, epochs, granularity == "weight"
-        self.part = restrict(free, task.columns)
-        self.teacher = self.part if task.is_plain else restrict(_up_to_logits(free), task.columns)
         self.rungs: list[Rung] = []
         self.stages: list[Stage] = []
 
-    def student(self) -> Model:
-        """Return the original with one output a label; that of several classes has been trained to stand for all."""
-        if self.task.is_plain:
-            return self.part
-        first = restrict(self.free, [group[0] for group in self.task.groups])
-        return retrain(
-            first, self.parts, [(final_features(first), first.main_output)], teacher=self.teacher,
-            epochs=max(1, self.epochs), learning_rate=self.plan.learning_rate, batch_size=self.plan.batch_size,
-            seed=self.plan.seed, progress=self.plan.progress,
-        )  # fmt: skip
-
-    def to_budget(self, begun: Model) -> Model:
+    def to_budget(self) -> Model:
         """Return the network within the budget."""
-        return self._recovered(self._searched(begun, self.plan))
+        return self._recovered(self._searched(self.begun.student, self.plan))
 
-    def down_the_ladder(self, begun: Model, max_drop: float) -> Model:
-        """Return the smallest network that keeps the accuracy; the original's part, if none does."""
-        floor = accuracy(self.part, self.parts.calibration) - max_drop
+    def down_the_ladder(self, max_drop: float) -> Model:
+        """Return the smallest network that keeps the accuracy; the baseline, if none does."""
+        floor = accuracy(self.begun.baseline, self.parts.calibration) - max_drop
         warn_of_little_data(self.parts.calibration, max_drop)
-        kept, model, missed = self.part, begun, 0
+        kept, model, missed = self.begun.baseline, self.begun.student, 0
         for share in LADDER:
             plan = replace(self.plan, target=share, steps=max(self.plan.shrink_every, self.plan.steps // 2))
             try:
                 model = self._searched(model, plan)
             except BudgetError:  # nothing more can go
-                if kept is self.part and model is begun:
+                if kept is self.begun.baseline and model is self.begun.student:
                     raise
                 break
             found = self._recovered(model)
@@ -271,16 +260,16 @@ class _Job:
 
     def _searched(self, model: Model, plan: Plan) -> Model:
         if self.by_weight:
-            return zeroed(model, self.teacher, self.parts, plan, self.free, max(1, self.epochs // 4))
+            return zeroed(model, self.begun.teacher, self.parts, plan, self.free, max(1, self.epochs // 4))
         measure = self._time_left if plan.budget == "latency" else None
-        found, stages = searched(model, self.teacher, self.parts.train, plan, of=self.free, measure=measure)
+        found, stages = searched(model, self.begun.teacher, self.parts.train, plan, of=self.free, measure=measure)
         self.stages += stages
         return found
 
     def _recovered(self, model: Model) -> Model:
         """Return a network trained on, as the operators that it had, and note how that went."""
         trained = retrain(
-            model, self.parts, teacher=self.teacher, epochs=self.epochs, patience=max(1, self.epochs),
+            model, self.parts, teacher=self.begun.teacher, epochs=self.epochs, patience=max(1, self.epochs),
             learning_rate=self.plan.learning_rate / 2, batch_size=self.plan.batch_size, keep_zeros=self.by_weight,
             seed=self.plan.seed, progress=self.plan.progress,
         )  # fmt: skip
@@ -300,11 +289,6 @@ class _Job:
         feeds = self.parts.train[:1].inputs
         times = least_latency({"before": self.free, "after": fuse(model, kinds=["unfused"])}, feeds)
         return times["after"] / times["before"]
-
-
-def _up_to_logits(model: Model) -> Model:
-    """Return a classifier without the softmax that it may end in."""
-    return model if logits(model) == model.main_output else subgraph(model, list(model.inputs), [logits(model)])
 
 
 def _digest(parts: Splits) -> str:

@@ -18,6 +18,7 @@ import graphmod as gm
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import cost
 from graphmod.methods.reuse import Reengineered, Task
+from graphmod.methods.reuse.start import among_classes
 from graphmod.probe import LatencyTable, share_correct
 
 verb = importlib.import_module("graphmod.methods.reuse.reengineer")
@@ -108,11 +109,11 @@ def test_a_softmax_at_the_end_stays(classes):
     assert found.model.operators[-1].op_type == "Softmax"
     assert found.report.after.test > 0.95
     plan = verb.Plan("weights", 0.7, 1, 1, 1, 1e-3, 2, 0)
-    job = verb._Job(model, Task.of(model, classes), splits(), plan, 1, "unit")
-    taught = job.teacher.run({"x": splits().test.inputs["x"]})
-    learnt = taught[job.teacher.main_output]
-    learnt = np.exp(learnt) / np.exp(learnt).sum(1, keepdims=True) if job.teacher.main_output != "y" else learnt
-    assert learnt == pytest.approx(scores(job.part, splits().test), abs=1e-5)
+    task = Task.of(model, classes)
+    begun = among_classes(model, task, task.data(splits()), plan, 1)
+    learnt = scores(begun.teacher, splits().test)
+    learnt = np.exp(learnt) / np.exp(learnt).sum(1, keepdims=True) if begun.teacher.main_output != "y" else learnt
+    assert learnt == pytest.approx(scores(begun.baseline, splits().test), abs=1e-5)
 
 
 def test_a_model_of_four_samples_at_a_time_stays_one():
@@ -230,7 +231,7 @@ def test_a_budget_of_time_that_cannot_be_met_is_refused(planted):
     ],
 )
 def test_arguments_out_of_range_are_refused_before_any_work(monkeypatch, more, told):
-    for name in ("as_splits", "restrict", "searched", "retrain"):
+    for name in ("as_splits", "among_classes", "searched", "retrain"):
         monkeypatch.setattr(verb, name, None)
     with pytest.raises(RefusedError, match=told):
         gm.reengineer(trained(), images(), [0, 3], **more)
