@@ -1,4 +1,4 @@
-"""Indirect reuse: the weights that a search has left are trained for the target problem."""
+"""Fine-tuning: the weights that a search has left are trained for the target problem."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
+from graphmod.graph import subgraph
 from graphmod.model import Model
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.new_head import end_in_linear
@@ -17,6 +18,11 @@ def logits_of(model: Model) -> str:
     tensor = logits(model)
     last = model.operators[model.producer[tensor]] if tensor in model.producer else None
     return str(last.input[0]) if last is not None and last.op_type == "LogSoftmax" else tensor
+
+
+def logits_part(model: Model) -> Model:
+    """Return the part of a model that leads to :func:`logits_of` it."""
+    return subgraph(model, list(model.inputs), [logits_of(model)])
 
 
 def with_head(model: Model, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Model:

@@ -1,4 +1,4 @@
-r"""The search of SeaM: masks on all weights and a new head are trained, the weights themselves are not.
+r"""The search of SeaM: masks on all weights and a head are trained, the weights themselves are not.
 
 With :math:`f_M` the network whose weights are masked by :math:`M`, and :math:`h` the head behind its logits, a ReLU and
 a linear layer, Adam lessens
@@ -6,7 +6,8 @@ a linear layer, Adam lessens
 .. math:: \mathrm{CE}(h(f_M(x)), y) + \alpha \, \overline{B(M)},
 
 the cross-entropy and the share of the values that are kept (Qi et al., Reusing deep neural network models through model
-re-engineering, ICSE 2023). Epochs 0, 5, 10, ... train the head alone, the others head and masks.
+re-engineering, ICSE 2023). Epochs 0, 5, 10, ... train the head alone, the others head and masks. Where the network's
+own final layer is the head, :math:`h(f_M(x))` is what that makes of the features, and it has no masks.
 """
 
 from __future__ import annotations
@@ -18,28 +19,24 @@ from math import inf
 import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.fx import GraphModule
 
 from graphmod.data import Data, as_splits, fixed_batch
 from graphmod.errors import RefusedError
-from graphmod.graph import subgraph
-from graphmod.methods.seam.choice import Choice, Epoch
-from graphmod.methods.seam.head import logits_of, with_head
-from graphmod.methods.seam.masks import binarized, masked, masked_parameters
+from graphmod.methods.seam.choice import ByAccuracy, ByShare, Choice, Epoch
+from graphmod.methods.seam.head import logits_part
+from graphmod.methods.seam.masks import binarized
+from graphmod.methods.seam.network import Network, State, WithAddedHead, WithOwnHead
 from graphmod.methods.target_labels import n_labels
 from graphmod.model import Model
 from graphmod.probe import share_correct
-from graphmod.pytorch import to_torch, write_back
+from graphmod.pytorch import to_torch
 from graphmod.pytorch.dtypes import to_tensor
 from graphmod.rewrite import rebatch
-from graphmod.train.loop import Clock, learning
+from graphmod.train.loop import Clock
 from graphmod.train.losses import cross_entropy
 from graphmod.train.material import Samples
-
-HEAD_ALONE = 5
-"""Of so many epochs the first trains the head alone."""
 
 LOOKED_AT = 256
 """Calibration samples in a batch."""
@@ -52,7 +49,7 @@ class SeamRun:
     Parameters
     ----------
     model : Model
-        The original's graph, weights and biases that are not kept at zero, with the head behind its logits.
+        The original's graph, weights and biases that are not kept at zero, with the head.
     kept : float
         Share of the masked values that are kept.
     n_masked : int
@@ -60,7 +57,7 @@ class SeamRun:
     epoch : int
         The one whose masks and head these are.
     reached : bool
-        Whether it is as accurate on calibration data as was asked for.
+        Whether it is as accurate on calibration data as was asked for, or keeps no more than the share that was.
     history : tuple of Epoch
     seconds : float
         CPU time of all.
@@ -76,10 +73,19 @@ class SeamRun:
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """How is searched; see :func:`search`."""
+class Settings:
+    """How is searched; see :func:`search`.
 
-    accuracy: float
+    Raises
+    ------
+    RefusedError
+        Something is out of range. Who works before the search makes one first, so as not to be refused then.
+    """
+
+    accuracy: float | None
+    share: float | None
+    own_head: bool
+    head_alone: int | None
     alpha: float
     epochs: int
     mask_rate: float
@@ -87,23 +93,40 @@ class _Settings:
     batch_size: int
     patience: int | None
     seed: int
+    progress: bool
 
     def __post_init__(self) -> None:
-        if not 0 <= self.accuracy <= 1:
+        if (self.accuracy is None) == (self.share is None):
+            raise RefusedError("a search ends by what it is to reach: give either accuracy or share")
+        if self.accuracy is not None and not 0 <= self.accuracy <= 1:
             raise RefusedError(f"accuracy={self.accuracy} is out of range; it is the original's, a share from 0 to 1")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise RefusedError(f"share={self.share} is out of range; it is what may be kept, from 0 to 1")
         if not 0 <= self.alpha < inf:
             raise RefusedError(f"alpha={self.alpha} is out of range; it is a number of at least 0")
         if not (0 < self.mask_rate < inf and 0 < self.head_rate < inf):
             raise RefusedError(f"mask_rate={self.mask_rate} and head_rate={self.head_rate} must be numbers above 0")
         if min(self.epochs, self.batch_size, 1 if self.patience is None else self.patience) < 1 or self.seed < 0:
             raise RefusedError("epochs, batch_size and patience must be at least 1, and seed at least 0")
+        if self.head_alone is not None and self.head_alone < 2:
+            raise RefusedError(f"head_alone={self.head_alone} is out of range; it is None or at least 2")
+
+    def choice(self) -> Choice[State]:
+        """Return what chooses the epoch that is kept."""
+        if self.share is not None:
+            return ByShare(self.share)
+        assert self.accuracy is not None, "either is given"
+        return ByAccuracy(self.accuracy)
 
 
 def search(
     model: Model,
     data: object,
     *,
-    accuracy: float,
+    accuracy: float | None = None,
+    share: float | None = None,
+    own_head: bool = False,
+    head_alone: int | None = 5,
     alpha: float = 1.0,
     epochs: int = 300,
     mask_rate: float = 0.1,
@@ -116,19 +139,24 @@ def search(
     """Find the weights that a target problem needs, and set all others to zero.
 
     Every weight and bias of Conv, Gemm and MatMul has a mask that starts at 1; it is kept while that is above 0.
-    Weights do not change, nor do normalizations and their statistics. Of the epochs that are as accurate on calibration
-    data as the original, the one that keeps the smallest share is kept; if there is none, the one of the best accuracy
-    less share.
+    Weights do not change, nor do normalizations and their statistics. With ``accuracy``, of the epochs that are as
+    accurate on calibration data as the original, the one that keeps the smallest share is kept; with ``share`` the
+    first that keeps no more, which ends the search. If there is none, it is the one of the best accuracy less share.
 
     Parameters
     ----------
     model : Model
-        A classifier, of whatever classes; a softmax at its end goes.
+        A classifier, of whatever classes; a softmax at its end goes, unless ``own_head``.
     data : anything that :func:`graphmod.data.as_splits` takes
         Samples of the target problem, labelled 0 to n - 1. The training part is learnt, the calibration part decides
         what is kept (the published code decides by test data), the test part is not used.
-    accuracy : float
-        The original's on calibration data of the target problem.
+    accuracy, share : float, optional
+        The original's accuracy on calibration data of the target problem, or the share that may be kept: one of both.
+    own_head : bool
+        Whether the head is the final layer that there is, all behind :func:`graphmod.graph.final_features`, instead of
+        a ReLU and a linear layer behind the logits. It has no masks, and learns from what it is.
+    head_alone : int, optional
+        Of so many epochs the first trains the head alone; none does if None.
     alpha : float
         Weight of the share that is kept in the loss, at least 0.
     epochs : int
@@ -136,8 +164,9 @@ def search(
         Learning rates of masks and head.
     batch_size : int
     patience : int, optional
-        Once an epoch was as accurate as the original, end after so many that are not, counted anew whenever the share
-        falls by thousandths. All epochs run if None.
+        With ``accuracy``, once an epoch was as accurate as the original, end after so many that are not, counted anew
+        whenever the share falls by thousandths; with ``share``, end after so many in a row of which the accuracy less
+        share is no better than before. All epochs run if None.
     seed : int
         Same seed, same result.
     progress : bool
@@ -152,7 +181,8 @@ def search(
     InvalidDataError
         The data do not fit, or their labels are not those of two or more classes, 0 to n - 1.
     RefusedError
-        There is nothing to mask, the output is no classifier's, or an argument is out of range.
+        There is nothing to mask, the output is no classifier's, the head that there is has another number of classes,
+        or an argument is out of range.
     UnsupportedOperatorError
         An operator cannot be imported into PyTorch.
 
@@ -166,71 +196,47 @@ def search(
     >>> run.model.outputs["logits"].shape, run.n_masked, len(run.history)
     (('batch', 2), 302042, 2)
     """
+    settings = Settings(
+        accuracy, share, own_head, head_alone, alpha, epochs, mask_rate, head_rate, batch_size, patience, seed, progress
+    )
+    return search_by(settings, model, data)
+
+
+def search_by(settings: Settings, model: Model, data: object) -> SeamRun:
+    """Search as :func:`search` does."""
     clock = Clock()
-    settings = _Settings(accuracy, alpha, epochs, mask_rate, head_rate, batch_size, patience, seed)
     free = model if fixed_batch(model) is None else rebatch(model)
-    splits = as_splits(free, data, seed)
+    splits = as_splits(free, data, settings.seed)
     n_classes = n_labels(splits)
-    part = subgraph(free, list(free.inputs), [logits_of(free)])
-    net = to_torch(part, dtype=torch.float32).requires_grad_(False)
-    parameters = masked_parameters(part, net)
-    if not parameters:
-        raise RefusedError("there is nothing to mask: no Conv, Gemm or MatMul before the logits has a constant weight")
+    part = logits_part(free)
+    net = to_torch(part, dtype=torch.float32)
     train, calibration = (_samples(one, part) for one in (splits.train, splits.calibration))
+    kind = WithOwnHead if settings.own_head else WithAddedHead
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = _Network(net, parameters, _n_original(net, train, part), n_classes)
-        choice, history = _searched(network, train, calibration, settings, clock, progress)
+        torch.manual_seed(settings.seed)
+        network = kind(part, net, _n_original(net, train, part), n_classes)
+        choice, history = _searched(network, train, calibration, settings, clock)
     assert choice.chosen is not None, "there is at least one epoch"
-    epoch, (kept, head) = choice.chosen
-    for path, value in masked(parameters, kept.float()).items():
-        parameters[path].copy_(torch.where(value == 0, 0, value))  # no zero is negative
-    weight, bias = head
-    found = with_head(write_back(model, net), weight.numpy(), bias.numpy())
-    return SeamRun(found, epoch.kept, len(kept), epoch.epoch, choice.reached, history, clock.passed())
-
-
-class _Network:
-    """A network with masks, all in one row, and a head."""
-
-    def __init__(self, net: GraphModule, parameters: dict[str, nn.Parameter], n_original: int, n_classes: int) -> None:
-        self.net = net
-        self.parameters = parameters
-        self.masks = torch.ones(sum(one.numel() for one in parameters.values()))
-        self.head = nn.Linear(n_original, n_classes)
-
-    def __call__(self, inputs: list[Tensor], kept: Tensor) -> Tensor:
-        """Return the target problem's logits of some samples."""
-        logits: Tensor = functional_call(self.net, masked(self.parameters, kept), tuple(inputs))
-        found: Tensor = self.head(logits.float().relu())
-        return found
-
-    def learning(self, masks: bool) -> None:
-        """Let the network be as in training, but for its normalizations; masks learn or do not."""
-        self.masks.requires_grad_(masks)
-        learning(self.net, norms=())
-
-    def state(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return copies of what is kept, and of the head's weight and bias."""
-        return self.masks.detach() > 0, (self.head.weight.detach().clone(), self.head.bias.detach().clone())
+    epoch, state = choice.chosen
+    found = network.written(model, state)
+    return SeamRun(found, epoch.kept, len(network.masks), epoch.epoch, choice.reached, history, clock.passed())
 
 
 def _searched(
-    network: _Network, train: Samples, calibration: Samples, settings: _Settings, clock: Clock, progress: bool
-) -> tuple[Choice[tuple[Tensor, tuple[Tensor, Tensor]]], tuple[Epoch, ...]]:
+    network: Network, train: Samples, calibration: Samples, settings: Settings, clock: Clock
+) -> tuple[Choice[State], tuple[Epoch, ...]]:
     """Train masks and head; return the choice among the epochs, and all of these."""
-    heads = list(network.head.parameters())
-    alone = torch.optim.Adam(heads, settings.head_rate)
+    alone = torch.optim.Adam(network.head, settings.head_rate)
     masks = {"params": [network.masks], "lr": settings.mask_rate}
-    together = torch.optim.Adam([masks, {"params": heads, "lr": settings.head_rate}])
-    choice: Choice[tuple[Tensor, tuple[Tensor, Tensor]]] = Choice(settings.accuracy)
+    together = torch.optim.Adam([masks, {"params": network.head, "lr": settings.head_rate}])
+    choice = settings.choice()
     order = np.random.default_rng(settings.seed)
     history: list[Epoch] = []
     columns = (TextColumn("searching"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress, transient=True) as bar:
+    with Progress(*columns, disable=not settings.progress, transient=True) as bar:
         task = bar.add_task("", total=settings.epochs, told="")
         for epoch in range(settings.epochs):
-            head_alone = epoch % HEAD_ALONE == 0
+            head_alone = settings.head_alone is not None and epoch % settings.head_alone == 0
             network.learning(masks=not head_alone)
             batches = _batches(train, order, settings.batch_size)
             loss = _trained(network, batches, alone if head_alone else together, settings.alpha)
@@ -239,13 +245,13 @@ def _searched(
             history.append(found)
             choice.see(found, network.state())
             bar.update(task, completed=epoch + 1, told=f"calibration {found.accuracy:.4f}, kept {kept:.1%}")
-            if choice.below == settings.patience:
+            if choice.ended(settings.patience):
                 break
     return choice, tuple(history)
 
 
 def _trained(
-    network: _Network, batches: Iterator[tuple[list[Tensor], Tensor]], optimizer: torch.optim.Adam, alpha: float
+    network: Network, batches: Iterator[tuple[list[Tensor], Tensor]], optimizer: torch.optim.Adam, alpha: float
 ) -> float:
     """Train through an epoch; return the mean loss of its batches."""
     losses = []
@@ -259,7 +265,7 @@ def _trained(
     return float(np.mean(losses))
 
 
-def _accuracy(network: _Network, samples: Samples) -> float:
+def _accuracy(network: Network, samples: Samples) -> float:
     network.net.eval()
     with torch.no_grad():
         kept = binarized(network.masks)
