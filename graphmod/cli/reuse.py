@@ -40,6 +40,10 @@ def reuse(
         Literal["unit", "weight"],
         typer.Option(help="unit: channels, heads, blocks go; weight: single weights become zero, see pack."),
     ] = "unit",
+    harden: Annotated[
+        float | None,
+        typer.Option(help="Learn samples attacked on the original, values changed by this.", show_default=False),
+    ] = None,
     max_drop: Annotated[
         float,
         typer.Option(min=0, max=0.99, help="Share of accuracy that calibration data may lose, without a budget."),
@@ -68,7 +72,8 @@ def reuse(
     check_destination(out, (".onnx",), model, data)
     found = reengineer(
         load(model), str(data), _classes(classes), latency=latency, weights=weights, macs=macs,
-        granularity=granularity, max_drop=max_drop, steps=steps, epochs=epochs, seed=seed, progress=not as_json,
+        granularity=granularity, harden=harden, max_drop=max_drop, steps=steps, epochs=epochs, seed=seed,
+        progress=not as_json,
     )  # fmt: skip
     report = found.report
     found.model.save(out)

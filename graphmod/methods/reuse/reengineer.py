@@ -22,6 +22,7 @@ from graphmod.methods.chance import warn_of_little_data
 from graphmod.methods.deeparc.sparsity import n_parameters
 from graphmod.methods.drawing import check_seed
 from graphmod.methods.measuring import latencies, measured
+from graphmod.methods.reuse.hardening import attacked_too, hardened
 from graphmod.methods.reuse.price import BUDGETS
 from graphmod.methods.reuse.report import Reengineered, ReuseReport, Rung
 from graphmod.methods.reuse.search import BudgetError, Plan, Stage, searched
@@ -57,6 +58,7 @@ def reengineer(
     weights: float | None = None,
     macs: float | None = None,
     granularity: Literal["unit", "weight"] = "unit",
+    harden: float | None = None,
     max_drop: float = 0.003,
     steps: int = 700,
     shrink_every: int = 100,
@@ -90,6 +92,10 @@ def reengineer(
     granularity : {"unit", "weight"}
         Whether channels, heads and blocks are removed, or single weights become zero: those make no network faster, but
         :func:`graphmod.pack` writes a smaller file of them, and fewer are needed.
+    harden : float, optional
+        Learn, besides, training samples of which each value may have changed by this, in the data's units, to lead the
+        original's features astray (:func:`graphmod.methods.defects.feature_attack`): what is made on the original
+        alone turns fewer samples then. Twice as many samples are trained on, and a teacher that knows them.
     max_drop : float
         What accuracy on calibration data may lose without a budget, beside the baseline: the original among the target
         classes, or fine-tuned for a new problem.
@@ -136,6 +142,8 @@ def reengineer(
     (2, True)
     """
     budget, target = _budget(latency, weights, macs, granularity)
+    if harden is not None and not 0 < harden < np.inf:
+        raise RefusedError(f"harden={harden} is out of range; it is what a value may change by, above 0")
     _check(max_drop, steps, shrink_every, epochs, learning_rate, batch_size, batch_sizes, seed)
     start = process_time()
     task = None if classes is None else Task.of(model, classes)
@@ -149,12 +157,16 @@ def reengineer(
         batch_size, seed, progress,
     )  # fmt: skip
     begun = of_features(free, n, parts, plan) if task is None else among_classes(free, task, parts, plan, epochs)
-    job = _Job(free, begun, parts, plan, epochs, granularity)
+    shown = parts
+    if harden is not None:
+        shown = attacked_too(free, parts, harden, seed)
+        begun = hardened(begun, shown, plan)
+    job = _Job(free, begun, parts, shown, plan, epochs, granularity)
     found = job.to_budget() if target is not None else job.down_the_ladder(max_drop)
     seconds = process_time() - start
     settings = {
         "max_drop": max_drop, "steps": steps, "shrink_every": shrink_every, "epochs": epochs, "batch_size": batch_size,
-        "learning_rate": learning_rate, "granularity": granularity, "seed": seed, budget: target,
+        "learning_rate": learning_rate, "granularity": granularity, "harden": harden, "seed": seed, budget: target,
     }  # fmt: skip
     manifest = {
         "original": model.digest, "classes": task and task.groups, "data": _digest(parts), "seed": seed,
@@ -224,10 +236,15 @@ def _check(
 
 
 class _Job:
-    """One re-engineering: what stays the same in all of it, and what was seen on the way."""
+    """One re-engineering: what stays the same in all of it, and what was seen on the way.
 
-    def __init__(self, free: Model, begun: Start, parts: Splits, plan: Plan, epochs: int, granularity: str) -> None:
-        self.free, self.begun, self.parts = free, begun, parts
+    ``parts`` are the samples of the target problem, ``shown`` those that training learns and is chosen by.
+    """
+
+    def __init__(
+        self, free: Model, begun: Start, parts: Splits, shown: Splits, plan: Plan, epochs: int, granularity: str
+    ) -> None:
+        self.free, self.begun, self.parts, self.shown = free, begun, parts, shown
         self.plan, self.epochs, self.by_weight = plan, epochs, granularity == "weight"
         self.rungs: list[Rung] = []
         self.stages: list[Stage] = []
@@ -260,16 +277,16 @@ class _Job:
 
     def _searched(self, model: Model, plan: Plan) -> Model:
         if self.by_weight:
-            return zeroed(model, self.begun.teacher, self.parts, plan, self.free, max(1, self.epochs // 4))
+            return zeroed(model, self.begun.teacher, self.shown, plan, self.free, max(1, self.epochs // 4))
         measure = self._time_left if plan.budget == "latency" else None
-        found, stages = searched(model, self.begun.teacher, self.parts.train, plan, of=self.free, measure=measure)
+        found, stages = searched(model, self.begun.teacher, self.shown.train, plan, of=self.free, measure=measure)
         self.stages += stages
         return found
 
     def _recovered(self, model: Model) -> Model:
         """Return a network trained on, as the operators that it had, and note how that went."""
         trained = retrain(
-            model, self.parts, teacher=self.begun.teacher, epochs=self.epochs, patience=max(1, self.epochs),
+            model, self.shown, teacher=self.begun.teacher, epochs=self.epochs, patience=max(1, self.epochs),
             learning_rate=self.plan.learning_rate / 2, batch_size=self.plan.batch_size, keep_zeros=self.by_weight,
             seed=self.plan.seed, progress=self.plan.progress,
         )  # fmt: skip
