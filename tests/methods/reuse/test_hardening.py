@@ -7,7 +7,7 @@ import pytest
 from planted_answers import images, trained
 
 import graphmod as gm
-from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.errors import RefusedError
 from graphmod.methods import defects
 from graphmod.methods.reuse.hardening import attacked_too
 
