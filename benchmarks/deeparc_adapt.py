@@ -33,10 +33,10 @@ from markdown import table as as_table
 from trained_networks import drawn, network, splits
 
 import graphmod as gm
+from graphmod.graph import logits
 from graphmod.methods import deeparc
 from graphmod.methods.adapt import LOGITS, OPTIMIZER, _lesson
 from graphmod.train import Imitation, retrained
-from graphmod.train.retrain import logits
 
 NAME = "adapt"
 STRENGTHS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2)

@@ -10,6 +10,7 @@ from graphmod.graph.fingerprint import operator_hashes
 from graphmod.graph.flow import activations, carries_activations, data_flow, primary_input, primary_output
 from graphmod.graph.scope import scope
 from graphmod.graph.select import Match, find
+from graphmod.graph.softmax import logits
 from graphmod.graph.subgraph import subgraph
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "final_features",
     "final_layer",
     "find",
+    "logits",
     "operator_hashes",
     "primary_input",
     "primary_output",

@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.graph import Block, boundaries, primary_input
+from graphmod.graph import Block, boundaries, logits, primary_input
 from graphmod.graph import blocks as block_tree
 from graphmod.methods.chance import warn_of_chance
 from graphmod.methods.drawing import drawn
@@ -32,7 +32,6 @@ from graphmod.rewrite import Region, merge_weights, rebatch
 from graphmod.rewrite.region import Place, find_regions
 from graphmod.train import Imitation, n_trained, retrained
 from graphmod.train.loop import Settings
-from graphmod.train.retrain import logits
 
 LEARNT = 0.1
 """Cross-entropy below which there is nothing to learn from a sample."""

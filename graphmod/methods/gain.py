@@ -24,14 +24,13 @@ import torch
 
 from graphmod.data import Data
 from graphmod.errors import RefusedError
-from graphmod.graph import Block, blocks, boundaries, cost, data_flow, primary_input, subgraph
+from graphmod.graph import Block, blocks, boundaries, cost, data_flow, logits, primary_input, subgraph
 from graphmod.methods.tuning import Candidate
 from graphmod.model import Model
 from graphmod.pytorch import META, to_torch
 from graphmod.pytorch.dtypes import to_tensor
 from graphmod.train.losses import cross_entropy
 from graphmod.train.objective import Loss
-from graphmod.train.retrain import logits
 from graphmod.train.weights import constant_roots, weights_read
 
 _MOST = 256

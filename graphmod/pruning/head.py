@@ -10,12 +10,8 @@ import numpy as np
 from onnx import NodeProto
 
 from graphmod.errors import RefusedError
+from graphmod.graph.softmax import BEHIND, last_softmax
 from graphmod.model import Model
-from graphmod.rewrite.element_types import STANDARD
-
-SOFTMAX = ("Softmax", "LogSoftmax")
-BEHIND = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
-"""Operators after a softmax that hand its entries on in their order."""
 
 INDEPENDENT = ("HardSigmoid", "Sigmoid")
 """Operators that make a probability for every class by itself."""
@@ -70,32 +66,7 @@ def head_of(model: Model, output: str) -> Head:
         )
     if output not in model.producer:
         raise RefusedError(f"no operator makes the output '{output}', so there are no classes to choose from")
-    return Head(output, shape[1], _last_softmax(model, output, shape[1]))
-
-
-def _last_softmax(model: Model, output: str, n_classes: int) -> NodeProto | None:
-    """Return the softmax over the classes that makes an output, up to its shape and type."""
-    tensor = output
-    while tensor in model.producer:
-        operator = model.operators[model.producer[tensor]]
-        if operator.domain not in STANDARD or operator.op_type not in (*SOFTMAX, *BEHIND):
-            return None
-        if operator.op_type in SOFTMAX:
-            return operator if _is_over_classes(model, operator, n_classes) else None
-        tensor = operator.input[0]
-    return None
-
-
-def _is_over_classes(model: Model, softmax: NodeProto, n_classes: int) -> bool:
-    """Whether a softmax is over one axis of classes, and all axes but that and the first are 1 long."""
-    kind = model.tensors.get(softmax.output[0])
-    shape = None if kind is None else kind.shape
-    if shape is None or sorted(map(str, shape[1:])) != sorted(["1"] * (len(shape) - 2) + [str(n_classes)]):
-        return False
-    flattens = model.opset < 13
-    axis = next((a.i for a in softmax.attribute if a.name == "axis"), 1 if flattens else -1) % len(shape)
-    place = shape.index(n_classes, 1)
-    return 1 <= axis <= place if flattens else axis == place
+    return Head(output, shape[1], last_softmax(model, output, shape[1]))
 
 
 def check_exclusive(model: Model, head: Head) -> None:

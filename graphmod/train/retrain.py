@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from graphmod.data import as_splits, fixed_batch
 from graphmod.errors import RefusedError
-from graphmod.graph import Block
+from graphmod.graph import Block, logits
 from graphmod.model import Model
 from graphmod.pytorch import to_torch, write_back
 from graphmod.rewrite import rebatch
@@ -312,10 +312,3 @@ def _rank(net: GraphModule, samples: Samples, ranking: Ranking, batch_size: int)
     with torch.no_grad():
         batches = samples.batches(batch_size)
         return ranking((as_tuple(net(*inputs))[0], goals) for inputs, goals in batches)
-
-
-def logits(model: Model) -> str:
-    """Return the tensor of a classifier's logits: its output, or what a softmax at its end reads."""
-    output = model.main_output
-    last = next((operator for operator in model.operators if output in operator.output), None)
-    return last.input[0] if last is not None and last.op_type == "Softmax" else output

@@ -21,6 +21,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from graphmod.data import Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
+from graphmod.graph import logits
 from graphmod.methods.chance import warn_of_chance, warn_of_little_data
 from graphmod.methods.compress.activations import Activations
 from graphmod.methods.compress.clock import Clock
@@ -36,7 +37,6 @@ from graphmod.modules import ModuleMap, modularize
 from graphmod.probe import predict, share_correct, similarity
 from graphmod.rewrite import Region
 from graphmod.train import Metric, trained_weights
-from graphmod.train.retrain import logits
 
 FITTED_ON = 2048
 """Training samples that parts are fitted on, at most."""

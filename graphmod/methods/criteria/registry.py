@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.data import Data
+from graphmod.graph import logits
 from graphmod.methods.skipping import outputs_without
 from graphmod.model import Model
 from graphmod.registry import Registry
 from graphmod.rewrite import Region
-from graphmod.train.retrain import logits
 
 Scores = NDArray[np.float64]
 

@@ -16,12 +16,11 @@ from rich.progress import track
 
 from graphmod.data import Data, as_data, check_labels, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.graph import subgraph
+from graphmod.graph import logits, subgraph
 from graphmod.model import Model, check_model
 from graphmod.pytorch import to_torch
 from graphmod.registry import Registry
 from graphmod.rewrite import rebatch
-from graphmod.train.retrain import logits
 
 INSTALL = 'pip install "graphmod[attacks]"'
 

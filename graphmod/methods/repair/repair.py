@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from graphmod.data import Data, Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.graph import boundaries
+from graphmod.graph import boundaries, logits
 from graphmod.methods.chance import warn_of_chance
 from graphmod.methods.drawing import fewest
 from graphmod.methods.repair.emptying import emptied
@@ -30,7 +30,7 @@ from graphmod.rewrite.draft import Draft
 from graphmod.train import Imitation, Metric, retrained
 from graphmod.train.loop import Settings
 from graphmod.train.losses import cross_entropy
-from graphmod.train.retrain import Loss, Retrained, logits
+from graphmod.train.retrain import Loss, Retrained
 
 Score = Callable[[Model, str], float]
 """From a model and the name of a part of the data, the metric."""

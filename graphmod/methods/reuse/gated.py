@@ -18,14 +18,13 @@ from onnx import NodeProto
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from graphmod.graph import Block
+from graphmod.graph import Block, logits
 from graphmod.methods.reuse.left_norm import LeftNorm
 from graphmod.model import Model
 from graphmod.pruning.groups import Groups, Units
 from graphmod.pruning.importance.gradients import places
 from graphmod.pytorch import to_torch, write_back
 from graphmod.pytorch.steps import Convert, Dequantize, forward
-from graphmod.train.retrain import logits
 
 _NORMALIZED = frozenset(
     {"GroupNormalization", "LRN", "LayerNormalization", "LpNormalization", "MeanVarianceNormalization",

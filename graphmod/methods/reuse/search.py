@@ -27,7 +27,7 @@ from torch import Tensor
 
 from graphmod.data import Data
 from graphmod.errors import GraphmodError, InvalidModelError, RefusedError
-from graphmod.graph import Block
+from graphmod.graph import Block, logits
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
 from graphmod.methods.reuse.gated import Gated
 from graphmod.methods.reuse.price import Prices, total
@@ -41,7 +41,6 @@ from graphmod.pruning.removal import cut
 from graphmod.pruning.selection import Selection
 from graphmod.pruning.widths import Alive, Widths
 from graphmod.train.losses import cross_entropy, distillation
-from graphmod.train.retrain import logits
 
 MEMORY = 0.9
 """Of the running mean of squared gradients, a step."""

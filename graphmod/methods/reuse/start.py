@@ -7,7 +7,7 @@ from functools import partial
 from math import ceil
 
 from graphmod.data import Splits
-from graphmod.graph import final_features, subgraph
+from graphmod.graph import final_features, logits, subgraph
 from graphmod.methods.reuse.search import Plan
 from graphmod.methods.reuse.task import Task
 from graphmod.model import Model
@@ -16,7 +16,6 @@ from graphmod.pruning.restrict import restrict
 from graphmod.rewrite.fuse import fuse
 from graphmod.rewrite.new_head import new_head
 from graphmod.train import retrain
-from graphmod.train.retrain import logits
 
 
 @dataclass(frozen=True, eq=False)

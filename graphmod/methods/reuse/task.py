@@ -9,10 +9,10 @@ import numpy as np
 
 from graphmod.data import Data, Splits
 from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.graph import logits
 from graphmod.model import Model
 from graphmod.probe import predict
 from graphmod.pruning.head import head_of, is_list
-from graphmod.train.retrain import logits
 
 Classes = Sequence[int | Sequence[int]]
 """What is wanted: classes, or several of them that are to be one."""

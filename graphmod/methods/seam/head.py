@@ -6,11 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from graphmod.graph import subgraph
+from graphmod.graph import logits, subgraph
 from graphmod.model import Model
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.new_head import end_in_linear
-from graphmod.train.retrain import logits
 
 
 def logits_of(model: Model) -> str:

@@ -12,6 +12,7 @@ from rich.progress import track
 
 from graphmod.data import Data, check_labels, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.graph import logits
 from graphmod.model import Model
 from graphmod.pruning.groups import Groups
 from graphmod.pruning.importance.registry import Evidence, Scores, by_unit
@@ -162,7 +163,6 @@ def _of_main(model: Model, output: Tensor, batch: Data, generator: Generator) ->
     from torch.nn.functional import mse_loss, softmax
 
     from graphmod.train.losses import cross_entropy
-    from graphmod.train.retrain import logits
 
     targets = batch.targets
     if targets is not None and targets.dtype.kind == "f":

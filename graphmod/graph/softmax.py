@@ -1,0 +1,78 @@
+"""The softmax at a classifier's end, and the logits before it."""
+
+from __future__ import annotations
+
+from onnx import NodeProto
+
+from graphmod.model import Model
+
+SOFTMAX = ("Softmax", "LogSoftmax")
+BEHIND = ("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators after a softmax that hand its entries on in their order."""
+
+_STANDARD = ("", "ai.onnx")
+
+
+def logits(model: Model) -> str:
+    """Return the tensor of a classifier's logits: its main output, or what a Softmax at its end reads.
+
+    The logarithms of probabilities are logits as well, so that a LogSoftmax at the end changes nothing.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> logits(m), logits(gm.insert(m, "logits", "Softmax(axis=1)")) == "logits"
+    ('logits', False)
+    """
+    output = model.main_output
+    last = model.operators[model.producer[output]] if output in model.producer else None
+    if (last is None or last.op_type not in SOFTMAX) and model.n_classes is not None:
+        last = last_softmax(model, output, model.n_classes)
+    return str(last.input[0]) if last is not None and last.op_type == "Softmax" else output
+
+
+def last_softmax(model: Model, output: str, n_classes: int) -> NodeProto | None:
+    """Return the Softmax or LogSoftmax over the classes that makes an output, up to its shape and type.
+
+    Parameters
+    ----------
+    model : Model
+    output : str
+    n_classes : int
+
+    Returns
+    -------
+    NodeProto or None
+        None where the output is no softmax's.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> last_softmax(m, "logits", 10) is None
+    True
+    >>> last_softmax(gm.insert(m, "logits", "Softmax(axis=1) > Unsqueeze(axes=[2])"), "logits", 10).op_type
+    'Softmax'
+    """
+    tensor = output
+    while tensor in model.producer:
+        operator = model.operators[model.producer[tensor]]
+        if operator.domain not in _STANDARD or operator.op_type not in (*SOFTMAX, *BEHIND):
+            return None
+        if operator.op_type in SOFTMAX:
+            return operator if _is_over_classes(model, operator, n_classes) else None
+        tensor = operator.input[0]
+    return None
+
+
+def _is_over_classes(model: Model, softmax: NodeProto, n_classes: int) -> bool:
+    """Whether a softmax is over one axis of classes, and all axes but that and the first are 1 long."""
+    kind = model.tensors.get(softmax.output[0])
+    shape = None if kind is None else kind.shape
+    if shape is None or sorted(map(str, shape[1:])) != sorted(["1"] * (len(shape) - 2) + [str(n_classes)]):
+        return False
+    flattens = model.opset < 13
+    axis = next((a.i for a in softmax.attribute if a.name == "axis"), 1 if flattens else -1) % len(shape)
+    place = shape.index(n_classes, 1)
+    return 1 <= axis <= place if flattens else axis == place
