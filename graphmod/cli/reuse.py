@@ -90,7 +90,7 @@ def reuse(
     if report.among_all:
         table.add_row("the same, among all classes", f"{report.among_all['test']:.2%}", "")
     console.print(table)
-    for label, group in enumerate(report.groups):
+    for label, group in enumerate(report.members):
         console.print(f"label {label}: class{'es' * (len(group) > 1)} {', '.join(map(str, group))}")
     console.print(f"CPU seconds: {report.seconds:.0f}")
     console.print(f"written: {', '.join(map(escape, written))}")

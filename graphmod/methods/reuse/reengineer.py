@@ -169,13 +169,13 @@ def reengineer(
         "learning_rate": learning_rate, "granularity": granularity, "harden": harden, "seed": seed, budget: target,
     }  # fmt: skip
     manifest = {
-        "original": model.digest, "classes": task and task.groups, "data": _digest(parts), "seed": seed,
+        "original": model.digest, "classes": task and task.members, "data": _digest(parts), "seed": seed,
         "settings": settings,
     }  # fmt: skip
     result = _marked(found if size is None else rebatch(found, size), edits_of(model), manifest)
     timing = latencies({"before": free, "after": found}, parts.test, batch_sizes)
     report = ReuseReport(
-        groups=() if task is None else task.groups,
+        members=() if task is None else task.members,
         before=replace(
             measured(begun.baseline, parts, share_correct, timing["before"]),
             weights=model.n_weights,

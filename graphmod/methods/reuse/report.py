@@ -36,7 +36,7 @@ class ReuseReport:
 
     Parameters
     ----------
-    groups : tuple of tuple of int
+    members : tuple of tuple of int
         For every label of the target problem the original's classes; empty if it is a new one.
     before : Measured
         The original, its accuracy among the classes of the target problem alone: the fair baseline. That of the
@@ -61,7 +61,7 @@ class ReuseReport:
         What the model's metadata tell of this: the original's digest, the classes, the data's digest, the seed.
     """
 
-    groups: tuple[tuple[int, ...], ...]
+    members: tuple[tuple[int, ...], ...]
     before: Measured
     among_all: dict[str, float]
     after: Measured

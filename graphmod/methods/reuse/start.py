@@ -47,7 +47,7 @@ def among_classes(model: Model, task: Task, parts: Splits, plan: Plan, epochs: i
     if task.is_plain:
         return Start(baseline, baseline, trainable(baseline, parts.train))
     teacher = restrict(_up_to_logits(model), task.columns)
-    first = restrict(model, [group[0] for group in task.groups])
+    first = restrict(model, [group[0] for group in task.members])
     student = retrain(
         first, parts, [(final_features(first), first.main_output)], teacher=teacher, epochs=max(1, epochs),
         learning_rate=plan.learning_rate, batch_size=plan.batch_size, seed=plan.seed, progress=plan.progress,

@@ -24,11 +24,11 @@ class Task:
 
     Parameters
     ----------
-    groups : tuple of tuple of int
+    members : tuple of tuple of int
         For every label of the target problem, in order, the original's classes that have it.
     """
 
-    groups: tuple[tuple[int, ...], ...]
+    members: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, model: Model, classes: Classes) -> Task:
@@ -43,9 +43,9 @@ class Task:
         --------
         >>> import graphmod as gm
         >>> m = gm.load(gm.demo.model_path())
-        >>> Task.of(m, [3, 5]).groups, Task.of(m, [[0, 1, 2], 9]).groups
+        >>> Task.of(m, [3, 5]).members, Task.of(m, [[0, 1, 2], 9]).members
         (((3,), (5,)), ((0, 1, 2), (9,)))
-        >>> Task.of(m, [3]).groups
+        >>> Task.of(m, [3]).members
         ((0, 1, 2, 4, 5, 6, 7, 8, 9), (3,))
         """
         n = n_classes(model)
@@ -68,17 +68,17 @@ class Task:
 
     def __len__(self) -> int:
         """Return the number of labels."""
-        return len(self.groups)
+        return len(self.members)
 
     @property
     def is_plain(self) -> bool:
         """Whether every label is one class."""
-        return all(len(group) == 1 for group in self.groups)
+        return all(len(group) == 1 for group in self.members)
 
     @property
     def columns(self) -> list[int | list[int]]:
         """What :func:`graphmod.restrict` is asked for."""
-        return [group[0] if len(group) == 1 else list(group) for group in self.groups]
+        return [group[0] if len(group) == 1 else list(group) for group in self.members]
 
     def data(self, whole: Splits) -> Splits:
         """Return the samples of the target problem, with its labels.
@@ -92,12 +92,12 @@ class Task:
 
     def _part(self, name: str, part: Data) -> Data:
         labels = np.full(len(part), -1)
-        for label, group in enumerate(self.groups):
+        for label, group in enumerate(self.members):
             labels[np.isin(np.asarray(part.targets), group)] = label
         rows = np.flatnonzero(labels >= 0)
         missing = [label for label in range(len(self)) if name == "train" and not (labels == label).any()]
         if missing or not len(rows):
-            told = f"of classes {list(self.groups[missing[0]])}" if missing else "of the target problem"
+            told = f"of classes {list(self.members[missing[0]])}" if missing else "of the target problem"
             raise InvalidDataError(
                 f"the {name} data has no samples {told}; a network is told what to keep by samples of every label"
                 + (", and one class alone needs others against it" if len(self) == 2 else "")
@@ -110,7 +110,7 @@ class Task:
         The literature's baseline (SeaM, section 4): a sample that is taken for a class outside of the problem is wrong.
         """
         label_of = np.full(n_classes(model), -1)
-        for label, group in enumerate(self.groups):
+        for label, group in enumerate(self.members):
             label_of[list(group)] = label
         found = predict(model, part, output=logits(model)).reshape(len(part), -1).argmax(1)
         return float((label_of[found] == np.asarray(part.targets)).mean())

@@ -57,7 +57,7 @@ def test_a_new_problem_in_a_part_of_the_weights():
     assert share_correct(made, others().test.targets) == report.after.test > 0.9
     assert report.before.test > 0.9
     assert report.before.weights == whole.n_weights
-    assert (report.groups, report.among_all) == ((), {})
+    assert (report.members, report.among_all) == ((), {})
     assert json.loads(found.model.metadata["graphmod.reuse"])["classes"] is None
     assert report.as_dict()["weights_left"] == report.weights_left
 

@@ -76,7 +76,7 @@ def test_the_report_has_both_baselines_and_the_file_its_manifest():
 
 def test_one_class_against_the_rest():
     found = gm.reengineer(trained(), images(), [2], weights=0.4, **QUICK)
-    assert found.report.groups == ((0, 1, 3, 4), (2,))
+    assert found.report.members == ((0, 1, 3, 4), (2,))
     assert found.model.n_weights <= 0.4 * trained().n_weights
     assert found.report.after.test > 0.95
     test = images().test

@@ -41,9 +41,9 @@ def same(labels: list[int]) -> gm.Splits:
 )
 def test_labels_are_classes_lists_of_them_or_one_against_the_rest(classes, groups, columns):
     task = Task.of(five(), classes)
-    assert (task.groups, task.columns, len(task)) == (groups, columns, len(groups))
+    assert (task.members, task.columns, len(task)) == (groups, columns, len(groups))
     assert task.is_plain == all(isinstance(one, int) for one in columns)
-    assert all(type(one) is int for group in task.groups for one in group)
+    assert all(type(one) is int for group in task.members for one in group)
 
 
 @pytest.mark.parametrize(
