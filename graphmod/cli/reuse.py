@@ -58,7 +58,7 @@ def reuse(
     Without a budget the smallest network is found that keeps the accuracy. With --new-labels a new last layer is put on
     the features, and the original with that, fine-tuned, is what accuracy is compared with.
 
-    [dim]Example:[/] graphmod reuse model.onnx data.npz --classes '[3, 5, 8]' --latency 0.3 --out digits358.onnx
+    [dim]Example:[/] graphmod reuse model.onnx data.npz --classes '[3, 5, 8]' --latency 0.3 --weights 0.1 -o small.onnx
 
     [dim]Example:[/] graphmod reuse model.onnx flowers.npz --new-labels --weights 0.1 --out flowers.onnx
     """

@@ -88,7 +88,7 @@ def reengineer(
         Share of the original's time in ONNX Runtime, of one sample on one thread, that may be left, above 0 and below
         1. Without any budget the smallest network is found that keeps the accuracy.
     weights, macs : float, optional
-        The same of scalars, or of multiply-accumulates.
+        The same of scalars, or of multiply-accumulates. Several budgets are met one after the other, in this order.
     granularity : {"unit", "weight"}
         Whether channels, heads and blocks are removed, or single weights become zero: those make no network faster, but
         :func:`graphmod.pack` writes a smaller file of them, and fewer are needed.
@@ -141,7 +141,7 @@ def reengineer(
     >>> small.model.outputs["logits"].shape[1], small.report.weights_left < 0.2
     (2, True)
     """
-    budget, target = _budget(latency, weights, macs, granularity)
+    budgets = _budgets(latency, weights, macs, granularity)
     if harden is not None and not 0 < harden < np.inf:
         raise RefusedError(f"harden={harden} is out of range; it is what a value may change by, above 0")
     _check(max_drop, steps, shrink_every, epochs, learning_rate, batch_size, batch_sizes, seed)
@@ -153,7 +153,7 @@ def reengineer(
     size = fixed_batch(model)
     free = model if size is None else rebatch(model)
     plan = Plan(
-        budget, target or LADDER[0], steps, shrink_every, MULTIPLE if budget == "latency" else 1, learning_rate,
+        next(iter(budgets)), LADDER[0], steps, shrink_every, MULTIPLE if "latency" in budgets else 1, learning_rate,
         batch_size, seed, progress,
     )  # fmt: skip
     begun = of_features(free, n, parts, plan) if task is None else among_classes(free, task, parts, plan, epochs)
@@ -162,11 +162,12 @@ def reengineer(
         shown = attacked_too(free, parts, harden, seed)
         begun = hardened(begun, shown, plan)
     job = _Job(free, begun, parts, shown, plan, epochs, granularity)
-    found = job.to_budget() if target is not None else job.down_the_ladder(max_drop)
+    targets = {budget: target for budget, target in budgets.items() if target is not None}
+    found = job.to_budgets(targets) if targets else job.down_the_ladder(max_drop)
     seconds = process_time() - start
     settings = {
         "max_drop": max_drop, "steps": steps, "shrink_every": shrink_every, "epochs": epochs, "batch_size": batch_size,
-        "learning_rate": learning_rate, "granularity": granularity, "harden": harden, "seed": seed, budget: target,
+        "learning_rate": learning_rate, "granularity": granularity, "harden": harden, "seed": seed, **budgets,
     }  # fmt: skip
     manifest = {
         "original": model.digest, "classes": task and task.members, "data": _digest(parts), "seed": seed,
@@ -186,7 +187,7 @@ def reengineer(
             name: task.accuracy_among_all(free, getattr(parts, name)) for name in ("calibration", "test") if task
         },
         after=replace(measured(found, parts, share_correct, timing["after"]), weights=job.n_left(found)),
-        budget=budget,
+        budgets=tuple(budgets),
         rungs=tuple(job.rungs),
         stages=tuple(job.stages),
         samples={name: len(getattr(parts, name)) for name in ("train", "calibration", "test")},
@@ -197,21 +198,19 @@ def reengineer(
     return Reengineered(result, report, model)
 
 
-def _budget(
+def _budgets(
     latency: float | None, weights: float | None, macs: float | None, granularity: str
-) -> tuple[str, float | None]:
+) -> dict[str, float | None]:
     """Return what is cut down, and to what share, None for as far as the accuracy bears."""
     if granularity not in ("unit", "weight"):
         raise RefusedError(f"granularity={granularity!r} is neither unit nor weight")
     if granularity == "weight" and (latency is not None or macs is not None):
         raise RefusedError("single weights that are zero save neither time nor operations; give weights=, or units")
     given = {name: one for name, one in zip(BUDGETS, (latency, weights, macs), strict=True) if one is not None}
-    if len(given) > 1:
-        raise RefusedError(f"{' and '.join(given)} both say how much may be left; give one of them")
     for name, share in given.items():
         if not 0 < share < 1:
             raise RefusedError(f"{name}={share} is out of range; it is a share of the original's, above 0 and below 1")
-    return next(iter(given.items()), (BUDGETS[0] if granularity == "unit" else "weights", None))
+    return {**given} or {BUDGETS[0] if granularity == "unit" else "weights": None}
 
 
 def _check(
@@ -249,9 +248,14 @@ class _Job:
         self.rungs: list[Rung] = []
         self.stages: list[Stage] = []
 
-    def to_budget(self) -> Model:
-        """Return the network within the budget."""
-        return self._recovered(self._searched(self.begun.student, self.plan))
+    def to_budgets(self, targets: dict[str, float]) -> Model:
+        """Return the network within all budgets; half of the steps are for each but the first."""
+        model, plan = self.begun.student, self.plan
+        for budget, target in targets.items():
+            if model is self.begun.student or self._left(model, budget) > target:
+                model = self._searched(model, replace(plan, budget=budget, target=target))
+            plan = self._shorter
+        return self._recovered(model)
 
     def down_the_ladder(self, max_drop: float) -> Model:
         """Return the smallest network that keeps the accuracy; the baseline, if none does."""
@@ -259,9 +263,8 @@ class _Job:
         warn_of_little_data(self.parts.calibration, max_drop)
         kept, model, missed = self.begun.baseline, self.begun.student, 0
         for share in LADDER:
-            plan = replace(self.plan, target=share, steps=max(self.plan.shrink_every, self.plan.steps // 2))
             try:
-                model = self._searched(model, plan)
+                model = self._searched(model, replace(self._shorter, target=share))
             except BudgetError:  # nothing more can go
                 if kept is self.begun.baseline and model is self.begun.student:
                     raise
@@ -274,6 +277,17 @@ class _Job:
             if missed >= MISSES:
                 break
         return kept
+
+    @property
+    def _shorter(self) -> Plan:
+        """The plan of a search that is one of several: half of the steps."""
+        return replace(self.plan, steps=max(self.plan.shrink_every, self.plan.steps // 2))
+
+    def _left(self, model: Model, budget: str) -> float:
+        """Return the share of the original's cost that a network has left."""
+        if budget == "latency":
+            return self._time_left(model)
+        return float(getattr(cost(model), budget) / getattr(cost(self.free), budget))
 
     def _searched(self, model: Model, plan: Plan) -> Model:
         if self.by_weight:

@@ -45,8 +45,8 @@ class ReuseReport:
         The original's accuracy on "calibration" and "test" data where classes outside of the problem count as wrong:
         the literature's baseline. Empty if the problem is a new one.
     after : Measured
-    budget : str
-        What was cut down: "latency", "weights" or "macs".
+    budgets : tuple of str
+        What was cut down, in order: "latency", "weights", "macs".
     rungs : tuple of Rung
         The budgets that were met, the largest first.
     stages : tuple of Stage
@@ -65,7 +65,7 @@ class ReuseReport:
     before: Measured
     among_all: dict[str, float]
     after: Measured
-    budget: str
+    budgets: tuple[str, ...]
     rungs: tuple[Rung, ...]
     stages: tuple[Stage, ...]
     samples: dict[str, int]
