@@ -88,7 +88,7 @@ def reengineer(
         Share of the original's time in ONNX Runtime, of one sample on one thread, that may be left, above 0 and below
         1. Without any budget the smallest network is found that keeps the accuracy.
     weights, macs : float, optional
-        The same of scalars, or of multiply-accumulates. Several budgets are met one after the other, in this order.
+        The same of scalars, or of multiply-accumulates. Of several budgets all are met.
     granularity : {"unit", "weight"}
         Whether channels, heads and blocks are removed, or single weights become zero: those make no network faster, but
         :func:`graphmod.pack` writes a smaller file of them, and fewer are needed.
@@ -152,18 +152,16 @@ def reengineer(
     n = n_labels(parts)
     size = fixed_batch(model)
     free = model if size is None else rebatch(model)
-    plan = Plan(
-        next(iter(budgets)), LADDER[0], steps, shrink_every, MULTIPLE if "latency" in budgets else 1, learning_rate,
-        batch_size, seed, progress,
-    )  # fmt: skip
+    targets = {budget: LADDER[0] if target is None else target for budget, target in budgets.items()}
+    multiple_of = MULTIPLE if "latency" in budgets else 1
+    plan = Plan(targets, steps, shrink_every, multiple_of, learning_rate, batch_size, seed, progress)
     begun = of_features(free, n, parts, plan) if task is None else among_classes(free, task, parts, plan, epochs)
     shown = parts
     if harden is not None:
         shown = attacked_too(free, parts, harden, seed)
         begun = hardened(begun, shown, plan)
     job = _Job(free, begun, parts, shown, plan, epochs, granularity)
-    targets = {budget: target for budget, target in budgets.items() if target is not None}
-    found = job.to_budgets(targets) if targets else job.down_the_ladder(max_drop)
+    found = job.to_budgets() if None not in budgets.values() else job.down_the_ladder(max_drop)
     seconds = process_time() - start
     settings = {
         "max_drop": max_drop, "steps": steps, "shrink_every": shrink_every, "epochs": epochs, "batch_size": batch_size,
@@ -248,23 +246,19 @@ class _Job:
         self.rungs: list[Rung] = []
         self.stages: list[Stage] = []
 
-    def to_budgets(self, targets: dict[str, float]) -> Model:
-        """Return the network within all budgets; half of the steps are for each but the first."""
-        model, plan = self.begun.student, self.plan
-        for budget, target in targets.items():
-            if model is self.begun.student or self._left(model, budget) > target:
-                model = self._searched(model, replace(plan, budget=budget, target=target))
-            plan = self._shorter
-        return self._recovered(model)
+    def to_budgets(self) -> Model:
+        """Return the network within all budgets."""
+        return self._recovered(self._searched(self.begun.student, self.plan))
 
     def down_the_ladder(self, max_drop: float) -> Model:
         """Return the smallest network that keeps the accuracy; the baseline, if none does."""
         floor = accuracy(self.begun.baseline, self.parts.calibration) - max_drop
         warn_of_little_data(self.parts.calibration, max_drop)
         kept, model, missed = self.begun.baseline, self.begun.student, 0
+        shorter = replace(self.plan, steps=max(self.plan.shrink_every, self.plan.steps // 2))
         for share in LADDER:
             try:
-                model = self._searched(model, replace(self._shorter, target=share))
+                model = self._searched(model, replace(shorter, targets=dict.fromkeys(self.plan.targets, share)))
             except BudgetError:  # nothing more can go
                 if kept is self.begun.baseline and model is self.begun.student:
                     raise
@@ -278,22 +272,12 @@ class _Job:
                 break
         return kept
 
-    @property
-    def _shorter(self) -> Plan:
-        """The plan of a search that is one of several: half of the steps."""
-        return replace(self.plan, steps=max(self.plan.shrink_every, self.plan.steps // 2))
-
-    def _left(self, model: Model, budget: str) -> float:
-        """Return the share of the original's cost that a network has left."""
-        if budget == "latency":
-            return self._time_left(model)
-        return float(getattr(cost(model), budget) / getattr(cost(self.free), budget))
-
     def _searched(self, model: Model, plan: Plan) -> Model:
         if self.by_weight:
             return zeroed(model, self.begun.teacher, self.shown, plan, self.free, max(1, self.epochs // 4))
-        measure = self._time_left if plan.budget == "latency" else None
-        found, stages = searched(model, self.begun.teacher, self.shown.train, plan, of=self.free, measure=measure)
+        found, stages = searched(
+            model, self.begun.teacher, self.shown.train, plan, of=self.free, measure=self._time_left
+        )
         self.stages += stages
         return found
 
@@ -307,8 +291,8 @@ class _Job:
         scores = [accuracy(one, self.parts.calibration) for one in (model, trained)]
         found = fuse(trained, kinds=["unfused"])
         n_left = self.n_left(found)
-        share = n_left / self.free.n_weights if self.by_weight else self.stages[-1].left if self.stages else 1.0
-        self.rungs.append(Rung(share, n_left, *scores))
+        left = self.stages[-1].left if self.stages else {"weights": n_left / self.free.n_weights}
+        self.rungs.append(Rung(left, n_left, *scores))
         return found
 
     def n_left(self, model: Model) -> int:

@@ -16,15 +16,15 @@ class Rung:
 
     Parameters
     ----------
-    share : float
-        Of the original's cost: the time of the network as a whole, or what is counted.
+    left : dict of str to float
+        Share of the original's cost, by budget: the time of the network as a whole, or what is counted.
     weights : int
         Scalars that are left.
     searched, recovered : float
         Accuracy on calibration data after the search, and after the training behind it.
     """
 
-    share: float
+    left: dict[str, float]
     weights: int
     searched: float
     recovered: float

@@ -14,8 +14,10 @@ measured anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
 from math import cos, pi
 from time import process_time
 
@@ -29,6 +31,7 @@ from graphmod.data import Data
 from graphmod.errors import GraphmodError, InvalidModelError, RefusedError
 from graphmod.graph import Block, logits
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
+from graphmod.methods.reuse.budget import Budget
 from graphmod.methods.reuse.gated import Gated
 from graphmod.methods.reuse.price import Prices, total
 from graphmod.methods.skipping import skip
@@ -51,14 +54,14 @@ WARM = 10
 MORE = 5
 """Removals beyond the steps, if the budget is not met by then."""
 
-HARDER = 0.8
-"""Times what is allowed, once nothing went where something had to: rounded widths took all of it back."""
-
-LEAST = 1e-9
-"""Share that a network is counted as that costs nothing: an identity."""
-
 RAMP = 0.7
-"""Share of the steps after which the budget is what was asked for; the rest trains what is left."""
+"""Share of the steps after which budgets are what was asked for; the rest trains what is left."""
+
+SLOWEST = 0.1
+"""Of the learning rate, what it falls to: removals beyond the steps have to be made up for as well."""
+
+MIXES = 4
+"""Parts that a price of several costs is put together of."""
 
 TAUGHT, TEMPERATURE = 0.9, 2.0
 """Share of the teacher's predictions in the loss, and how much they are softened."""
@@ -88,8 +91,8 @@ class Stage:
     ----------
     step : int
         Steps of training before it, in the search that it is of: without a budget there is one for each rung.
-    left : float
-        What it costs, as a share of the original.
+    left : dict of str to float
+        What it costs, as a share of the original, by budget.
     weights : int
         Scalars in float constants, among them those of batch normalisations that are put in for training alone.
     units, blocks : int
@@ -101,7 +104,7 @@ class Stage:
     """
 
     step: int
-    left: float
+    left: dict[str, float]
     weights: int
     units: int
     blocks: int
@@ -123,9 +126,8 @@ class Plan:
 
     Parameters
     ----------
-    budget : {"latency", "weights", "macs"}
-    target : float
-        Share of the original's cost that may be left.
+    targets : dict of str to float
+        For "latency", "weights" or "macs" the share of the original's cost that may be left.
     steps : int
         Steps of training in all.
     shrink_every : int
@@ -138,8 +140,7 @@ class Plan:
     progress : bool
     """
 
-    budget: str
-    target: float
+    targets: dict[str, float]
     steps: int
     shrink_every: int
     multiple_of: int
@@ -149,14 +150,13 @@ class Plan:
     progress: bool = False
     table: LatencyTable = field(default_factory=LatencyTable, repr=False, compare=False)
 
-    def allowed(self, step: int, begun: float) -> float:
-        """Return the share of the cost that may be left at a step: what there is at first, less ever more slowly."""
-        way = min(1.0, step / (RAMP * self.steps))
-        return self.target + max(0.0, begun - self.target) * (1 - way) ** 2
+    def way(self, step: int) -> float:
+        """Return how much of the way to the targets is gone at a step."""
+        return min(1.0, step / (RAMP * self.steps))
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step, along a cosine."""
-        return self.learning_rate * (0.5 + 0.5 * cos(pi * min(1.0, step / self.steps))) + self.learning_rate / 100
+        return self.learning_rate * max(SLOWEST, 0.5 + 0.5 * cos(pi * min(1.0, step / self.steps)))
 
 
 def searched(
@@ -179,56 +179,63 @@ def searched(
         Training samples, with labels.
     plan : Plan
     of : Model, optional
-        What the budget is a share of; the model if None.
+        What budgets are shares of; the model if None.
     measure : callable, optional
-        Returns the share of the cost that a model as a whole has left. Prices, which add up operators, are then in
-        proportion to it; if None they tell it themselves.
+        Returns the share of the latency that a model as a whole has left; if None it is that of its operators.
 
     Raises
     ------
     RefusedError
-        The budget cannot be met, nothing can be removed, the network has no gradient, the loss is no number any more,
+        A budget cannot be met, nothing can be removed, the network has no gradient, the loss is no number any more,
         or a closed gate is not as if what it closes were gone.
     """
     start = process_time()
     rng = np.random.default_rng(plan.seed)
     taught = predict(teacher, data, output=logits(teacher)).astype(np.float32)
     stages: list[Stage] = []
-    first = total(groups(of or model), plan.budget, plan.table) if measure is None else 1.0
-    step, begun, aim = 0, 1.0, 1.0
-    whole: frozenset[str] = frozenset()
+    budgets = {name: _budget(name, plan, of or model, measure) for name in plan.targets}
+    step, whole = 0, frozenset[str]()
     with Progress(disable=not plan.progress, transient=True) as bar, torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         task = bar.add_task("searching", total=plan.steps)
         while True:
             found = groups(model)
             gated = Gated(found, _blocks(found))
-            prices = Prices.of(found, gated.blocks, plan.budget, plan.table)
-            share = max(LEAST, prices.total / first if measure is None else measure(model))
+            prices = {name: Prices.of(found, gated.blocks, name, plan.table) for name in budgets}
+            for name, budget in budgets.items():
+                if stages:
+                    budget.see(model, prices[name], late=plan.way(step) == 1)
+                else:
+                    budget.begin(model, prices[name])
+            left = {name: budget.share for name, budget in budgets.items()}
             if stages:
-                if step >= RAMP * plan.steps:  # rounded widths leave more than is allowed, or all that there was
-                    aim *= min(1.0, plan.target / share)
-                    aim *= HARDER if plan.target < share >= stages[-1].left else 1.0
-                stages[-1] = replace(stages[-1], left=share)
+                stages[-1] = replace(stages[-1], left=left)
             if not gated.n_gates and not stages:
                 raise BudgetError("no channel, head or block of the network can be removed; graphmod groups says why")
-            if share <= plan.target and (step >= RAMP * plan.steps or not gated.n_gates):
+            over = [name for name, budget in budgets.items() if not budget.is_met]
+            if not over and (plan.way(step) == 1 or not gated.n_gates):
                 return model, tuple(stages)
             if not gated.n_gates or step >= plan.steps + MORE * plan.shrink_every:
                 more = "or more steps" if gated.n_gates else "as nothing more can be removed"
                 raise BudgetError(
-                    f"{plan.budget}={plan.target:g} cannot be met: {share:.1%} are left after {step} steps; give a "
-                    f"larger budget, {more}"
+                    f"{over[0]}={plan.targets[over[0]]:g} cannot be met: {left[over[0]]:.1%} are left after {step} "
+                    f"steps; give a larger budget, {more}"
                 )
             if not stages:
-                begun, whole = share, _untrue(gated, data)
-            fixed = _fixed(gated, whole)
-            closed = _trained(gated, prices, (aim * prices.total / share, begun), data, taught, step, plan, rng, fixed)
+                whole = _untrue(gated, data)
+            limits = [(prices[name], partial(budget.allowed, prices[name])) for name, budget in budgets.items()]
+            closed = _trained(gated, limits, data, taught, step, plan, rng, _fixed(gated, whole))
             step += plan.shrink_every
             bar.update(task, completed=step)
             model, gates, difference = _removed(gated, closed, data, plan.multiple_of)
             n_units, n_blocks = (int((~some).sum()) for some in np.split(gates, [found.n_units]))
-            stages.append(Stage(step, share, model.n_weights, n_units, n_blocks, difference, process_time() - start))
+            stages.append(Stage(step, left, model.n_weights, n_units, n_blocks, difference, process_time() - start))
+
+
+def _budget(name: str, plan: Plan, of: Model, measure: Callable[[Model], float] | None) -> Budget:
+    if name == "latency" and measure is not None:
+        return Budget(plan.targets[name], 1.0, measure)
+    return Budget(plan.targets[name], total(groups(of), name, plan.table))
 
 
 def _blocks(found: Groups) -> list[Block]:
@@ -254,8 +261,7 @@ def _passes_through(found: Groups, block: Block) -> bool:
 
 def _trained(
     gated: Gated,
-    prices: Prices,
-    shares: tuple[float, float],
+    limits: Sequence[tuple[Prices, Callable[[float], float]]],
     data: Data,
     taught: NDArray[np.generic],
     step: int,
@@ -265,10 +271,10 @@ def _trained(
 ) -> Closing:
     """Train for some steps; return what is worth how much, and what is closed in the end.
 
-    ``shares`` are the cost of what the budget is a share of, as prices add it up, and the share that the search began
-    with; gates that are ``fixed`` stay open.
+    ``limits`` are the prices of every budget, and the cost that may be left after a part of the way; gates that are
+    ``fixed`` stay open.
     """
-    first, begun = shares
+    prices = [one for one, _ in limits]
     inputs = _fed(gated, data)
     labels, goals = torch.from_numpy(np.asarray(data.targets, np.int64)), torch.from_numpy(np.array(taught))
     optimizer = torch.optim.Adam(gated.net.parameters(), plan.learning_rate)
@@ -294,20 +300,23 @@ def _trained(
         if gates.grad is not None:  # None where no gate has a part in the output
             worth = MEMORY * worth + (1 - MEMORY) * gates.grad.double().numpy() ** 2
         if number - step >= WARM or number + 1 == step + plan.shrink_every:
-            allowed = plan.allowed(number + 1, begun) * first
+            allowed = [limit(plan.way(number + 1)) for _, limit in limits]
             closed = cheapest(worth, prices, allowed, fixed | _best(gated.found, worth))
     return Closing(worth, closed)
 
 
-def cheapest(worth: NDArray[np.float64], prices: Prices, allowed: float, open_: Alive) -> Alive:
-    """Return the gates that are worth less than a multiple of their price: the least at which the cost is allowed.
+def cheapest(worth: NDArray[np.float64], prices: Sequence[Prices], allowed: Sequence[float], open_: Alive) -> Alive:
+    """Return the gates that are worth less than a multiple of their price: the least at which all costs are allowed.
+
+    The price of several costs is a mean of what each is of its total, with the weights, of a few, by which what is
+    closed is worth least.
 
     Parameters
     ----------
     worth : float64 array, shape (gates,)
-    prices : Prices
-    allowed : float
-        The cost that may be left.
+    prices : sequence of Prices
+    allowed : sequence of float
+        For each of them the cost that may be left.
     open_ : bool array, shape (gates,)
         What may not be closed.
 
@@ -315,20 +324,38 @@ def cheapest(worth: NDArray[np.float64], prices: Prices, allowed: float, open_: 
     --------
     >>> prices = Prices(10.0, np.array([1.0, 1.0, 4.0]), np.array([4.0]), np.array([-1, -1, -1]))
     >>> worth = np.array([3.0, 1.0, 8.0, 1.0])
-    >>> cheapest(worth, prices, 5.0, np.array([False, False, False, False])).tolist()
+    >>> cheapest(worth, [prices], [5.0], np.array([False, False, False, False])).tolist()
     [False, True, False, True]
     """
-    price = np.append(prices.units, prices.blocks)
-    rate = np.divide(worth, price, out=np.full(len(worth), np.inf), where=(price > 0) & ~open_)
+    several = [np.append(one.units, one.blocks) for one in prices]
+    if len(prices) > 1:
+        shares = [price / max(one.total, np.finfo(float).tiny) for price, one in zip(several, prices, strict=True)]
+        mixes = (mix for mix in product(range(MIXES + 1), repeat=len(prices)) if sum(mix) == MIXES)
+        several = [np.tensordot(mix, shares, 1) for mix in mixes]
+    tried = []
+    for price in several:
+        closed = _closed(
+            np.divide(worth, price, out=np.full(len(worth), np.inf), where=(price > 0) & ~open_), prices, allowed
+        )
+        tried.append((not _within(closed, prices, allowed), float(worth[closed].sum()), closed))
+    return min(tried, key=lambda one: one[:2])[2]
+
+
+def _closed(rate: NDArray[np.float64], prices: Sequence[Prices], allowed: Sequence[float]) -> Alive:
+    """Return the gates of the lowest rates, no more than needed for all costs to be allowed."""
     order = np.sort(rate[np.isfinite(rate)])
     least, most = 0, len(order)  # how many of the lowest rates are closed
     while least < most:
         middle = (least + most) // 2
-        if prices.left(rate < (order[middle] if middle < len(order) else np.inf)) <= allowed:
+        if _within(rate < (order[middle] if middle < len(order) else np.inf), prices, allowed):
             most = middle
         else:
             least = middle + 1
     return np.asarray(rate < order[least] if least < len(order) else np.isfinite(rate))
+
+
+def _within(closed: Alive, prices: Sequence[Prices], allowed: Sequence[float]) -> bool:
+    return all(one.left(closed) <= most for one, most in zip(prices, allowed, strict=True))
 
 
 def _best(found: Groups, worth: NDArray[np.float64]) -> Alive:

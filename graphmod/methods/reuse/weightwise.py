@@ -47,10 +47,11 @@ def zeroed(model: Model, teacher: Model, parts: Splits, plan: Plan, of: Model, e
     if not n_weights:
         raise RefusedError("no Conv, Gemm or MatMul of the network has weights of its own that could be zero")
     n_others = whole.n_weights - n_weights
-    wanted = int(plan.target * of.n_weights) - n_others
+    target = plan.targets["weights"]
+    wanted = int(target * of.n_weights) - n_others
     if wanted < 1:
         raise BudgetError(
-            f"weights={plan.target:g} cannot be met: {n_others:,} of the {of.n_weights:,} scalars are biases and "
+            f"weights={target:g} cannot be met: {n_others:,} of the {of.n_weights:,} scalars are biases and "
             "normalisations, which stay; give a larger budget"
         )
     n_steps = max(1, ceil(log(max(1.0, left / wanted)) / -log(KEPT_AT_ONCE)))

@@ -21,7 +21,7 @@ from graphmod.methods.reuse.search import Plan
 from graphmod.methods.reuse.start import of_features
 from graphmod.probe import share_correct
 
-PLAN = Plan("weights", 0.3, 80, 40, 1, 2e-3, 64, 0)
+PLAN = Plan({"weights": 0.3}, 80, 40, 1, 2e-3, 64, 0)
 
 
 @cache

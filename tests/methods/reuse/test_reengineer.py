@@ -108,7 +108,7 @@ def test_a_softmax_at_the_end_stays(classes):
     assert made.sum(1) == pytest.approx(1, abs=1e-5)
     assert found.model.operators[-1].op_type == "Softmax"
     assert found.report.after.test > 0.95
-    plan = verb.Plan("weights", 0.7, 1, 1, 1, 1e-3, 2, 0)
+    plan = verb.Plan({"weights": 0.7}, 1, 1, 1, 1e-3, 2, 0)
     task = Task.of(model, classes)
     begun = among_classes(model, task, task.data(splits()), plan, 1)
     learnt = scores(begun.teacher, splits().test)
@@ -152,7 +152,7 @@ def test_without_a_budget_it_goes_down_while_accuracy_is_kept(monkeypatch, plant
         found = gm.reengineer(trained(), images(), [0, 3], max_drop=0.01, **{**QUICK, "epochs": 3})
     report = found.report
     assert report.budgets == ("latency",)
-    assert all(rung.share <= limit for rung, limit in zip(report.rungs, (0.6, 0.4), strict=True))
+    assert all(rung.left["latency"] <= limit for rung, limit in zip(report.rungs, (0.6, 0.4), strict=True))
     assert report.after.calibration >= report.before.calibration - 0.01
     assert found.model.n_weights == report.rungs[1].weights
     assert found.model.n_weights < 0.5 * trained().n_weights

@@ -14,10 +14,13 @@ from planted_answers import clusters, idle_block, pairs
 import graphmod as gm
 from graphmod.errors import RefusedError
 from graphmod.graph import cost
+from graphmod.methods.reuse.budget import Budget
 from graphmod.methods.reuse.price import Prices
 from graphmod.methods.reuse.search import AGREE, Plan, cheapest, searched
+from graphmod.probe import LatencyTable
+from graphmod.pruning.groups import groups
 
-PLAN = Plan("weights", 0.55, 60, 30, 1, 1e-3, 32, 0)
+PLAN = Plan({"weights": 0.55}, 60, 30, 1, 1e-3, 32, 0)
 
 
 # -- what closes
@@ -45,17 +48,47 @@ def test_the_lowest_rates_close_and_no_more_than_needed(market):
     rate = np.where(may, worth / np.where(may, price, 1), np.inf)
     tried = [may & (rate < limit) for limit in sorted({*rate[may].tolist(), np.inf})]
     expected = next((closed for closed in tried if prices.left(closed) <= allowed), tried[-1])
-    found = cheapest(worth, prices, allowed, open_)
+    found = cheapest(worth, [prices], [allowed], open_)
     assert found.tolist() == expected.tolist()
     assert not (found & open_).any()
 
 
+@st.composite
+def two_costs(draw: st.DrawFn) -> tuple[np.ndarray, list[Prices], list[float]]:
+    """Draw worths, two prices of each unit, and what may be left of both costs."""
+    n = draw(st.integers(1, 8))
+    positive = st.lists(st.floats(0.1, 5), min_size=n, max_size=n)
+    worth, *units = (np.array(draw(positive)) for _ in range(3))
+    prices = [Prices(float(one.sum() + 1), one, np.zeros(0), np.full(n, -1)) for one in units]
+    return worth, prices, [draw(st.floats(1, one.total)) for one in prices]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(two_costs())
+def test_of_two_costs_both_are_allowed_and_no_single_price_that_does_so_gives_up_less(market):
+    worth, prices, allowed = market
+    open_ = np.zeros(len(worth), bool)
+    found = cheapest(worth, prices, allowed, open_)
+    assert all(one.left(found) <= most + 1e-9 for one, most in zip(prices, allowed, strict=True))
+    for one in prices:
+        alone = cheapest(worth, [one], [allowed[prices.index(one)]], open_)
+        if all(other.left(alone) <= most for other, most in zip(prices, allowed, strict=True)):
+            assert worth[found].sum() <= worth[alone].sum() + 1e-9
+
+
 def test_a_budget_grows_tighter_from_what_there_is():
-    shares = [PLAN.allowed(step, 0.9) for step in range(61)]
-    assert shares[0] == 0.9
-    assert shares == sorted(shares, reverse=True)
-    assert shares[42:] == [0.55] * 19
-    assert PLAN.allowed(0, 0.4) == 0.55  # less is there than may be left
+    model = pairs()
+    found = groups(model)
+    prices = Prices.of(found, [], "weights", LatencyTable())
+    budget = Budget(0.55, prices.total / 0.9)
+    budget.begin(model, prices)
+    left = [budget.allowed(prices, PLAN.way(step)) * 0.9 / prices.total for step in range(61)]
+    assert left[0] == pytest.approx(0.9)
+    assert left == sorted(left, reverse=True)
+    assert left[42:] == pytest.approx([0.55] * 19)
+    less = Budget(0.55, prices.total / 0.4)
+    less.begin(model, prices)
+    assert less.allowed(prices, 0) * 0.4 / prices.total == pytest.approx(0.55)  # less is there than may be left
 
 
 # -- planted answers
@@ -65,7 +98,7 @@ def test_a_budget_grows_tighter_from_what_there_is():
 def test_neurons_of_other_classes_go_first(budget):
     data = clusters(256, 4)
     two, part = gm.restrict(pairs(), [0, 1]), data[np.flatnonzero(data.targets < 2)]
-    small, stages = searched(two, two, part, replace(PLAN, budget=budget))
+    small, stages = searched(two, two, part, replace(PLAN, targets={budget: 0.55}))
     assert stages[0].units == 4
     kept = small.initializer("w")
     assert kept.shape == (4, 4)
@@ -75,7 +108,7 @@ def test_neurons_of_other_classes_go_first(budget):
 
 def test_a_block_that_adds_nothing_goes_first():
     model, data = idle_block()
-    small, stages = searched(model, model, data, replace(PLAN, budget="macs", target=0.6))
+    small, stages = searched(model, model, data, replace(PLAN, targets={"macs": 0.6}))
     assert stages[0].blocks == 1
     assert "u1" not in small.initializers
     assert small.initializer("u2").shape == (6, 12)
@@ -97,12 +130,12 @@ def dead_channels(gone: float = -100.0) -> tuple[gm.Model, gm.Data]:
 @pytest.mark.parametrize(("multiple_of", "width"), [(1, 7), (4, 4), (8, 8)])
 def test_dead_channels_go_first_and_widths_are_rounded_up(multiple_of, width):
     model, data = dead_channels()
-    plan = replace(PLAN, target=0.5 if multiple_of == 8 else 0.49, multiple_of=multiple_of)
+    plan = replace(PLAN, targets={"weights": 0.5 if multiple_of == 8 else 0.49}, multiple_of=multiple_of)
     small, stages = searched(model, model, data, plan)
     kept = small.initializer("c")
     assert kept.shape == (width,)
     assert (kept > 0).all()
-    left = [stage.left for stage in stages]
+    left = [stage.left["weights"] for stage in stages]
     assert left == sorted(left, reverse=True)
     assert left[-1] == pytest.approx(small.n_weights / model.n_weights)
     assert stages[-1].weights == small.n_weights
@@ -114,19 +147,19 @@ def test_dead_channels_go_first_and_widths_are_rounded_up(multiple_of, width):
 @pytest.mark.parametrize("target", [0.15, 0.3, 0.7])
 def test_budgets_are_met_and_used(budget, target):
     model, data = dead_channels(gone=0.5)
-    small, stages = searched(model, model, data, replace(PLAN, budget=budget, target=target))
+    small, stages = searched(model, model, data, replace(PLAN, targets={budget: target}))
     share = getattr(cost(small), budget) / getattr(cost(model), budget)
-    assert share == pytest.approx(stages[-1].left)
+    assert share == pytest.approx(stages[-1].left[budget])
     assert target - 1.5 / 16 < share <= target
 
 
 def test_shares_are_of_the_whole_that_is_given():
     model, data = dead_channels()
-    half, _ = searched(model, model, data, replace(PLAN, target=0.5))
-    small, stages = searched(half, model, data, replace(PLAN, target=0.3), of=model)
+    half, _ = searched(model, model, data, replace(PLAN, targets={"weights": 0.5}))
+    small, stages = searched(half, model, data, replace(PLAN, targets={"weights": 0.3}), of=model)
     assert small.n_weights <= 0.3 * model.n_weights
-    assert stages[-1].left == pytest.approx(small.n_weights / model.n_weights)
-    same, stages = searched(half, model, data, replace(PLAN, target=0.9), of=model)
+    assert stages[-1].left["weights"] == pytest.approx(small.n_weights / model.n_weights)
+    same, stages = searched(half, model, data, replace(PLAN, targets={"weights": 0.9}), of=model)
     assert same.n_weights == half.n_weights
     assert {stage.units for stage in stages} == {0}
 
@@ -142,7 +175,7 @@ def test_stages_of_few_steps_remove_too(shrink_every):
 def test_the_same_seed_gives_the_same_network_and_the_argument_stays():
     model, data = dead_channels()
     before = model.digest, model.proto().SerializeToString()
-    plan = replace(PLAN, target=0.4, steps=20, shrink_every=10)
+    plan = replace(PLAN, targets={"weights": 0.4}, steps=20, shrink_every=10)
     first, second, other = (searched(model, model, data, replace(plan, seed=seed))[0] for seed in (3, 3, 4))
     assert first.digest == second.digest != other.digest
     assert (model.digest, model.proto().SerializeToString()) == before
@@ -156,7 +189,7 @@ def test_fewer_samples_than_a_batch_are_all_taken():
 
 def test_what_cannot_be_met_is_refused():
     model, data = dead_channels()
-    plan = replace(PLAN, target=0.01, steps=4, shrink_every=4)
+    plan = replace(PLAN, targets={"weights": 0.01}, steps=4, shrink_every=4)
     with pytest.raises(
         RefusedError, match=r"weights=0\.01 cannot be met: 6\.\d% are left after .* as nothing more can"
     ):
@@ -188,7 +221,7 @@ def test_groups_that_gates_do_not_follow_stay_whole():
     )
     x = np.random.default_rng(0).normal(size=(64, 3, 4)).astype(np.float32)
     data = gm.Data({"x": x}, model.run({"x": x})["y"].argmax(1))
-    small, _ = searched(model, model, data, replace(PLAN, target=0.6))
+    small, _ = searched(model, model, data, replace(PLAN, targets={"weights": 0.6}))
     assert small.initializer("q").shape == small.initializer("k").shape == (4, 6)
     assert small.initializer("u").shape[1] < 16
 
