@@ -49,7 +49,9 @@ def reuse(
         typer.Option(min=0, max=0.99, help="Share of accuracy that calibration data may lose, without a budget."),
     ] = 0.003,
     steps: Annotated[int, typer.Option(min=1, help="Of training while it shrinks.")] = 700,
-    epochs: Annotated[int, typer.Option(min=0, help="Of training afterwards, at most.")] = 20,
+    epochs: Annotated[
+        int | None, typer.Option(min=0, help="Of training afterwards; about as many steps, if not given.")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

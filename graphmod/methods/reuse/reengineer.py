@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from time import process_time
 from typing import Any, Literal
 
@@ -45,6 +46,9 @@ LADDER = (0.6, 0.4, 0.27, 0.18, 0.12, 0.08, 0.05, 0.03)
 MISSES = 2
 """Rungs in a row that may miss the accuracy before the search ends."""
 
+LEAST_EPOCHS = 20
+"""Of training after the search, where nothing is said."""
+
 MULTIPLE = 8
 """Of channels that are left under a budget of time: what ONNX Runtime's convolutions are laid out in."""
 
@@ -62,7 +66,7 @@ def reengineer(
     max_drop: float = 0.003,
     steps: int = 700,
     shrink_every: int = 100,
-    epochs: int = 20,
+    epochs: int | None = None,
     learning_rate: float = 2e-3,
     batch_size: int = 64,
     batch_sizes: Sequence[int] = (1, 16),
@@ -103,8 +107,8 @@ def reengineer(
         Of training while gates close, for a budget; about as many go into fine-tuning for a new problem.
     shrink_every : int
         Steps after which what is closed is removed.
-    epochs : int
-        Of training afterwards, at most.
+    epochs : int, optional
+        Of training afterwards; as many as make about ``steps`` steps, and no less than 20, if None.
     learning_rate : float
         While gates close; half of it afterwards.
     batch_size : int
@@ -144,12 +148,14 @@ def reengineer(
     budgets = _budgets(latency, weights, macs, granularity)
     if harden is not None and not 0 < harden < np.inf:
         raise RefusedError(f"harden={harden} is out of range; it is what a value may change by, above 0")
-    _check(max_drop, steps, shrink_every, epochs, learning_rate, batch_size, batch_sizes, seed)
+    _check(max_drop, steps, shrink_every, 0 if epochs is None else epochs, learning_rate, batch_size, batch_sizes, seed)
     start = process_time()
     task = None if classes is None else Task.of(model, classes)
     whole = as_splits(model, data, seed, labels=task is not None)
     parts = whole if task is None else task.data(whole)
     n = n_labels(parts)
+    if epochs is None:
+        epochs = max(LEAST_EPOCHS, ceil(steps * batch_size / len(parts.train)))
     size = fixed_batch(model)
     free = model if size is None else rebatch(model)
     targets = {budget: LADDER[0] if target is None else target for budget, target in budgets.items()}
