@@ -17,7 +17,7 @@ it is made with right labels; what is inherited is the share of the defect that 
 - *SeaM*: ``seam.transfer`` with as many epochs of fine-tuning, and ``seam.search``.
 - *ours*: ``gm.reengineer``, a tenth of the weights left. *Hardened*: ``harden=`` the middle one of the distances, so
   that it learns attacks on the features. How much is due to that alone tells *fine-tuned, hardened*, by the same
-  samples and the middle rate. Neither learns inner attacks, the largest distance, or the patch.
+  samples at the rate that was best. Neither learns inner attacks, the largest distance, or the patch.
 - *from scratch*: the architecture on the target problem alone, by the recipe of the original in fewer steps. It
   inherits nothing: what is turned of it is what attacks do to any network.
 
@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -107,8 +108,8 @@ class Made:
         Share of the weights.
     seconds : float
         CPU seconds.
-    rate : float, optional
-        Of fine-tuning.
+    rate : float
+        Of fine-tuning, 0 if there was none.
     rank : (float, float)
         Accuracy and negative loss on calibration data, by which the rate of fine-tuning is chosen.
     """
@@ -117,7 +118,7 @@ class Made:
     model: gm.Model
     left: float
     seconds: float
-    rate: float | None = None
+    rate: float = 0.0
     rank: tuple[float, float] = (0.0, 0.0)
 
 
@@ -226,14 +227,14 @@ def transferred(setting: Setting, model: gm.Model, data: gm.Splits) -> Iterator[
         batch_size=BATCH, seed=setting.seed,
     )  # fmt: skip
     seconds = time.process_time() - start
-    for rate in setting.rates:
-        yield tuned(setting, TUNED, headed, data, rate, setting.tuning, seconds)
+    runs = [tuned(setting, TUNED, headed, data, rate, setting.tuning, seconds) for rate in setting.rates]
+    yield from runs
     yield tuned(setting, TUNED_LONG, headed, data, RATES[-1], LONG * setting.tuning, seconds)
     start = time.process_time()
     eps = DISTANCES[setting.data][HARDENED]
     shown = attacked_too(model, data, eps, setting.seed)
     seconds += time.process_time() - start
-    yield tuned(setting, TUNED_HARD, headed, shown, RATES[1], setting.tuning, seconds)
+    yield tuned(setting, TUNED_HARD, headed, shown, max(runs, key=attrgetter("rank")).rate, setting.tuning, seconds)
     run = seam.transfer(
         whole, data, epochs=setting.search(len(data.train)), patience=None, mask_rate=MASK_RATE,
         tuning_epochs=setting.tuning, batch_size=BATCH, seed=setting.seed,
