@@ -3,10 +3,9 @@
 The classes are drawn, other ones for every seed. *Among all* is the original's accuracy by its argmax over all ten
 classes, the published baseline; *restricted* that of its logits of the target problem alone, the fair one. SeaM keeps
 its share as zeros in a file of the same size, and its latency is measured with its head; ours is asked for a tenth of
-the weights and 30 % of the latency, or 40 % where the network cannot have that. Choices are
-made on calibration data; accuracies are those on test data. MNIST has the
-three classes alone. Training from scratch is that of the same architecture on the three classes, by the
-recipe of the original.
+the weights and 30 % of the latency, or 40 % where the network cannot have that. Choices are made on calibration data;
+accuracies are those on test data. MNIST has the three classes alone. Training from scratch is that of the same
+architecture on the three classes, by the recipe of the original.
 """
 
 from __future__ import annotations
