@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from cells import main
 
-SECTIONS = ("direct",)
+SECTIONS = ("direct", "curve", "defects")
 ARCHITECTURES = ("resnet44", "vit12", "vgg10")
 
 if __name__ == "__main__":
