@@ -106,7 +106,7 @@ def _classes(text: str | None) -> Any:
         found = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    return [found] if isinstance(found, int) else found
+    return [found] if isinstance(found, int) else text if found is None else found
 
 
 COMMANDS = (reuse,)

@@ -25,11 +25,22 @@ def logits(model: Model) -> str:
     >>> logits(m), logits(gm.insert(m, "logits", "Softmax(axis=1)")) == "logits"
     ('logits', False)
     """
+    last = closing_softmax(model)
+    return str(last.input[0]) if last is not None and last.op_type == "Softmax" else model.main_output
+
+
+def closing_softmax(model: Model) -> NodeProto | None:
+    """Return the Softmax or LogSoftmax that a classifier ends in.
+
+    Other operators come after it only where it is one of rows, [samples, classes].
+    """
     output = model.main_output
     last = model.operators[model.producer[output]] if output in model.producer else None
-    if (last is None or last.op_type not in SOFTMAX) and model.n_classes is not None:
-        last = last_softmax(model, output, model.n_classes)
-    return str(last.input[0]) if last is not None and last.op_type == "Softmax" else output
+    if last is not None and last.op_type in SOFTMAX:
+        return last
+    last = None if model.n_classes is None else last_softmax(model, output, model.n_classes)
+    is_of_rows = last is not None and len(model.tensors[last.input[0]].shape or ()) == 2
+    return last if is_of_rows else None
 
 
 def last_softmax(model: Model, output: str, n_classes: int) -> NodeProto | None:

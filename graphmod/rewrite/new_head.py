@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import NodeProto, helper
 
 from graphmod.errors import RefusedError
-from graphmod.graph import final_features, final_layer
+from graphmod.graph import channel_axis, final_features, final_layer
 from graphmod.model import Model, TensorType
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.expression import declared
@@ -55,8 +56,8 @@ def new_head(model: Model, n_classes: int, *, seed: int = 0) -> Model:
     features, last = final_features(model), final_layer(model)
     kind = model.tensors[features]
     shape = kind.shape or ()
-    axis = 1 if last.op_type in ("Conv", "ConvTranspose") else len(shape) - 1
-    width = shape[axis] if len(shape) > 1 else None
+    axis = _axis(model, features, len(shape), last)
+    width = None if axis is None else shape[axis]
     if not isinstance(width, int):
         raise RefusedError(
             f"the features '{features}' are {kind}, and how many there are a sample has to be known; give the model "
@@ -67,8 +68,18 @@ def new_head(model: Model, n_classes: int, *, seed: int = 0) -> Model:
     draft.make_as(model.main_output, before := draft.unused(f"{model.main_output}/before"))
     draft.redirect(model.main_output, before)
     others = [place for place in range(1, len(shape)) if place != axis]
-    end_in_linear(draft, _averaged(draft, features, others) if others else features, weight, bias, shape[0])
+    end_in_linear(draft, _averaged(draft, features, others) if others else features, weight, bias, kind.dtype)
     return draft.finish()
+
+
+def _axis(model: Model, features: str, rank: int, last: NodeProto) -> int | None:
+    """Return the axis along which features lie, None where nothing tells."""
+    if rank < 3:
+        return 1 if rank == 2 else None
+    if features in last.input:
+        return 1 if last.op_type in ("Conv", "ConvTranspose") else rank - 1
+    axis = channel_axis(model, features)
+    return None if axis is None else axis % rank
 
 
 def drawn(n_classes: int, width: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -79,7 +90,7 @@ def drawn(n_classes: int, width: int, seed: int) -> tuple[NDArray[np.float64], N
 
 
 def end_in_linear(
-    draft: Draft, reads: str, weight: NDArray[np.floating], bias: NDArray[np.floating], batch: int | str | None
+    draft: Draft, reads: str, weight: NDArray[np.floating], bias: NDArray[np.floating], dtype: np.dtype[Any] | None
 ) -> None:
     """Let the main output, which nothing makes any more, be what a linear layer makes of a tensor.
 
@@ -90,19 +101,23 @@ def end_in_linear(
         Of shape [batch, width].
     weight : float array, shape (classes, width)
     bias : float array, shape (classes,)
-    batch : int, str or None
-        As the output declares it.
+    dtype : numpy.dtype
+        Of the tensor, and so of the weights.
     """
     output = draft.model.main_output
-    dtype = draft.model.outputs[output].dtype
+    kind = draft.model.outputs[output]
+    made = output if dtype == kind.dtype else draft.unused(f"{output}/linear")
     weights = [
         draft.weight(f"head.{name}", value.astype(dtype)) for name, value in (("weight", weight), ("bias", bias))
     ]
-    linear = helper.make_node("Gemm", [reads, *weights], [output], draft.unused_operator("head.linear"), transB=1)
-    draft.add([linear])
+    nodes = [helper.make_node("Gemm", [reads, *weights], [made], draft.unused_operator("head.linear"), transB=1)]
+    if made != output and kind.dtype is not None:
+        to = helper.np_dtype_to_tensor_dtype(kind.dtype)
+        nodes.append(helper.make_node("Cast", [made], [output], draft.unused_operator("head.cast"), to=to))
+    draft.add(nodes)
     draft.forget([output])
     value = next(value for value in draft.graph.output if value.name == output)
-    value.type.CopyFrom(declared(output, TensorType(dtype, (batch, len(bias)))).type)
+    value.type.CopyFrom(declared(output, TensorType(kind.dtype, ((kind.shape or (None,))[0], len(bias)))).type)
 
 
 def _averaged(draft: Draft, tensor: str, axes: Sequence[int]) -> str:

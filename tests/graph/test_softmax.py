@@ -6,6 +6,7 @@ import pytest
 from planted import net
 
 from graphmod.graph import logits
+from graphmod.graph.softmax import closing_softmax
 
 IMAGE = "(float[n,3,4,4] x) => (%s y) { h = GlobalAveragePool(x)  c = Conv(h, w)  %s }"
 ROWS = "(float[n,3] x) => (float[n,5] y) { h = MatMul(x, w)  %s }"
@@ -28,11 +29,17 @@ def test_of_rows(end: str, expected: str) -> None:
     assert logits(net(ROWS % end, {"w": (3, 5)})) == expected
 
 
+def test_logarithms_of_probabilities_are_a_softmaxs_too() -> None:
+    last = closing_softmax(net(ROWS % "s = LogSoftmax(h)  y = Identity(s)", {"w": (3, 5)}))
+    assert last is not None
+    assert list(last.input) == ["h"]
+
+
 @pytest.mark.parametrize(
     ("kind", "end", "expected"),
     [
         ("float[n,5,1,1]", "y = Softmax<axis=1>(c)", "c"),
-        ("float[n,5]", "s = Softmax<axis=1>(c)  y = Flatten(s)", "c"),
+        ("float[n,5]", "s = Softmax<axis=1>(c)  y = Flatten(s)", "y"),
         ("float[n,5]", "f = Flatten(c)  y = Softmax(f)", "f"),
         ("float[n,5]", "s = Softmax<axis=3>(c)  y = Flatten(s)", "y"),
     ],

@@ -54,6 +54,29 @@ def test_other_outputs_stay_and_what_only_the_old_head_needed_goes() -> None:
     assert gm.new_head(model, 3, seed=1).digest != other.digest == gm.new_head(model, 3).digest
 
 
+def test_features_that_two_paths_read_are_those_of_channels() -> None:
+    text = """(float[n,3,5,4] x) => (float[n,7] y) {
+        r = Relu(x)  a = GlobalAveragePool(r)  b = GlobalMaxPool(r)  c = Flatten(a)  d = Flatten(b)
+        e = MatMul(c, v)  f = MatMul(d, w)  y = Add(e, f) }"""
+    x = np.random.default_rng(0).standard_normal((6, 3, 5, 4)).astype(np.float32)
+    small = gm.new_head(net(text, {"v": (3, 7), "w": (3, 7)}), 2)
+    weight, bias = (small.initializer(name) for name in ("head.weight", "head.bias"))
+    expected = np.maximum(x, 0).mean((2, 3)) @ weight.T + bias
+    np.testing.assert_allclose(small.run({"x": x})["y"], expected, rtol=2e-5, atol=2e-6)
+
+
+def test_half_precision_before_an_output_of_single_precision() -> None:
+    text = "(float16[n,4] x) => (float[n,7] y) { r = Relu(x)  h = MatMul(r, w)  y = Cast<to=1>(h) }"
+    model = net(text, {"w": np.ones((4, 7), np.float16)})
+    small = gm.new_head(model, 3)
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float16)
+    weight, bias = (small.initializer(name) for name in ("head.weight", "head.bias"))
+    assert weight.dtype == np.float16
+    found = small.run({"x": x})["y"]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.maximum(x, 0) @ weight.T + bias, rtol=1e-2, atol=1e-2)
+
+
 def test_an_output_that_another_operator_reads_is_still_made() -> None:
     text = "(float[n,4] x) => (float[n,7] y, float[n,7] z) { r = Tanh(x)  y = MatMul(r, w)  z = Relu(y) }"
     model = net(text, {"w": (4, 7)})

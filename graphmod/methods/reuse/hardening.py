@@ -12,6 +12,7 @@ from math import ceil
 
 from graphmod.data import Splits
 from graphmod.methods.defects import feature_attack
+from graphmod.methods.defects.values import float_input
 from graphmod.methods.joining import joined
 from graphmod.methods.reuse.search import Plan
 from graphmod.methods.reuse.start import Start
@@ -45,8 +46,11 @@ def attacked_too(original: Model, parts: Splits, eps: float, seed: int) -> Split
     >>> len(parts.calibration), len(attacked_too(gm.load(gm.demo.model_path()), parts, 0.1, 0).calibration)
     (400, 800)
     """
+    both = [float_input(part)[1] for part in (parts.train, parts.calibration)]
+    bounds = float(min(x.min() for x in both)), float(max(x.max() for x in both))
     train, calibration = (
-        joined([part, feature_attack(original, part, eps=eps, seed=seed)]) for part in (parts.train, parts.calibration)
+        joined([part, feature_attack(original, part, eps=eps, seed=seed, bounds=bounds)])
+        for part in (parts.train, parts.calibration)
     )
     return Splits(train, calibration, parts.test)
 

@@ -154,17 +154,16 @@ def reengineer(
     whole = as_splits(model, data, seed, labels=task is not None)
     parts = whole if task is None else task.data(whole)
     n = n_labels(parts)
-    if epochs is None:
-        epochs = max(LEAST_EPOCHS, ceil(steps * batch_size / len(parts.train)))
     size = fixed_batch(model)
     free = model if size is None else rebatch(model)
+    shown = parts if harden is None else attacked_too(free, parts, harden, seed)
+    if epochs is None:
+        epochs = max(LEAST_EPOCHS, ceil(steps * batch_size / len(shown.train)))
     targets = {budget: LADDER[0] if target is None else target for budget, target in budgets.items()}
     multiple_of = MULTIPLE if "latency" in budgets else 1
     plan = Plan(targets, steps, shrink_every, multiple_of, learning_rate, batch_size, seed, progress)
     begun = of_features(free, n, parts, plan) if task is None else among_classes(free, task, parts, plan, epochs)
-    shown = parts
     if harden is not None:
-        shown = attacked_too(free, parts, harden, seed)
         begun = hardened(begun, shown, plan)
     job = _Job(free, begun, parts, shown, plan, epochs, granularity)
     found = job.to_budgets() if None not in budgets.values() else job.down_the_ladder(max_drop)
@@ -257,16 +256,17 @@ class _Job:
         return self._recovered(self._searched(self.begun.student, self.plan))
 
     def down_the_ladder(self, max_drop: float) -> Model:
-        """Return the smallest network that keeps the accuracy; the baseline, if none does."""
+        """Return the smallest network that keeps the accuracy; if none does the baseline, or the hardened teacher."""
         floor = accuracy(self.begun.baseline, self.parts.calibration) - max_drop
         warn_of_little_data(self.parts.calibration, max_drop)
-        kept, model, missed = self.begun.baseline, self.begun.student, 0
+        whole = self.begun.baseline if self.shown is self.parts else self.begun.teacher
+        kept, model, missed = whole, self.begun.student, 0
         shorter = replace(self.plan, steps=max(self.plan.shrink_every, self.plan.steps // 2))
         for share in LADDER:
             try:
                 model = self._searched(model, replace(shorter, targets=dict.fromkeys(self.plan.targets, share)))
             except BudgetError:  # nothing more can go
-                if kept is self.begun.baseline and model is self.begun.student:
+                if kept is whole and model is self.begun.student:
                     raise
                 break
             found = self._recovered(model)

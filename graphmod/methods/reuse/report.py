@@ -40,7 +40,8 @@ class ReuseReport:
         For every label of the target problem the original's classes; empty if it is a new one.
     before : Measured
         The original, its accuracy among the classes of the target problem alone: the fair baseline. That of the
-        original with a new last layer, all of it fine-tuned, if the problem is a new one.
+        original with a new last layer, all of it fine-tuned, if the problem is a new one; size and time are the
+        original's even then.
     among_all : dict of str to float
         The original's accuracy on "calibration" and "test" data where classes outside of the problem count as wrong:
         the literature's baseline. Empty if the problem is a new one.

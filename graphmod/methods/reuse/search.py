@@ -138,6 +138,8 @@ class Plan:
     batch_size : int
     seed : int
     progress : bool
+    table : LatencyTable
+        What operators take, by their shapes, as far as it has been measured.
     """
 
     targets: dict[str, float]
@@ -337,7 +339,7 @@ def cheapest(worth: NDArray[np.float64], prices: Sequence[Prices], allowed: Sequ
         closed = _closed(
             np.divide(worth, price, out=np.full(len(worth), np.inf), where=(price > 0) & ~open_), prices, allowed
         )
-        tried.append((not _within(closed, prices, allowed), float(worth[closed].sum()), closed))
+        tried.append((_excess(closed, prices, allowed), float(worth[closed].sum()), closed))
     return min(tried, key=lambda one: one[:2])[2]
 
 
@@ -347,15 +349,19 @@ def _closed(rate: NDArray[np.float64], prices: Sequence[Prices], allowed: Sequen
     least, most = 0, len(order)  # how many of the lowest rates are closed
     while least < most:
         middle = (least + most) // 2
-        if _within(rate < (order[middle] if middle < len(order) else np.inf), prices, allowed):
+        if _excess(rate < (order[middle] if middle < len(order) else np.inf), prices, allowed) == 0:
             most = middle
         else:
             least = middle + 1
     return np.asarray(rate < order[least] if least < len(order) else np.isfinite(rate))
 
 
-def _within(closed: Alive, prices: Sequence[Prices], allowed: Sequence[float]) -> bool:
-    return all(one.left(closed) <= most for one, most in zip(prices, allowed, strict=True))
+def _excess(closed: Alive, prices: Sequence[Prices], allowed: Sequence[float]) -> float:
+    """Return what is left beyond what may be, as a share of the total, of the cost of which that is most."""
+    return max(
+        max(0.0, one.left(closed) - most) / max(one.total, np.finfo(float).tiny)
+        for one, most in zip(prices, allowed, strict=True)
+    )
 
 
 def _best(found: Groups, worth: NDArray[np.float64]) -> Alive:

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from graphmod.graph import logits, subgraph
+from graphmod.graph import subgraph
+from graphmod.graph.softmax import closing_softmax
 from graphmod.model import Model
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.new_head import end_in_linear
@@ -14,9 +15,8 @@ from graphmod.rewrite.new_head import end_in_linear
 
 def logits_of(model: Model) -> str:
     """Return the tensor that the head reads: the main output, or what a Softmax or LogSoftmax at its end reads."""
-    tensor = logits(model)
-    last = model.operators[model.producer[tensor]] if tensor in model.producer else None
-    return str(last.input[0]) if last is not None and last.op_type == "LogSoftmax" else tensor
+    last = closing_softmax(model)
+    return model.main_output if last is None else str(last.input[0])
 
 
 def logits_part(model: Model) -> Model:
@@ -53,5 +53,5 @@ def with_head(model: Model, weight: NDArray[np.floating], bias: NDArray[np.float
     rectified = draft.unused(f"{output}/rectified")
     reads = [before if read == output else read]
     draft.add([helper.make_node("Relu", reads, [rectified], draft.unused_operator("head.relu"))])
-    end_in_linear(draft, rectified, weight, bias, (model.outputs[output].shape or (None,))[0])
+    end_in_linear(draft, rectified, weight, bias, model.tensors[read].dtype)
     return draft.finish()

@@ -130,8 +130,10 @@ def test_the_command(tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert "among all" not in shown.stdout
     assert gm.load(tmp_path / "o.onnx").outputs["y"].shape[1] == 3
-    for wrong in ([], ["--new-labels", "--classes", "[1, 2]"]):
+    cases = [([], "give one of them"), (["--new-labels", "--classes", "[1, 2]"], "give one of them")]
+    cases += [(["--classes", empty], "is no list of classes") for empty in ("", "null")]
+    for wrong, told in cases:
         refused = graphmod("reuse", tmp_path / "m.onnx", tmp_path / "d.npz", *wrong, "-o", tmp_path / "p.onnx")
         assert refused.returncode == 2
-        assert "give one of them" in refused.stderr.replace("\n", " ")
+        assert told in refused.stderr.replace("\n", " ")
         assert not (tmp_path / "p.onnx").exists()

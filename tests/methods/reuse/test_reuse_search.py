@@ -76,6 +76,13 @@ def test_of_two_costs_both_are_allowed_and_no_single_price_that_does_so_gives_up
             assert worth[found].sum() <= worth[alone].sum() + 1e-9
 
 
+def test_where_no_closing_meets_all_limits_the_one_that_is_nearest_closes():
+    prices = [Prices(4.0, np.array([4.0, 0, 0]), np.zeros(0), np.full(3, -1)),
+              Prices(10.0, np.array([0, 1.0, 1.0]), np.zeros(0), np.full(3, -1))]  # fmt: skip
+    found = cheapest(np.array([5.0, 1.0, 1.0]), prices, [-1.0, 10.0], np.zeros(3, bool))
+    assert found[0]
+
+
 def test_a_budget_grows_tighter_from_what_there_is():
     model = pairs()
     found = groups(model)
