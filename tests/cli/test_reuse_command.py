@@ -32,7 +32,7 @@ def test_json_has_everything(tmp_path):
         "reuse", DEMO, DATA, "--classes", "7", "--granularity", "weight", *QUICK, "--out", out, "--json"
     )  # fmt: skip
     report = json.loads(done.stdout)
-    assert report["groups"] == [[0, 1, 2, 3, 4, 5, 6, 8, 9], [7]]
+    assert report["members"] == [[0, 1, 2, 3, 4, 5, 6, 8, 9], [7]]
     assert report["files"] == [str(out)]
     assert report["weights_left"] <= 0.3
     assert report["settings"]["granularity"] == "weight"
