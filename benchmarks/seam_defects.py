@@ -84,7 +84,7 @@ STEPS = {"digits": 500, "mnist1d": 500, "mnist": 250, "cifar10": 2000}
 LEAST_STEPS = 200
 """Of training from random weights."""
 
-QUICKER = 8
+QUICKER = 10
 MASK_RATE = 0.05
 MOST = {"train": 2000, "calibration": 500, "test": 1000}
 MOST_OF_MNIST = {"train": 640, "calibration": 500, "test": 400}
@@ -153,7 +153,7 @@ class Setting:
 
     def afresh(self, n: int) -> int:
         """Return epochs of training from random weights with n samples."""
-        parts, steps = (QUICKER, LEAST_STEPS // QUICKER) if self.quick else (2, LEAST_STEPS)
+        parts, steps = (2 * QUICKER, LEAST_STEPS // QUICKER) if self.quick else (2, LEAST_STEPS)
         return max(EPOCHS[self.architecture][self.data] // parts, -(-steps // (n // BATCH_OF_RECIPE[self.data])))
 
     def search(self, n: int) -> int:
