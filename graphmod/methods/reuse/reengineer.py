@@ -46,7 +46,7 @@ LADDER = (0.6, 0.4, 0.27, 0.18, 0.12, 0.08, 0.05, 0.03)
 MISSES = 2
 """Rungs in a row that may miss the accuracy before the search ends."""
 
-LEAST_EPOCHS = 20
+LEAST_EPOCHS = 5
 """Of training after the search, where nothing is said."""
 
 MULTIPLE = 8
@@ -108,7 +108,7 @@ def reengineer(
     shrink_every : int
         Steps after which what is closed is removed.
     epochs : int, optional
-        Of training afterwards; as many as make about ``steps`` steps, and no less than 20, if None.
+        Of training afterwards; as many as make about ``steps`` steps, and no less than 5, if None.
     learning_rate : float
         While gates close; half of it afterwards.
     batch_size : int
