@@ -84,7 +84,11 @@ def reuse(
         _print_json({**report.as_dict(), "files": written})
         return
     table = Table("", "before", "after")
-    table.add_row("weights", f"{report.before.weights:,}", f"{report.after.weights:,} ({report.weights_left:.1%})")
+    counted = "weights" if granularity == "unit" else "weights that are not zero (graphmod pack stores no others)"
+    table.add_row(counted, f"{report.before.weights:,}", f"{report.after.weights:,} ({report.weights_left:.1%})")
+    if report.before.macs and report.after.macs:
+        left = report.after.macs / report.before.macs
+        table.add_row("multiply-accumulates", f"{report.before.macs:,}", f"{report.after.macs:,} ({left:.1%})")
     for size, before in report.before.latency.items():
         after = report.after.latency[size]
         table.add_row(f"microseconds, batch {size}", f"{before:,.0f}", f"{after:,.0f} ({after / before:.1%})")
@@ -94,6 +98,10 @@ def reuse(
     console.print(table)
     for label, group in enumerate(report.members):
         console.print(f"label {label}: class{'es' * (len(group) > 1)} {', '.join(map(str, group))}")
+    if None in (report.settings[name] for name in report.budgets):
+        for rung in report.rungs:
+            shares = ", ".join(f"{name} {left:.1%}" for name, left in rung.left.items())
+            console.print(f"tried: {shares} left, {rung.recovered:.2%} right on calibration data")
     console.print(f"CPU seconds: {report.seconds:.0f}")
     console.print(f"written: {', '.join(map(escape, written))}")
 

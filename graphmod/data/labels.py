@@ -23,8 +23,8 @@ def check_labels(model: Model, data: Data) -> NDArray[np.int64]:
     if data.targets.dtype.kind not in "iu" or data.targets.ndim != 1:
         raise InvalidDataError(
             f"classification needs integer targets of shape [samples], these are {data.targets.dtype} of shape "
-            f"{list(data.targets.shape)}; whole numbers stored as floats need .astype(int), other targets metric= and "
-            "loss= in Python"
+            f"{list(data.targets.shape)}; whole numbers stored as floats need .astype(int), one-hot rows .argmax(1), "
+            "other targets metric= and loss= in Python where these are taken"
         )
     name = model.main_output
     kind = model.outputs[name]

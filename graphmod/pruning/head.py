@@ -62,7 +62,7 @@ def head_of(model: Model, output: str) -> Head:
     if not kind.is_float or shape is None or len(shape) != 2 or not isinstance(shape[1], int):
         raise RefusedError(
             f"output '{output}' is {kind}, not the logits of a classifier, floats of shape [n, N] with N known; "
-            "name another with output="
+            "name another output, or take out what makes the logits by itself with gm.extract"
         )
     if output not in model.producer:
         raise RefusedError(f"no operator makes the output '{output}', so there are no classes to choose from")

@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 from graphmod.errors import RefusedError
 from graphmod.probe import share_correct
 from graphmod.train.imitation import Imitation, half_squared_error
-from graphmod.train.losses import cross_entropy, distillation
+from graphmod.train.losses import corrected, cross_entropy, distillation
 from graphmod.train.material import Goals
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -30,10 +30,10 @@ Ranking = Callable[[Iterator[tuple[Tensor, Goals]]], Rank]
 
 
 def objective_of(
-    loss: Loss | None, distill: float, temperature: float, imitate: Imitation | None, told: str
+    loss: Loss | None, distill: float, temperature: float, by_labels: bool, imitate: Imitation | None, told: str
 ) -> Objective:
-    """Mix the loss with what the teacher says (softened predictions, or under a loss of one's own its outputs), then
-    with the distance from activations to imitate.
+    """Mix the loss with what the teacher says (softened predictions, set right ``by_labels`` first, or under a loss of
+    one's own its outputs), then with the distance from activations to imitate.
     """
 
     def task(outputs: Tensor, goals: Goals) -> Tensor:
@@ -47,6 +47,8 @@ def objective_of(
                 f"{list(outputs.shape[1:])}; a teacher is a network for the same targets"
             )
         soft = soft.reshape(outputs.shape)
+        if by_labels:
+            soft = corrected(soft, goals["targets"])
         taught = distillation(outputs, soft, temperature) if loss is None else mse_loss(outputs, soft)
         return (1 - distill) * hard + distill * taught
 

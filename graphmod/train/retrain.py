@@ -58,6 +58,7 @@ def retrain(
     teacher: Model | None = None,
     distill: float = 0.5,
     temperature: float = 2.0,
+    correct_teacher: bool = False,
     imitate: Imitation | None = None,
     loss: Loss | None = None,
     metric: Metric | None = None,
@@ -100,6 +101,9 @@ def retrain(
         Share of the teacher in the loss, between 0 and 1; of no effect without a teacher.
     temperature : float
         Of the distillation, above 0; of no effect without a teacher, or with a ``loss`` of one's own.
+    correct_teacher : bool
+        Whether the teacher is set right by the labels: where it takes a training sample for another class, what it
+        gives for the two is exchanged (Wen et al., 2021).
     imitate : Imitation, optional
         Activations that an inner tensor is to have, beside the loss or in its place.
     loss : callable, optional
@@ -161,7 +165,8 @@ def retrain(
     """
     return retrained(
         model, data, blocks,
-        teacher=teacher, distill=distill, temperature=temperature, imitate=imitate, loss=loss, metric=metric,
+        teacher=teacher, distill=distill, temperature=temperature,
+        correct_teacher=correct_teacher, imitate=imitate, loss=loss, metric=metric,
         epochs=epochs, patience=patience, until=until, check_every=check_every,
         batch_statistics=batch_statistics, keep_zeros=keep_zeros, augment=augment, views=views,
         optimizer=optimizer, learning_rate=learning_rate, batch_size=batch_size, seed=seed, progress=progress,
@@ -176,6 +181,7 @@ def retrained(
     teacher: Model | None = None,
     distill: float = 0.5,
     temperature: float = 2.0,
+    correct_teacher: bool = False,
     imitate: Imitation | None = None,
     loss: Loss | None = None,
     metric: Metric | None = None,
@@ -219,6 +225,8 @@ def retrained(
         raise RefusedError(f"distill={distill} is out of range; it is a share between 0 and 1")
     if not temperature > 0:
         raise RefusedError(f"temperature={temperature} is out of range; it is above 0, and 1 softens nothing")
+    if correct_teacher and (teacher is None or loss is not None):
+        raise RefusedError("correct_teacher=True needs a teacher, and targets that are labels: leave loss out")
     local = imitate is not None and imitate.is_local
     if local and not (teacher is None and loss is None and metric is None):
         raise RefusedError(
@@ -265,7 +273,8 @@ def retrained(
                 samples = [material.for_training(view, other) for view, other in pairs]
             clock.book("caching")
             history += fit(
-                net, trained, norms, samples, first, objective=objective_of(loss, distill, temperature, imitate, told),
+                net, trained, norms, samples, first,
+                objective=objective_of(loss, distill, temperature, correct_teacher, imitate, told),
                 calibrate=calibrate, settings=settings, clock=clock,
             )  # fmt: skip
             clock.book("training")

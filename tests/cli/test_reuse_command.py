@@ -20,6 +20,8 @@ def test_a_small_model_is_written_and_told_of(tmp_path):
     assert "label 0: classes 0, 1" in done.stdout
     assert "label 1: class 7" in done.stdout
     assert "the same, among all classes" in done.stdout
+    assert "multiply-accumulates" in done.stdout
+    assert "tried" not in done.stdout  # it had a budget
     small = gm.load(out)
     assert small.outputs["logits"].shape[1] == 2
     assert f"{small.n_weights:,}" in done.stdout

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphmod.train.losses import cross_entropy, distillation
+from graphmod.train.losses import corrected, cross_entropy, distillation
 
 
 def log_softmax(values):
@@ -30,3 +30,18 @@ def test_cross_entropy_takes_labels_of_any_integer_type(dtype):
     logits, labels = rng.normal(size=(6, 3, 1, 1)), rng.integers(0, 3, 6).astype(dtype)
     expected = -log_softmax(logits.reshape(6, 3))[np.arange(6), labels].mean()
     assert float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", [(40, 5), (40, 5, 1, 1)])
+def test_corrected_predictions_lead_to_the_label(shape):
+    rng = np.random.default_rng(2)
+    logits, labels = rng.normal(size=shape), rng.integers(0, 5, 40)
+    logits[0] = 0.0  # all alike: nothing to set right
+    found = corrected(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
+    assert found.shape == shape
+    for before, after, label in zip(logits.reshape(40, 5), found.reshape(40, 5), labels, strict=True):
+        expected = before.tolist()
+        best = expected.index(max(expected))
+        expected[label], expected[best] = expected[best], expected[label]
+        assert after.tolist() == expected
+        assert after[label] == after.max()

@@ -431,6 +431,29 @@ def test_a_learning_rate_out_of_range(resnet, rate):
         retrain(resnet, splits(resnet, 8), ["fc"], learning_rate=rate)
 
 
+def test_a_teacher_that_is_always_wrong_is_set_right_by_labels():
+    rng = np.random.default_rng(0)
+    start, weights = rng.normal(size=(2, 4, 2)).astype(np.float32)
+
+    def linear(values):
+        return model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["n", 4]}, {"y": ["n", 2]}, {"w": values})
+
+    parts = [gm.Data({"x": x}, (x @ weights).argmin(1)) for x in rng.normal(size=(3, 32, 4)).astype(np.float32)]
+    options = {"epochs": 3, "metric": rising()}
+    right = retrain(linear(start), gm.Splits(*parts), teacher=linear(weights[:, ::-1].copy()), **options)
+    found = retrain(linear(start), gm.Splits(*parts), teacher=linear(weights), correct_teacher=True, **options)
+    wrong = retrain(linear(start), gm.Splits(*parts), teacher=linear(weights), **options)
+    np.testing.assert_allclose(found.initializer("w"), right.initializer("w"), atol=1e-6)
+    assert np.abs(wrong.initializer("w") - right.initializer("w")).max() > 1e-3
+
+
+@pytest.mark.parametrize("loss", [None, functional.cross_entropy])
+def test_only_a_teacher_is_set_right_and_only_by_labels(resnet, loss):
+    teacher = None if loss is None else resnet
+    with pytest.raises(gm.RefusedError, match="needs a teacher, and targets that are labels"):
+        retrain(resnet, splits(resnet, 8), ["fc"], teacher=teacher, loss=loss, correct_teacher=True)
+
+
 @pytest.mark.parametrize("own", [{}, {"loss": functional.cross_entropy}])
 @pytest.mark.parametrize("classes", [1, 5])
 def test_a_teacher_of_other_classes_is_refused(own, classes):

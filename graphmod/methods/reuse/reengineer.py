@@ -31,7 +31,7 @@ from graphmod.methods.reuse.start import Start, among_classes, of_features
 from graphmod.methods.reuse.task import Classes, Task
 from graphmod.methods.reuse.weightwise import zeroed
 from graphmod.methods.target_labels import n_labels
-from graphmod.model import Model, edits_of, record
+from graphmod.model import Model, check_model, edits_of, record
 from graphmod.probe import accuracy, least_latency, share_correct
 from graphmod.rewrite import rebatch
 from graphmod.rewrite.fuse import fuse
@@ -145,6 +145,8 @@ def reengineer(
     >>> small.model.outputs["logits"].shape[1], small.report.weights_left < 0.2
     (2, True)
     """
+    check_model(model, "reengineer")
+    _check_outputs(model)
     budgets = _budgets(latency, weights, macs, granularity)
     if harden is not None and not 0 < harden < np.inf:
         raise RefusedError(f"harden={harden} is out of range; it is what a value may change by, above 0")
@@ -216,6 +218,16 @@ def _budgets(
     return {**given} or {BUDGETS[0] if granularity == "unit" else "weights": None}
 
 
+def _check_outputs(model: Model) -> None:
+    """Raise RefusedError if training would change outputs that are not looked at."""
+    scores, *others = model.outputs
+    if others:
+        raise RefusedError(
+            f"the model has the outputs {', '.join(model.outputs)}, and only '{scores}' would be trained, so that the "
+            "others would be ruined; take out what makes the logits by itself with gm.extract"
+        )
+
+
 def _check(
     max_drop: float,
     steps: int,
@@ -265,9 +277,10 @@ class _Job:
         for share in LADDER:
             try:
                 model = self._searched(model, replace(shorter, targets=dict.fromkeys(self.plan.targets, share)))
-            except BudgetError:  # nothing more can go
+            except BudgetError as error:  # nothing more can go
                 if kept is whole and model is self.begun.student:
-                    raise
+                    hint = "" if "weights" in self.plan.targets else "; where time cannot fall give weights= or macs="
+                    raise BudgetError(f"without a budget it begins with {share:.0%}, and {error}{hint}") from error
                 break
             found = self._recovered(model)
             if self.rungs[-1].recovered >= floor - 1e-9:
@@ -290,9 +303,9 @@ class _Job:
     def _recovered(self, model: Model) -> Model:
         """Return a network trained on, as the operators that it had, and note how that went."""
         trained = retrain(
-            model, self.shown, teacher=self.begun.teacher, epochs=self.epochs, patience=max(1, self.epochs),
-            learning_rate=self.plan.learning_rate / 2, batch_size=self.plan.batch_size, keep_zeros=self.by_weight,
-            seed=self.plan.seed, progress=self.plan.progress,
+            model, self.shown, teacher=self.begun.teacher, correct_teacher=True, epochs=self.epochs,
+            patience=max(1, self.epochs), learning_rate=self.plan.learning_rate / 2, batch_size=self.plan.batch_size,
+            keep_zeros=self.by_weight, seed=self.plan.seed, progress=self.plan.progress,
         )  # fmt: skip
         scores = [accuracy(one, self.parts.calibration) for one in (model, trained)]
         found = fuse(trained, kinds=["unfused"])

@@ -49,7 +49,7 @@ class ReuseReport:
     budgets : tuple of str
         What was cut down, in order: "latency", "weights", "macs".
     rungs : tuple of Rung
-        The budgets that were met, the largest first.
+        The budgets that were met, the largest first; without one, those that lost too much accuracy are among them.
     stages : tuple of Stage
         Removals, in order.
     samples : dict of str to int

@@ -43,7 +43,7 @@ from graphmod.pruning.importance.gradients import widened
 from graphmod.pruning.removal import cut
 from graphmod.pruning.selection import Selection
 from graphmod.pruning.widths import Alive, Widths
-from graphmod.train.losses import cross_entropy, distillation
+from graphmod.train.losses import corrected, cross_entropy, distillation
 
 MEMORY = 0.9
 """Of the running mean of squared gradients, a step."""
@@ -176,7 +176,7 @@ def searched(
     model : Model
         With batch normalisation as operators of its own, if it has any.
     teacher : Model
-        A network of the same output, whose predictions are to be kept.
+        A network of the same output, whose predictions are to be kept, but for those that labels say are wrong.
     data : Data
         Training samples, with labels.
     plan : Plan
@@ -278,7 +278,8 @@ def _trained(
     """
     prices = [one for one, _ in limits]
     inputs = _fed(gated, data)
-    labels, goals = torch.from_numpy(np.asarray(data.targets, np.int64)), torch.from_numpy(np.array(taught))
+    labels = torch.from_numpy(np.asarray(data.targets, np.int64))
+    goals = corrected(torch.from_numpy(np.array(taught)), labels)
     optimizer = torch.optim.Adam(gated.net.parameters(), plan.learning_rate)
     worth = np.zeros(gated.n_gates)
     closed = np.zeros(gated.n_gates, bool)

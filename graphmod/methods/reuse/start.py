@@ -49,8 +49,9 @@ def among_classes(model: Model, task: Task, parts: Splits, plan: Plan, epochs: i
     teacher = restrict(_up_to_logits(model), task.columns)
     first = restrict(model, [group[0] for group in task.members])
     student = retrain(
-        first, parts, [(final_features(first), first.main_output)], teacher=teacher, epochs=max(1, epochs),
-        learning_rate=plan.learning_rate, batch_size=plan.batch_size, seed=plan.seed, progress=plan.progress,
+        first, parts, [(final_features(first), first.main_output)], teacher=teacher,
+        correct_teacher=True, epochs=max(1, epochs), learning_rate=plan.learning_rate, batch_size=plan.batch_size,
+        seed=plan.seed, progress=plan.progress,
     )  # fmt: skip
     return Start(baseline, teacher, trainable(student, parts.train))
 

@@ -53,7 +53,7 @@ class Task:
         named = [one for group in groups for one in group]
         wrong = next((one for one in named if not 0 <= one < n), None)
         if wrong is not None:
-            raise RefusedError(f"the model has no class {wrong}; its {n} classes are 0 to {n - 1}")
+            raise RefusedError(f"'{model.main_output}' has no class {wrong}; its {n} classes are 0 to {n - 1}")
         if not named or not all(groups):
             raise RefusedError("classes is empty, or a group of them is; name what the target problem is about")
         twice = next((one for one in named if named.count(one) > 1), None)
@@ -86,7 +86,7 @@ class Task:
         Raises
         ------
         InvalidDataError
-            A label has no sample in the training part, or a part has none at all.
+            A label has no sample in one of the parts.
         """
         return Splits(*(self._part(name, getattr(whole, name)) for name in ("train", "calibration", "test")))
 
@@ -95,12 +95,12 @@ class Task:
         for label, group in enumerate(self.members):
             labels[np.isin(np.asarray(part.targets), group)] = label
         rows = np.flatnonzero(labels >= 0)
-        missing = [label for label in range(len(self)) if name == "train" and not (labels == label).any()]
-        if missing or not len(rows):
-            told = f"of classes {list(self.members[missing[0]])}" if missing else "of the target problem"
+        missing = [group for label, group in enumerate(self.members) if not (labels == label).any()]
+        if missing:
+            why = "is told what to keep" if name == "train" else "is judged"
             raise InvalidDataError(
-                f"the {name} data has no samples {told}; a network is told what to keep by samples of every label"
-                + (", and one class alone needs others against it" if len(self) == 2 else "")
+                f"the {name} data has no samples of classes {list(missing[0])}; a network {why} by samples of every "
+                "label" + (", and one class alone needs others against it" if len(self) == 2 else "")
             )
         return Data(part[rows].inputs, labels[rows])
 
@@ -139,4 +139,9 @@ def n_classes(model: Model) -> int:
     RefusedError
         Its output is no classifier's.
     """
-    return head_of(model, model.main_output).n_classes
+    n = head_of(model, model.main_output).n_classes
+    if n < 2:
+        raise RefusedError(
+            f"'{model.main_output}' has one column, which is no classifier's; it needs one for each class"
+        )
+    return n

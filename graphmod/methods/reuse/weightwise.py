@@ -27,7 +27,7 @@ def zeroed(model: Model, teacher: Model, parts: Splits, plan: Plan, of: Model, e
     ----------
     model : Model
     teacher : Model
-        A network of the same output, whose predictions are to be kept.
+        A network of the same output, whose predictions are to be kept, but for those that labels say are wrong.
     parts : Splits
     plan : Plan
         Its target, learning rate, batch size and seed count.
@@ -58,8 +58,8 @@ def zeroed(model: Model, teacher: Model, parts: Splits, plan: Plan, of: Model, e
     for step in range(1, n_steps + 1):
         share = left / n_weights * (wanted / left) ** (step / n_steps) if wanted < left else left / n_weights
         model = retrain(
-            sparsify(model, share, "lamp"), parts, teacher=teacher, epochs=epochs, patience=max(1, epochs),
-            learning_rate=plan.learning_rate / 2, batch_size=plan.batch_size, keep_zeros=True, seed=plan.seed,
-            progress=plan.progress,
+            sparsify(model, share, "lamp"), parts, teacher=teacher, correct_teacher=True, epochs=epochs,
+            patience=max(1, epochs), learning_rate=plan.learning_rate / 2, batch_size=plan.batch_size,
+            keep_zeros=True, seed=plan.seed, progress=plan.progress,
         )  # fmt: skip
     return model

@@ -15,7 +15,7 @@ from planted import net
 from planted_answers import images, pairs, splits, trained
 
 import graphmod as gm
-from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.errors import InvalidDataError, InvalidModelError, RefusedError
 from graphmod.graph import cost
 from graphmod.methods.reuse import Reengineered, Task
 from graphmod.methods.reuse.start import among_classes
@@ -52,6 +52,15 @@ def test_digits_in_a_fifth_of_the_weights():
     assert small.inputs == whole.inputs
     assert small.outputs["logits"].shape == (whole.outputs["logits"].shape[0], 3)
     assert not any(operator.op_type == "BatchNormalization" for operator in small.operators)  # as in the original
+
+
+def test_what_labels_say_is_wrong_in_the_original_is_not_learnt():
+    whole, digits = gm.load(gm.demo.model_path()), gm.demo.splits()
+    other = np.array([1, 0, *range(2, 10)])  # 0 and 1 are called by each other's name
+    parts = (gm.Data(part.inputs, other[part.targets]) for part in (digits.train, digits.calibration, digits.test))
+    report = gm.reengineer(whole, gm.Splits(*parts), [0, 1, 7], weights=0.5, **QUICK).report
+    assert report.before.test < 0.5
+    assert report.after.test > 0.9
 
 
 def test_the_report_has_both_baselines_and_the_file_its_manifest():
@@ -261,6 +270,28 @@ def test_what_is_no_classifier_is_refused():
     model = net("(float[n,3,4,4] x) => (float[n,2,4,4] y) { y = Conv(x, w) }", {"w": (2, 3, 1, 1)})
     with pytest.raises(RefusedError, match="not the logits of a classifier"):
         gm.reengineer(model, images(), [0, 1], weights=0.5)
+
+
+@pytest.mark.parametrize("classes", [[0, 1], None])
+def test_another_output_is_refused(classes):
+    text = "(float[n,4] x) => (float[n,4] y, float[n,8] r) { a = Gemm(x, w, c)  r = Relu(a)  y = Gemm(r, v) }"
+    model = net(text, {"w": (4, 8), "c": (8,), "v": (8, 4)})
+    with pytest.raises(RefusedError, match=r"outputs y, r, and only 'y' would be trained.*gm\.extract"):
+        gm.reengineer(model, splits(), classes, weights=0.5)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(InvalidModelError, match=r"reengineer takes a graphmod\.Model, not a str"):
+        gm.reengineer("model.onnx", splits(), [0, 1], weights=0.5)
+
+
+def test_without_a_budget_a_network_that_gets_no_faster_is_told_of(monkeypatch):
+    def searched(*_, **__):
+        raise verb.BudgetError("latency=0.6 cannot be met: 91% are left")
+
+    monkeypatch.setattr(verb, "searched", searched)
+    with pytest.raises(RefusedError, match=r"without a budget it begins with 60%, .* give weights= or macs="):
+        gm.reengineer(pairs(), splits(), [1, 3], **QUICK)
 
 
 def test_single_weights_become_zero_in_a_network_of_the_same_shape():

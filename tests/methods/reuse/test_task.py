@@ -129,6 +129,13 @@ def test_a_label_without_samples_is_refused(classes, labels, told):
 
 
 def test_a_part_without_samples_of_the_problem_is_refused():
-    whole = gm.Splits(part([1, 2]), part([1]), part([0, 3]))
-    with pytest.raises(InvalidDataError, match="test data has no samples of the target problem"):
-        Task.of(five(), [1, 2]).data(whole)
+    both = part([1, 2])
+    with pytest.raises(InvalidDataError, match=r"calibration data .* classes \[2\]"):
+        Task.of(five(), [1, 2]).data(gm.Splits(both, part([1]), both))
+    with pytest.raises(InvalidDataError, match=r"test data .* classes \[1\]"):
+        Task.of(five(), [1, 2]).data(gm.Splits(both, both, part([0, 3])))
+
+
+def test_one_column_is_no_classifier():
+    with pytest.raises(RefusedError, match="'y' has one column, which is no classifier's"):
+        Task.of(net("(float[n,3] x) => (float[n,1] y) { y = MatMul(x, w) }", {"w": (3, 1)}), [0])
