@@ -51,8 +51,8 @@ def new_head(model: Model, n_classes: int, *, seed: int = 0) -> Model:
     >>> odd_or_even.outputs["logits"].shape, m.n_weights - odd_or_even.n_weights
     (('batch', 2), 328)
     """
-    if n_classes < 2 or seed < 0:
-        raise RefusedError("n_classes must be at least 2, and seed at least 0")
+    if not isinstance(n_classes, int | np.integer) or n_classes < 2 or seed < 0:
+        raise RefusedError("n_classes must be a whole number, at least 2, and seed at least 0")
     features, last = final_features(model), final_layer(model)
     kind = model.tensors[features]
     shape = kind.shape or ()

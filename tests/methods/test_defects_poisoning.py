@@ -135,7 +135,7 @@ def test_bad_arguments_are_refused_in_a_sentence() -> None:
     for value in (float("nan"), float("inf"), 1e39):
         with pytest.raises(RefusedError, match=r"finite numbers of float32"):
             defects.trigger(data, label=0, value=value)
-    for label in (-1, 0.5, 1e30):
+    for label in (-1, 0.5, 1e30, "a"):
         with pytest.raises(RefusedError, match="label="):
             defects.trigger(data, label=label)
     with pytest.raises(RefusedError, match="n_classes=1 is out of range"):

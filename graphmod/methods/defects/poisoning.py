@@ -156,8 +156,8 @@ def _labels(data: Data) -> Labels:
 
 
 def _relabelled(labels: Labels, rows: NDArray[np.int64], label: int) -> Labels:
-    if label % 1 or not 0 <= label <= np.iinfo(labels.dtype).max:
-        raise RefusedError(f"label={label} is out of range; labels are whole numbers from 0, of {labels.dtype}")
+    if not isinstance(label, int | np.integer) or not 0 <= label <= np.iinfo(labels.dtype).max:
+        raise RefusedError(f"label={label!r} is out of range; labels are whole numbers from 0, of {labels.dtype}")
     changed = labels.copy()
     changed[rows] = label
     return changed

@@ -148,8 +148,8 @@ def reengineer(
     check_model(model, "reengineer")
     _check_outputs(model)
     budgets = _budgets(latency, weights, macs, granularity)
-    if harden is not None and not 0 < harden < np.inf:
-        raise RefusedError(f"harden={harden} is out of range; it is what a value may change by, above 0")
+    if harden is not None and (not isinstance(harden, int | float | np.number) or not 0 < harden < np.inf):
+        raise RefusedError(f"harden={harden!r} is out of range; it is what a value may change by, above 0")
     _check(max_drop, steps, shrink_every, 0 if epochs is None else epochs, learning_rate, batch_size, batch_sizes, seed)
     start = process_time()
     task = None if classes is None else Task.of(model, classes)
@@ -213,8 +213,8 @@ def _budgets(
         raise RefusedError("single weights that are zero save neither time nor operations; give weights=, or units")
     given = {name: one for name, one in zip(BUDGETS, (latency, weights, macs), strict=True) if one is not None}
     for name, share in given.items():
-        if not 0 < share < 1:
-            raise RefusedError(f"{name}={share} is out of range; it is a share of the original's, above 0 and below 1")
+        if not isinstance(share, int | float | np.number) or not 0 < share < 1:
+            raise RefusedError(f"{name}={share!r} is out of range; it is a share of the original's, between 0 and 1")
     return {**given} or {BUDGETS[0] if granularity == "unit" else "weights": None}
 
 

@@ -238,6 +238,8 @@ def test_a_budget_of_time_that_cannot_be_met_is_refused(planted):
         ({"weights": 0.0}, "weights=0.0 is out of range"),
         ({"latency": 1.0}, "latency=1.0 is out of range"),
         ({"macs": float("nan")}, "macs=nan is out of range"),
+        ({"weights": "0.5"}, "weights='0.5' is out of range"),
+        ({"harden": "a"}, "harden='a' is out of range"),
         ({"max_drop": -0.1}, "max_drop=-0.1 is out of range"),
         ({"steps": 0}, "steps and shrink_every must be at least 1"),
         ({"shrink_every": 0}, "steps and shrink_every must be at least 1"),
