@@ -1,8 +1,9 @@
 """Cells: what a benchmark measures on one network and one seed, each in a process of its own, kept with the machine.
 
 A benchmark ``<name>.py`` has sections, each a file ``<name>_<section>.py`` with ``cell(architecture, data, seed,
-quick)``, which returns what is found on one network, and ``table(found)``. Cells run beside each other, each in a
-process with one thread that is bound to a core. Results go to ``results/<name>.json``, with machine and versions.
+quick)``, which returns what is found on one network, ``table(found)`` and, where it measures on data sets that others
+leave out, their names in ``ALSO``. Cells run beside each other, each in a process with one thread that is bound to a
+core. Results go to ``results/<name>.json``, with machine and versions.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def main(name: str, sections: Sequence[str], architectures: Sequence[str], descr
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, metavar="SECTION")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", help="such as resnet44-digits; all if not given")
-    parser.add_argument("--data", type=Path, help="CIFAR-10's folder of .bin files, to measure on that alone")
+    parser.add_argument("--data", type=Path, help="CIFAR-10's or CIFAR-100's folder of .bin files, for that alone")
     parser.add_argument("--mnist", type=Path, help="Keras' mnist.npz, if it is not in ../shared/data")
     parser.add_argument("--processes", type=int, default=min(2, len(os.sched_getaffinity(0))))
     parser.add_argument("--missing", action="store_true", help="only what has no results yet")
@@ -81,16 +82,16 @@ def main(name: str, sections: Sequence[str], architectures: Sequence[str], descr
     os.environ.update(ONE_THREAD)
     if arguments.mnist:
         datasets.PATHS["mnist"] = arguments.mnist
-    if arguments.data:
-        datasets.PATHS["cifar10"] = arguments.data
-    names = ("cifar10",) if arguments.data else ("digits",) if arguments.quick else trained_networks.available()
+    cifar = (datasets.find_cifar(arguments.data),) if arguments.data else ()
+    names = cifar or (("digits",) if arguments.quick else trained_networks.available())
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
-    cells = [
-        (architecture, data, seed)
-        for seed, data, architecture in product(seeds, names, architectures)
-        if arguments.networks is None or f"{architecture}-{data}" in arguments.networks
-    ]
     for section in arguments.only:
+        also = () if arguments.data or arguments.quick else getattr(import_module(f"{name}_{section}"), "ALSO", ())
+        cells = [
+            (architecture, data, seed)
+            for seed, data, architecture in product(seeds, (*names, *also), architectures)
+            if arguments.networks is None or f"{architecture}-{data}" in arguments.networks
+        ]
         found: list[dict[str, Any]] = []
         if arguments.table:
             found = _kept(name).get(section, {}).get("found", [])

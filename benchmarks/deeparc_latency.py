@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from datasets import ByData
 from markdown import spread
 from markdown import table as as_table
 from trained_networks import network, splits
@@ -27,7 +28,7 @@ NAME = "latency"
 
 MAX_DROP = 0.0025
 BATCH_SIZES = (1, 64)
-EPOCHS = {"digits": 40, "mnist1d": 16, "mnist": 7, "cifar10": 4}
+EPOCHS = ByData({"digits": 40, "mnist1d": 16, "mnist": 7, "cifar10": 4})
 """Of each training: about 600 steps on the digits, 2,000 on mnist1d and 1,100 on MNIST."""
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from datasets import ByData
 from markdown import spread
 from markdown import table as as_table
 from trained_networks import drawn, network, splits
@@ -41,7 +42,7 @@ ANALYSED = 2048
 SHORTER = 2.0
 """Ours goes down to so many times the target; the schedule does the rest."""
 MOST = {"train": 4000, "calibration": 500, "test": 2000}
-EPOCHS = {"digits": 10, "mnist1d": 4, "mnist": 3, "cifar10": 3}
+EPOCHS = ByData({"digits": 10, "mnist1d": 4, "mnist": 3, "cifar10": 3})
 CHECK_EVERY = {"digits": 5}
 ATTEMPTS = 3
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from cells import RESULTS
-from datasets import DATASETS
+from datasets import DATASETS, ByData
 from markdown import spread
 from markdown import table as as_table
 from matplotlib.axes import Axes
@@ -44,15 +44,17 @@ FALL = (0.7, 0.05)
 SETTINGS = ({"mask_rate": 0.05, "alpha": 1.0}, {"mask_rate": 0.02, "alpha": 1.5})
 """Of SeaM's searches; published ones are 0.01 to 0.12 and 1 to 2, by network and problem. The first is "SeaM"."""
 
-STEPS = {"digits": 2000, "mnist1d": 2500, "mnist": 1500, "cifar10": 6000}
+STEPS = ByData({"digits": 2000, "mnist1d": 2500, "mnist": 1500, "cifar10": 6000})
 """Of SeaM's searches at most."""
 
-TRAINING = {
-    "digits": {"steps": 200, "shrink_every": 40, "epochs": 10},
-    "mnist1d": {"steps": 250, "shrink_every": 50, "epochs": 6},
-    "mnist": {"steps": 200, "shrink_every": 40, "epochs": 3},
-    "cifar10": {"steps": 700, "shrink_every": 100, "epochs": 10},
-}
+TRAINING = ByData(
+    {
+        "digits": {"steps": 200, "shrink_every": 40, "epochs": 10},
+        "mnist1d": {"steps": 250, "shrink_every": 50, "epochs": 6},
+        "mnist": {"steps": 200, "shrink_every": 40, "epochs": 3},
+        "cifar10": {"steps": 700, "shrink_every": 100, "epochs": 10},
+    }
+)
 """Of ours, for each share."""
 
 BATCH = 64
@@ -73,7 +75,7 @@ Found = dict[str, Any]
 def cell(architecture: str, data: str, seed: int, quick: bool) -> Found:
     """Return the curves of one network."""
     model, parts = network(architecture, data, seed, tell=lambda _: None), splits(data)
-    classes = problems(seed)["three"]
+    classes = problems(parts.train, seed)["three"]
     task, shares = Task.of(model, classes), QUICK if quick else SHARES
     own = task.data(parts)
     epochs = max(5, -(-STEPS[data] * BATCH // len(own.train)) // (16 if quick else 1))

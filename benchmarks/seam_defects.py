@@ -36,12 +36,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import ByData
 from markdown import spread
 from markdown import table as as_table
 from numpy.typing import NDArray
 from seam_direct import problems
 from trained_networks import BATCH as BATCH_OF_RECIPE
-from trained_networks import EPOCHS, FOLDER, drawn, network, splits, train
+from trained_networks import EPOCHS, FOLDER, N_CLASSES, drawn, n_classes, network, splits, train
 
 import graphmod as gm
 from graphmod.converters.pytorch import to_onnx
@@ -53,14 +54,16 @@ from graphmod.probe import predict
 from graphmod.train import retrained
 
 N_SOURCE = 6
-PATCH = {"digits": 2, "mnist1d": 4, "mnist": 4, "cifar10": 4}
+PATCH = ByData({"digits": 2, "mnist1d": 4, "mnist": 4, "cifar10": 4})
 STAMPED, BACKDOOR = 0.2, 0
-DISTANCES = {
-    "digits": (0.1, 0.2, 0.3),
-    "mnist1d": (0.2, 0.3, 0.5),
-    "mnist": (0.1, 0.2, 0.3),
-    "cifar10": (0.1, 0.2, 0.3),
-}
+DISTANCES = ByData(
+    {
+        "digits": (0.1, 0.2, 0.3),
+        "mnist1d": (0.2, 0.3, 0.5),
+        "mnist": (0.1, 0.2, 0.3),
+        "cifar10": (0.1, 0.2, 0.3),
+    }
+)
 """What attacks may change a value by: those of digits and MNIST lie in 0..1, those of the others deviate by 1."""
 
 ATTACKS = ("weak attack", "middle attack", "strong attack")
@@ -72,13 +75,13 @@ SHARE_MISLABELLED = 0.4
 
 RATES = (3e-4, 1e-3, 3e-3)
 HEAD_RATE = 1e-2
-TUNING = {"digits": 30, "mnist1d": 10, "mnist": 10, "cifar10": 10}
+TUNING = ByData({"digits": 30, "mnist1d": 10, "mnist": 10, "cifar10": 10})
 """Epochs of fine-tuning."""
 
 LONG = 3
 LEFT = 0.1
 BATCH = 64
-STEPS = {"digits": 500, "mnist1d": 500, "mnist": 250, "cifar10": 2000}
+STEPS = ByData({"digits": 500, "mnist1d": 500, "mnist": 250, "cifar10": 2000})
 """Of our searches, and at most of SeaM's."""
 
 LEAST_STEPS = 200
@@ -189,7 +192,7 @@ def derived(made: Iterable[Made], test: gm.Data, turned: Callable[[gm.Model], di
 def new_problem(setting: Setting) -> dict[str, Any]:
     """Return what networks for four classes inherit from one of the six others."""
     seed, whole = setting.seed, splits(setting.data)
-    order = np.random.default_rng(seed).permutation(10)
+    order = np.random.default_rng(seed).permutation(n_classes(whole.train.targets))[:N_CLASSES]
     old, new = np.sort(order[:N_SOURCE]), np.sort(order[N_SOURCE:])
     known, data = of_classes(whole, old), of_classes(whole, new)
     values = [getattr(whole, part).inputs["x"] for part in PARTS]
@@ -272,7 +275,7 @@ def of_classes(whole: gm.Splits, classes: NDArray[np.int64]) -> gm.Splits:
 
 def some_classes(setting: Setting) -> dict[str, Any]:
     """Return what networks for three classes inherit of wrong labels that a network of all ten has learnt."""
-    classes, whole = problems(setting.seed)["three"], splits(setting.data)
+    classes, whole = problems(splits(setting.data).train, setting.seed)["three"], splits(setting.data)
     healthy = network(setting.architecture, setting.data, setting.seed, tell=lambda _: None)
     defective = confused(setting, healthy, drawn(whole, setting.most, setting.seed), *classes[:2])
     data = Task.of(healthy, classes).data(whole)

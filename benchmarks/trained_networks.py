@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from datasets import DATASETS, PATHS, Parts
+from datasets import DATASETS, LIKE, PATHS, ByData, Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,14 +28,17 @@ FOLDER = Path(__file__).resolve().parent / "networks"
 ARCHITECTURES = ("resnet44", "vit12", "vgg10")
 OWN_DATA = ("digits", "mnist1d", "mnist")
 EPOCHS = {
-    "resnet44": {"digits": 80, "mnist1d": 30, "mnist": 12, "cifar10": 60},
-    "vit12": {"digits": 200, "mnist1d": 30, "mnist": 15, "cifar10": 60},
-    "vgg10": {"digits": 80, "mnist1d": 30, "mnist": 8, "cifar10": 60},
+    "resnet44": ByData({"digits": 80, "mnist1d": 30, "mnist": 12, "cifar10": 60}),
+    "vit12": ByData({"digits": 200, "mnist1d": 30, "mnist": 15, "cifar10": 60}),
+    "vgg10": ByData({"digits": 80, "mnist1d": 30, "mnist": 8, "cifar10": 60}),
 }
+N_CLASSES = 10
+"""That networks have at least."""
+
 QUICK = False
 """Whether networks are trained for a quarter of the time, for a first look at a benchmark; those are kept apart."""
 
-BATCH = {"digits": 64, "mnist1d": 128, "mnist": 128, "cifar10": 128}
+BATCH = ByData({"digits": 64, "mnist1d": 128, "mnist": 128, "cifar10": 128})
 
 
 def conv(n_axes: int, n_in: int, n_out: int, size: int, stride: int = 1) -> nn.Module:
@@ -70,7 +74,13 @@ class ResNet(nn.Module):
     """A residual network of 6 ``blocks`` + 2 layers (He et al. 2016, section 4.2) on sequences or images."""
 
     def __init__(
-        self, n_axes: int, channels: int, blocks: int = 7, widths: tuple[int, ...] = (16, 24, 40), stride: int = 1
+        self,
+        n_axes: int,
+        channels: int,
+        blocks: int = 7,
+        widths: tuple[int, ...] = (16, 24, 40),
+        stride: int = 1,
+        classes: int = 10,
     ) -> None:
         super().__init__()
         self.conv, self.bn = conv(n_axes, channels, widths[0], 3, stride), norm(n_axes, widths[0])
@@ -82,7 +92,7 @@ class ResNet(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(first, *rest))
         self.pool = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d}[n_axes](1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(widths[-1], 10)
+        self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map samples to logits."""
@@ -94,7 +104,12 @@ class VGG(nn.Module):
     """A plain network of 8 convolutions and 2 linear layers (Simonyan & Zisserman 2015) on sequences or images."""
 
     def __init__(
-        self, n_axes: int, channels: int, widths: tuple[int, ...] = (32, 64, 128, 128), hidden: int = 64
+        self,
+        n_axes: int,
+        channels: int,
+        widths: tuple[int, ...] = (32, 64, 128, 128),
+        hidden: int = 64,
+        classes: int = 10,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -105,7 +120,9 @@ class VGG(nn.Module):
             layers += [pool(2)] * (n_out != widths[-1])
         self.features = nn.Sequential(*layers)
         self.pool = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d}[n_axes](1)
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1], hidden), nn.ReLU(), nn.Linear(hidden, 10))
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(widths[-1], hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map samples to logits."""
@@ -148,7 +165,14 @@ class ViT(nn.Module):
     """A vision transformer (Dosovitskiy et al. 2021) on patches of sequences or images; tokens are averaged."""
 
     def __init__(
-        self, shape: tuple[int, ...], patch: int, depth: int = 12, width: int = 48, heads: int = 4, hidden: int = 96
+        self,
+        shape: tuple[int, ...],
+        patch: int,
+        depth: int = 12,
+        width: int = 48,
+        heads: int = 4,
+        hidden: int = 96,
+        classes: int = 10,
     ) -> None:
         super().__init__()
         channels, *sizes = shape
@@ -157,7 +181,7 @@ class ViT(nn.Module):
         self.flatten = nn.Flatten(2)
         self.position = nn.Parameter(torch.randn(1, int(np.prod([size // patch for size in sizes])), width) * 0.02)
         self.blocks = nn.Sequential(*(Encoder(width, heads, hidden) for _ in range(depth)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map samples to logits."""
@@ -165,17 +189,21 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
-PATCH = {"digits": 2, "mnist1d": 4, "mnist": 7, "cifar10": 4}
+PATCH = ByData({"digits": 2, "mnist1d": 4, "mnist": 7, "cifar10": 4})
 
 
-def build(architecture: str, data: str, shape: tuple[int, ...], depth: int | None = None) -> nn.Module:
+def build(
+    architecture: str, data: str, shape: tuple[int, ...], depth: int | None = None, classes: int = N_CLASSES
+) -> nn.Module:
     """Return an untrained network; ``depth`` is blocks a stage, or of the transformer; a VGG has one depth."""
     if architecture == "resnet44":
         n_axes = len(shape) - 1
-        return ResNet(n_axes, shape[0], depth or 7, stride=2 if shape[-1] > 32 or data == "mnist" else 1)
+        return ResNet(
+            n_axes, shape[0], depth or 7, stride=2 if shape[-1] > 32 or data == "mnist" else 1, classes=classes
+        )
     if architecture == "vgg10":
-        return VGG(len(shape) - 1, shape[0])
-    return ViT(shape, PATCH[data], depth or 12)
+        return VGG(len(shape) - 1, shape[0], classes=classes)
+    return ViT(shape, PATCH[data], depth or 12, classes=classes)
 
 
 def augment(data: str, x: Tensor) -> Tensor:
@@ -185,7 +213,7 @@ def augment(data: str, x: Tensor) -> Tensor:
         shift = torch.randint(-2, 3, (n, 1, 1))
         at = (torch.arange(x.shape[-1]) + shift) % x.shape[-1]
         return x.gather(2, at.expand_as(x)) + 0.02 * torch.randn_like(x)
-    if data == "cifar10":
+    if LIKE.get(data, data) == "cifar10":
         flipped = torch.where(torch.rand(n, 1, 1, 1) < 0.5, x.flip(3), x)
         grid = F.affine_grid(_affine(n, 0.0, 0.0, 0.25), list(x.shape), align_corners=False)
         return F.grid_sample(flipped, grid, align_corners=False)
@@ -207,7 +235,7 @@ def train(
     x, y = torch.from_numpy(samples), torch.from_numpy(labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = build(architecture, data, samples.shape[1:], depth)
+        net = build(architecture, data, samples.shape[1:], depth, max(N_CLASSES, n_classes(labels)))
         epochs, batch = epochs or EPOCHS[architecture][data], BATCH[data]
         steps = len(x) // batch
         if architecture != "vit12":
@@ -227,6 +255,11 @@ def train(
                 optimizer.step()
                 schedule.step()
     return net.eval()
+
+
+def n_classes(labels: npt.ArrayLike) -> int:
+    """Return how many classes labels from 0 on have."""
+    return int(np.max(labels)) + 1
 
 
 def splits(data: str) -> gm.Splits:
@@ -264,7 +297,8 @@ def network(
     Parameters
     ----------
     architecture : {"resnet44", "vit12", "vgg10"}
-    data : {"digits", "mnist1d", "mnist", "cifar10"}
+    data : str
+        A name of ``datasets.DATASETS``.
     seed : int
         Of weights, batches and augmentation.
     epochs, depth : int, optional
