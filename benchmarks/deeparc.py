@@ -3,7 +3,7 @@
     python benchmarks/deeparc.py                              # every table, 10 to 65 minutes each on two cores
     python benchmarks/deeparc.py --only latency repair        # some of them
     python benchmarks/deeparc.py --quick                      # a first look, less than 3 minutes a table; not kept
-    python benchmarks/deeparc.py --data cifar-10-batches-bin  # on CIFAR-10 instead of digits, mnist1d and MNIST
+    python benchmarks/deeparc.py --data cifar-10-batches-bin  # on CIFAR-10, or 100, instead of the others
     python benchmarks/deeparc.py --table                      # the tables alone, from the results that are there
 
 A table is a file ``deeparc_<name>.py``; what it measures on one network is a cell. Cells run beside each other, each in

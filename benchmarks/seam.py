@@ -3,7 +3,7 @@
     python benchmarks/seam.py                              # every table
     python benchmarks/seam.py --only direct                # some of them
     python benchmarks/seam.py --quick                      # a first look, less than 3 minutes a table; not kept
-    python benchmarks/seam.py --data cifar-10-batches-bin  # on CIFAR-10, or 100, instead of digits, mnist1d and MNIST
+    python benchmarks/seam.py --data cifar-10-batches-bin  # on CIFAR-10, or 100, instead of the others
     python benchmarks/seam.py --table                      # the tables alone, from the results that are there
 
 A table is a file ``seam_<name>.py``; how cells are run and kept is told in ``cells.py``. Networks are trained when

@@ -42,7 +42,7 @@ from markdown import table as as_table
 from numpy.typing import NDArray
 from seam_direct import problems
 from trained_networks import BATCH as BATCH_OF_RECIPE
-from trained_networks import EPOCHS, FOLDER, N_CLASSES, drawn, n_classes, network, splits, train
+from trained_networks import EPOCHS, FOLDER, drawn, n_classes, network, splits, train
 
 import graphmod as gm
 from graphmod.converters.pytorch import to_onnx
@@ -53,7 +53,7 @@ from graphmod.methods.reuse.hardening import attacked_too
 from graphmod.probe import predict
 from graphmod.train import retrained
 
-N_SOURCE = 6
+N_SOURCE, N_TARGET = 6, 4
 PATCH = ByData({"digits": 2, "mnist1d": 4, "mnist": 4, "cifar10": 4})
 STAMPED, BACKDOOR = 0.2, 0
 DISTANCES = ByData(
@@ -192,7 +192,7 @@ def derived(made: Iterable[Made], test: gm.Data, turned: Callable[[gm.Model], di
 def new_problem(setting: Setting) -> dict[str, Any]:
     """Return what networks for four classes inherit from one of the six others."""
     seed, whole = setting.seed, splits(setting.data)
-    order = np.random.default_rng(seed).permutation(n_classes(whole.train.targets))[:N_CLASSES]
+    order = np.random.default_rng(seed).permutation(n_classes(whole.train.targets))[: N_SOURCE + N_TARGET]
     old, new = np.sort(order[:N_SOURCE]), np.sort(order[N_SOURCE:])
     known, data = of_classes(whole, old), of_classes(whole, new)
     values = [getattr(whole, part).inputs["x"] for part in PARTS]
@@ -372,8 +372,8 @@ def reengineered(
 def from_scratch(setting: Setting, data: gm.Splits) -> Made:
     """Train the architecture on the target problem alone."""
     start = time.process_time()
-    n_classes = len(np.unique(data.train.targets))
-    found = gm.restrict(of_ten_classes(setting, data, setting.afresh(len(data.train))), list(range(n_classes)))
+    labels = np.unique(data.train.targets).tolist()
+    found = gm.restrict(of_ten_classes(setting, data, setting.afresh(len(data.train))), labels)
     return Made(SCRATCH, found, 1.0, time.process_time() - start)
 
 

@@ -1,11 +1,11 @@
 """Direct reuse: one class against the rest, three classes, and two groups of five, by SeaM as published and by ours.
 
 The classes are drawn, other ones for every seed. *Among all* is the original's accuracy by its argmax over all classes,
-the published baseline; *restricted* that of its logits of the target problem alone, the fair one. Only the noisy
-version of mnist1d leaves much room between the two. SeaM keeps its share as zeros in a file of the same size, and its
-latency is measured with its head; ours is asked for a tenth of the weights and 30 % of the latency, or 40 % where the
-network cannot have that. It is given the training samples and copies of them, turned, shifted and scaled as those were
-that the original has learnt; SeaM, which trains no weights, the samples alone. Choices are made on calibration data;
+the published baseline; *restricted* that of its logits of the target problem alone, the fair one. Noisy mnist1d is
+there as networks have little room between the two on the others. SeaM keeps its share as zeros in a file of the same
+size, and its latency is measured with its head; ours is asked for a tenth of the weights and 30 % of the latency, or 40
+% where the network cannot have that. On digits and mnist1d it is given copies of the training samples, too, changed as
+for training; SeaM, which trains masks and a head alone, has the samples. Choices are made on calibration data;
 accuracies are those on test data. Only digits have all three problems, the others that of three classes. Training from
 scratch is that of the same architecture on the three classes, by the recipe of the original.
 """
@@ -38,7 +38,7 @@ VIEWS = ByData({"digits": 16, "mnist1d": 4, "mnist": 1, "cifar10": 1})
 
 ALSO = ("mnist1d_noisy",)
 ALL_PROBLEMS = ("digits",)
-"""Data of which the other problems would take too long."""
+"""Data on which all three problems are measured; on the others that would take too long."""
 
 BATCH = 64
 
@@ -56,7 +56,7 @@ def problems(data: gm.Data, seed: int) -> dict[str, list[Any]]:
 def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]:
     """Return what each way comes to, on each problem."""
     model, parts = network(architecture, data, seed, tell=lambda _: None), splits(data)
-    viewed = gm.Splits(views(parts.train, data, seed), parts.calibration, parts.test)
+    shown = viewed(parts, data, seed)
     found: dict[str, Any] = {}
     for name, classes in problems(parts.train, seed).items():
         if name != "three" and (quick or data not in ALL_PROBLEMS):
@@ -68,20 +68,21 @@ def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]
             "classes": classes,
             "among all": among_all["test"],
             "published": published(model, own, among_all["calibration"], data, seed, quick),
-            "ours": ours(model, viewed, classes, seed, quick),
+            "ours": ours(model, shown, classes, seed, quick),
         }
         if name == "three":
             found[name]["scratch"] = scratch(architecture, data, own, seed, quick)
     return {"problems": found}
 
 
-def views(samples: gm.Data, data: str, seed: int) -> gm.Data:
-    """Return samples and their copies, each changed as for training."""
-    x = torch.from_numpy(samples.inputs["x"])
+def viewed(parts: gm.Splits, data: str, seed: int) -> gm.Splits:
+    """Return the parts, that for training with copies of its samples, each changed as for training."""
+    x = torch.from_numpy(parts.train.inputs["x"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         changed = [augment(data, x) for _ in range(VIEWS[data] - 1)]
-    return gm.Data({"x": torch.cat([x, *changed]).numpy()}, np.tile(samples.targets, VIEWS[data]))
+    train = gm.Data({"x": torch.cat([x, *changed]).numpy()}, np.tile(parts.train.targets, VIEWS[data]))
+    return gm.Splits(train, parts.calibration, parts.test)
 
 
 def published(

@@ -1,6 +1,6 @@
 """Networks that benchmarks transform: a ResNet, a VGG and a ViT, trained once a data set and seed.
 
-    python benchmarks/trained_networks.py                      # all that benchmarks need, kept in benchmarks/networks
+    python benchmarks/trained_networks.py                      # of digits, mnist1d, MNIST; kept in networks
     python benchmarks/trained_networks.py --only resnet44-digits --seeds 0
 
 A network is trained when a benchmark first asks for it and kept as ONNX, so that all benchmarks measure the same ones.
@@ -80,7 +80,8 @@ class ResNet(nn.Module):
         blocks: int = 7,
         widths: tuple[int, ...] = (16, 24, 40),
         stride: int = 1,
-        classes: int = 10,
+        *,
+        classes: int,
     ) -> None:
         super().__init__()
         self.conv, self.bn = conv(n_axes, channels, widths[0], 3, stride), norm(n_axes, widths[0])
@@ -109,7 +110,8 @@ class VGG(nn.Module):
         channels: int,
         widths: tuple[int, ...] = (32, 64, 128, 128),
         hidden: int = 64,
-        classes: int = 10,
+        *,
+        classes: int,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -172,7 +174,8 @@ class ViT(nn.Module):
         width: int = 48,
         heads: int = 4,
         hidden: int = 96,
-        classes: int = 10,
+        *,
+        classes: int,
     ) -> None:
         super().__init__()
         channels, *sizes = shape
@@ -192,9 +195,7 @@ class ViT(nn.Module):
 PATCH = ByData({"digits": 2, "mnist1d": 4, "mnist": 7, "cifar10": 4})
 
 
-def build(
-    architecture: str, data: str, shape: tuple[int, ...], depth: int | None = None, classes: int = N_CLASSES
-) -> nn.Module:
+def build(architecture: str, data: str, shape: tuple[int, ...], classes: int, depth: int | None = None) -> nn.Module:
     """Return an untrained network; ``depth`` is blocks a stage, or of the transformer; a VGG has one depth."""
     if architecture == "resnet44":
         n_axes = len(shape) - 1
@@ -235,7 +236,7 @@ def train(
     x, y = torch.from_numpy(samples), torch.from_numpy(labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = build(architecture, data, samples.shape[1:], depth, max(N_CLASSES, n_classes(labels)))
+        net = build(architecture, data, samples.shape[1:], max(N_CLASSES, n_classes(labels)), depth)
         epochs, batch = epochs or EPOCHS[architecture][data], BATCH[data]
         steps = len(x) // batch
         if architecture != "vit12":
@@ -324,12 +325,12 @@ def network(
 
 
 def available() -> tuple[str, ...]:
-    """Return the data sets that are there: all that packages bring, and MNIST where its file is."""
+    """Return the data sets that all benchmarks measure on: digits, mnist1d, and MNIST where its file is."""
     return tuple(name for name in OWN_DATA if name != "mnist" or PATHS["mnist"].exists())
 
 
 def main() -> None:
-    """Train what is not there yet."""
+    """Train what is not there yet, of the data sets that all benchmarks measure on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="such as resnet44-digits")

@@ -84,11 +84,12 @@ def reuse(
         _print_json({**report.as_dict(), "files": written})
         return
     table = Table("", "before", "after")
-    counted = "weights" if granularity == "unit" else "weights that are not zero (graphmod pack stores no others)"
-    table.add_row(counted, f"{report.before.weights:,}", f"{report.after.weights:,} ({report.weights_left:.1%})")
+    zeros = "" if granularity == "unit" else " beside zeros, which graphmod pack leaves out"
+    left = f"{report.after.weights:,} ({report.weights_left:.1%}){zeros}"
+    table.add_row("weights", f"{report.before.weights:,}", left)
     if report.before.macs and report.after.macs:
-        left = report.after.macs / report.before.macs
-        table.add_row("multiply-accumulates", f"{report.before.macs:,}", f"{report.after.macs:,} ({left:.1%})")
+        share = report.after.macs / report.before.macs
+        table.add_row("multiply-accumulates", f"{report.before.macs:,}", f"{report.after.macs:,} ({share:.1%})")
     for size, before in report.before.latency.items():
         after = report.after.latency[size]
         table.add_row(f"microseconds, batch {size}", f"{before:,.0f}", f"{after:,.0f} ({after / before:.1%})")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphmod.arguments import check_whole
 from graphmod.data import Data, fixed_batch
-from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.errors import InvalidDataError
 from graphmod.model import Model
 
 
@@ -21,7 +22,7 @@ def drawn(model: Model, data: Data, most: int, seed: int) -> Data:
     RefusedError
         The seed is negative.
     """
-    check_seed(seed)
+    check_whole(0, seed=seed)
     unit = fewest(model, data)
     n = max(1, min(len(data), most) // unit) * unit
     return data if n == len(data) else data[np.sort(np.random.default_rng(seed).choice(len(data), n, replace=False))]
@@ -39,9 +40,3 @@ def fewest(model: Model, data: Data) -> int:
     if len(data) < unit:
         raise InvalidDataError(f"the model takes {unit} samples at a time, and the data has {len(data)}")
     return unit
-
-
-def check_seed(seed: int) -> None:
-    """Raise RefusedError unless a seed is one that numbers can be drawn with."""
-    if seed < 0:
-        raise RefusedError(f"seed={seed} is out of range; it is at least 0")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphmod.arguments import check_whole, is_real
 from graphmod.data import Data
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import find
@@ -114,8 +114,9 @@ def prune(
     True
     """
     goal = goal_of(ratio, {"weights": weights, "macs": macs, "latency": latency}, ranking, at_most)
-    _check({"multiple_of": (multiple_of, 1), "steps": (steps, 1), "epochs": (epochs, 0), "seed": (seed, 0)})
-    if learning_rate is not None and not (isinstance(learning_rate, Real) and learning_rate > 0):
+    check_whole(1, multiple_of=1 if multiple_of is None else multiple_of, steps=steps)
+    check_whole(0, epochs=epochs, seed=seed)
+    if learning_rate is not None and not (is_real(learning_rate) and learning_rate > 0):
         raise RefusedError(f"learning_rate={learning_rate!r} is out of range; it is a number above 0")
     if learning_rate is not None and not epochs:
         raise RefusedError(f"learning_rate={learning_rate} is of the recovery; give epochs, too")
@@ -158,13 +159,6 @@ def _renamed(model: Model, names: Mapping[str, str]) -> Model:
     for operator, name in zip(proto.graph.node, model.operator_names, strict=True):
         operator.name = names.get(name, operator.name)
     return Model(proto, model.folder)
-
-
-def _check(whole_numbers: Mapping[str, tuple[int | None, int]]) -> None:
-    """Raise RefusedError unless every parameter is a whole number, and at least what it is at least."""
-    for name, (value, least) in whole_numbers.items():
-        if value is not None and (not isinstance(value, Integral) or value < least):
-            raise RefusedError(f"{name}={value!r} is out of range; it is a whole number from {least} on")
 
 
 def _check_names(names: Iterable[str], found: Groups) -> None:

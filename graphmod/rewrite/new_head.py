@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
+from graphmod.arguments import check_whole
 from graphmod.errors import RefusedError
 from graphmod.graph import channel_axis, final_features, final_layer
 from graphmod.model import Model, TensorType
@@ -51,8 +52,8 @@ def new_head(model: Model, n_classes: int, *, seed: int = 0) -> Model:
     >>> odd_or_even.outputs["logits"].shape, m.n_weights - odd_or_even.n_weights
     (('batch', 2), 328)
     """
-    if not isinstance(n_classes, int | np.integer) or n_classes < 2 or seed < 0:
-        raise RefusedError("n_classes must be a whole number, at least 2, and seed at least 0")
+    check_whole(2, n_classes=n_classes)
+    check_whole(0, seed=seed)
     features, last = final_features(model), final_layer(model)
     kind = model.tensors[features]
     shape = kind.shape or ()

@@ -30,10 +30,11 @@ Ranking = Callable[[Iterator[tuple[Tensor, Goals]]], Rank]
 
 
 def objective_of(
-    loss: Loss | None, distill: float, temperature: float, by_labels: bool, imitate: Imitation | None, told: str
+    loss: Loss | None, distill: float, temperature: float, correct_teacher: bool, imitate: Imitation | None, told: str
 ) -> Objective:
-    """Mix the loss with what the teacher says (softened predictions, set right ``by_labels`` first, or under a loss of
-    one's own its outputs), then with the distance from activations to imitate.
+    """Mix the loss with what the teacher says, then with the distance from activations to imitate.
+
+    What the teacher says are softened predictions, set right by labels if asked to, or its outputs under another loss.
     """
 
     def task(outputs: Tensor, goals: Goals) -> Tensor:
@@ -47,7 +48,7 @@ def objective_of(
                 f"{list(outputs.shape[1:])}; a teacher is a network for the same targets"
             )
         soft = soft.reshape(outputs.shape)
-        if by_labels:
+        if correct_teacher:
             soft = corrected(soft, goals["targets"])
         taught = distillation(outputs, soft, temperature) if loss is None else mse_loss(outputs, soft)
         return (1 - distill) * hard + distill * taught

@@ -103,7 +103,7 @@ def retrain(
         Of the distillation, above 0; of no effect without a teacher, or with a ``loss`` of one's own.
     correct_teacher : bool
         Whether the teacher is set right by the labels: where it takes a training sample for another class, what it
-        gives for the two is exchanged (Wen et al., 2021).
+        gives for the two is exchanged (Wen et al., 2021). Needs a ``teacher``, and no ``loss``.
     imitate : Imitation, optional
         Activations that an inner tensor is to have, beside the loss or in its place.
     loss : callable, optional

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from command_line import graphmod
@@ -38,6 +39,18 @@ def test_json_has_everything(tmp_path):
     assert report["files"] == [str(out)]
     assert report["weights_left"] <= 0.3
     assert report["settings"]["granularity"] == "weight"
+
+
+def test_without_a_budget_what_was_tried_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["graphmod.methods.reuse.reengineer"], "LADDER", (0.6,))
+    out = tmp_path / "zeros.onnx"
+    done = graphmod(
+        "reuse", DEMO, DATA, "--classes", "[3, 5]", "--granularity", "weight", "--steps", "40", "--epochs", "1",
+        "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "tried: weights 60.0% left, " in done.stdout
+    assert "(60.0%) beside zeros" in done.stdout
 
 
 @pytest.mark.parametrize(

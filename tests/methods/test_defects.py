@@ -178,11 +178,11 @@ def test_features_that_cannot_be_found_are_refused() -> None:
 
 
 def test_bad_arguments_of_an_attack_are_refused_in_a_sentence(demo: tuple[gm.Model, gm.Data]) -> None:
-    for eps in (0, -1, float("nan"), float("inf")):
+    for eps in (0, -1, float("nan"), float("inf"), "a"):
         with pytest.raises(RefusedError, match="out of range"):
             defects.feature_attack(*demo, eps=eps)
     for settings_ in ({"steps": 0}, {"batch_size": 0}):
-        with pytest.raises(RefusedError, match="at least 1"):
+        with pytest.raises(RefusedError, match="a whole number from 1 on"):
             defects.feature_attack(*demo, **settings_)
     with pytest.raises(RefusedError, match="no tensor, block or operator 'nothing'"):
         defects.feature_attack(*demo, tensor="nothing")

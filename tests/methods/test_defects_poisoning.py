@@ -120,22 +120,22 @@ def test_a_planted_backdoor_succeeds_on_stamped_samples_alone() -> None:
 
 def test_bad_arguments_are_refused_in_a_sentence() -> None:
     data = images()
-    for share in (0, -0.1, 1.1, float("nan")):
+    for share in (0, -0.1, 1.1, float("nan"), "a"):
         with pytest.raises(RefusedError, match="out of range"):
             defects.trigger(data, label=0, share=share)
         with pytest.raises(RefusedError, match="out of range"):
             defects.flip_labels(data, share, 5)
     with pytest.raises(RefusedError, match=r"share=0.01 of 10 samples is none"):
         defects.trigger(data, label=0, share=0.01)
-    for size in (0, 4):
+    for size in (0, 4, 1.5, "a"):
         with pytest.raises(RefusedError, match="is 1 to 3"):
             defects.trigger(data, label=0, size=size)
     with pytest.raises(RefusedError, match="no corner 'middle'; there are top left"):
         defects.trigger(data, label=0, corner="middle")
-    for value in (float("nan"), float("inf"), 1e39):
+    for value in (float("nan"), float("inf"), 1e39, "a"):
         with pytest.raises(RefusedError, match=r"finite numbers of float32"):
             defects.trigger(data, label=0, value=value)
-    for label in (-1, 0.5, 1e30, "a"):
+    for label in (-1, 0.5, 1e30, "a", True):
         with pytest.raises(RefusedError, match="label="):
             defects.trigger(data, label=label)
     with pytest.raises(RefusedError, match="n_classes=1 is out of range"):

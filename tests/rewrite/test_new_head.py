@@ -89,8 +89,8 @@ def test_an_output_that_another_operator_reads_is_still_made() -> None:
     [
         ("(float[n,4] x) => (float[n,4] y) { y = Relu(x) }", {}, 3, "no operator multiplies activations"),
         ("(float[n,4] x) => (float[n,k] y) { y = MatMul(x, w) }", {"w": (4, 7)}, 3, "no boundary before the final"),
-        (ROWS, {"w": (4, 7)}, 1, "n_classes must be a whole number, at least 2"),
-        (ROWS, {"w": (4, 7)}, 2.5, "n_classes must be a whole number, at least 2"),
+        (ROWS, {"w": (4, 7)}, 1, "n_classes=1 is out of range; it is a whole number from 2 on"),
+        (ROWS, {"w": (4, 7)}, 2.5, "n_classes=2.5 is out of range"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from graphmod.arguments import check_whole
 from graphmod.data import as_splits
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import Block
 from graphmod.methods.criteria.registry import CRITERIA, Evidence, Scores
 from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
-from graphmod.methods.drawing import check_seed, drawn
+from graphmod.methods.drawing import drawn
 from graphmod.model import Model
 from graphmod.rewrite import Region
 from graphmod.rewrite.region import Place, check_passes_through, find_region
@@ -126,7 +127,7 @@ def rank_blocks(
     >>> len(ranking.order("kl")), sorted(ranking.correlation)
     (3, ['cka', 'kl'])
     """
-    check_seed(seed)
+    check_whole(0, seed=seed)
     given = (criteria,) if isinstance(criteria, str) else criteria
     wanted = tuple(dict.fromkeys(CRITERIA if given is None else given))
     unknown = [name for name in wanted if name not in CRITERIA]

@@ -15,10 +15,11 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from graphmod.arguments import check_whole
 from graphmod.data import Data, as_data, as_splits, check_labels
 from graphmod.errors import RefusedError
 from graphmod.methods.deeparc.linear_probe import RIDGE, fit_probe
-from graphmod.methods.drawing import check_seed, drawn
+from graphmod.methods.drawing import drawn
 from graphmod.model import Model
 from graphmod.modules import ModuleMap
 from graphmod.probe import gathered
@@ -121,7 +122,7 @@ def properties(
     """
     if not 0 <= noise < np.inf:
         raise RefusedError(f"noise={noise} is out of range; it is a standard deviation of at least 0")
-    check_seed(seed)
+    check_whole(0, seed=seed)
     modules.check(model)
     splits = as_splits(model, data, seed, labels=True)
     train, test = (drawn(model, part, MOST, seed) for part in (splits.train, splits.test))

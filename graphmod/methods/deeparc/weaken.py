@@ -15,9 +15,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from graphmod.arguments import check_whole
 from graphmod.data import as_data, part_of
 from graphmod.errors import RefusedError
-from graphmod.methods.drawing import check_seed
 from graphmod.model import Model
 from graphmod.probe import accuracy
 from graphmod.rewrite.draft import Draft
@@ -75,7 +75,7 @@ def weaken(model: Model, data: object, points: float, blocks: Sequence[Place], *
     """
     if not 0 < points <= 100:
         raise RefusedError(f"points={points} is out of range; accuracy can fall by more than 0 and at most 100 points")
-    check_seed(seed)
+    check_whole(0, seed=seed)
     samples = as_data(model, part_of(data, "calibration"), targets=True)
     names = matrices(model, blocks)
     goal = accuracy(model, samples) - points / 100

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from graphmod.arguments import check_whole, is_real
 from graphmod.data import Data, as_data, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import final_features
 from graphmod.methods.defects.values import float_input
-from graphmod.methods.drawing import check_seed
 from graphmod.model import Model, check_model
 from graphmod.pytorch import to_torch
 from graphmod.rewrite import extract, rebatch
@@ -101,16 +101,15 @@ def feature_attack(
     True
     """
     check_model(source, "feature_attack")
-    if eps is not None and not 0 < eps < np.inf:
-        raise RefusedError(f"eps={eps} is out of range; what a value may change by is above 0")
-    if steps < 1 or batch_size < 1:
-        raise RefusedError("steps and batch_size must be at least 1")
+    if eps is not None and not (is_real(eps) and 0 < eps < np.inf):
+        raise RefusedError(f"eps={eps!r} is out of range; what a value may change by is above 0")
+    check_whole(1, steps=steps, batch_size=batch_size)
     samples = as_data(source, data)
     name, x = float_input(samples)
     low, high = _range(x, bounds)
     largest = _EPS_SHARE * (high - low) if eps is None else eps
     lower, upper = _box(x, largest, low, high)
-    check_seed(seed)
+    check_whole(0, seed=seed)
     drawn = np.random.default_rng(seed).uniform(-largest, largest, x.shape)
     begun = (x + drawn).astype(x.dtype).clip(lower, upper)
     net = _network(source, tensor)

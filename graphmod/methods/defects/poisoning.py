@@ -7,10 +7,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from graphmod.arguments import check_whole, is_real, is_whole
 from graphmod.data import Data
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.methods.defects.values import float_input
-from graphmod.methods.drawing import check_seed
 
 Labels = NDArray[np.integer[Any]]
 
@@ -75,11 +75,11 @@ def trigger(
     """
     name, x = float_input(_checked(data))
     patch = _patch(name, x.shape, size, corner)
-    check_seed(seed)
+    check_whole(0, seed=seed)
     rows = _drawn(len(data), share, np.random.default_rng(seed))
     stamp = float(x.max()) if value is None else value
-    if not abs(stamp) <= float(np.finfo(x.dtype).max):
-        raise RefusedError(f"value={value} is out of range; input '{name}' holds finite numbers of {x.dtype}")
+    if not (is_real(stamp) and abs(stamp) <= float(np.finfo(x.dtype).max)):
+        raise RefusedError(f"value={value!r} is out of range; input '{name}' holds finite numbers of {x.dtype}")
     stamped = x.copy()
     stamped[rows] = np.where(patch, stamp, x[rows])
     inputs = {**data.inputs, name: stamped}
@@ -122,11 +122,10 @@ def flip_labels(data: Data, share: float, n_classes: int, seed: int = 0) -> Data
     True
     """
     labels = _labels(_checked(data))
-    if n_classes < 2:
-        raise RefusedError(f"n_classes={n_classes} is out of range; where there is one class there is no other label")
+    check_whole(2, n_classes=n_classes)
     if labels.min() < 0 or labels.max() >= n_classes:
         raise InvalidDataError(f"labels go from {labels.min()} to {labels.max()}, and n_classes={n_classes} has others")
-    check_seed(seed)
+    check_whole(0, seed=seed)
     rng = np.random.default_rng(seed)
     rows = _drawn(len(data), share, rng)
     flipped = labels.copy()
@@ -156,7 +155,7 @@ def _labels(data: Data) -> Labels:
 
 
 def _relabelled(labels: Labels, rows: NDArray[np.int64], label: int) -> Labels:
-    if not isinstance(label, int | np.integer) or not 0 <= label <= np.iinfo(labels.dtype).max:
+    if not is_whole(label) or not 0 <= label <= np.iinfo(labels.dtype).max:
         raise RefusedError(f"label={label!r} is out of range; labels are whole numbers from 0, of {labels.dtype}")
     changed = labels.copy()
     changed[rows] = label
@@ -165,8 +164,8 @@ def _relabelled(labels: Labels, rows: NDArray[np.int64], label: int) -> Labels:
 
 def _drawn(n: int, share: float, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return the rows of a share of n samples."""
-    if not 0 < share <= 1:
-        raise RefusedError(f"share={share} is out of range; it is above 0 and at most 1")
+    if not (is_real(share) and 0 < share <= 1):
+        raise RefusedError(f"share={share!r} is out of range; it is above 0 and at most 1")
     if not round(share * n):
         raise RefusedError(f"share={share} of {n} samples is none; take a larger share")
     return np.sort(rng.choice(n, round(share * n), replace=False))
@@ -179,8 +178,8 @@ def _patch(name: str, shape: tuple[int, ...], size: int, corner: str | None) -> 
             "a trigger is stamped on images [samples, channels, height, width] or sequences [samples, channels, time], "
             f"and input '{name}' has shape {list(shape)}"
         )
-    if not 1 <= size <= min(shape[2:]):
-        raise RefusedError(f"size={size} is out of range; a patch in samples of {shape[1:]} is 1 to {min(shape[2:])}")
+    if not is_whole(size) or not 1 <= size <= min(shape[2:]):
+        raise RefusedError(f"size={size!r} is out of range; a patch in samples of {shape[1:]} is 1 to {min(shape[2:])}")
     first, last = slice(0, size), slice(-size, None)
     if len(shape) == 3:
         if corner is not None:

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from graphmod.arguments import check_whole, is_real
 from graphmod.data import Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.graph import cost
 from graphmod.methods.chance import warn_of_little_data
 from graphmod.methods.deeparc.sparsity import n_parameters
-from graphmod.methods.drawing import check_seed
 from graphmod.methods.measuring import latencies, measured
 from graphmod.methods.reuse.hardening import attacked_too, hardened
 from graphmod.methods.reuse.price import BUDGETS
@@ -127,8 +127,10 @@ def reengineer(
     Raises
     ------
     RefusedError
-        The model is no classifier, a class does not exist, an argument is out of range, nothing can be removed, or the
-        budget cannot be met.
+        The model is no classifier or has several outputs, a class does not exist, an argument is out of range, nothing
+        can be removed, or the budget cannot be met.
+    InvalidModelError
+        What is given is no Model.
     InvalidDataError
         The data does not fit the model, a label of the target problem has no samples, or those of a new problem are not
         0 to n - 1.
@@ -148,7 +150,7 @@ def reengineer(
     check_model(model, "reengineer")
     _check_outputs(model)
     budgets = _budgets(latency, weights, macs, granularity)
-    if harden is not None and (not isinstance(harden, int | float | np.number) or not 0 < harden < np.inf):
+    if harden is not None and not (is_real(harden) and 0 < harden < np.inf):
         raise RefusedError(f"harden={harden!r} is out of range; it is what a value may change by, above 0")
     _check(max_drop, steps, shrink_every, 0 if epochs is None else epochs, learning_rate, batch_size, batch_sizes, seed)
     start = process_time()
@@ -213,18 +215,17 @@ def _budgets(
         raise RefusedError("single weights that are zero save neither time nor operations; give weights=, or units")
     given = {name: one for name, one in zip(BUDGETS, (latency, weights, macs), strict=True) if one is not None}
     for name, share in given.items():
-        if not isinstance(share, int | float | np.number) or not 0 < share < 1:
+        if not (is_real(share) and 0 < share < 1):
             raise RefusedError(f"{name}={share!r} is out of range; it is a share of the original's, between 0 and 1")
     return {**given} or {BUDGETS[0] if granularity == "unit" else "weights": None}
 
 
 def _check_outputs(model: Model) -> None:
     """Raise RefusedError if training would change outputs that are not looked at."""
-    scores, *others = model.outputs
-    if others:
+    if len(model.outputs) > 1:
         raise RefusedError(
-            f"the model has the outputs {', '.join(model.outputs)}, and only '{scores}' would be trained, so that the "
-            "others would be ruined; take out what makes the logits by itself with gm.extract"
+            f"the model has the outputs {', '.join(model.outputs)}, and only '{model.main_output}' would be trained, "
+            "which would ruin the others; take out what makes the logits by itself with gm.extract"
         )
 
 
@@ -238,15 +239,17 @@ def _check(
     batch_sizes: Sequence[int],
     seed: int,
 ) -> None:
-    if not 0 <= max_drop < 1:
-        raise RefusedError(f"max_drop={max_drop} is out of range; it is a share of the accuracy between 0 and 1")
-    if min(steps, shrink_every) < 1 or epochs < 0 or batch_size < 2:
-        raise RefusedError("steps and shrink_every must be at least 1, epochs at least 0, batch_size at least 2")
-    if not 0 < learning_rate < np.inf:
-        raise RefusedError(f"learning_rate={learning_rate} is out of range; it is a number above 0")
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise RefusedError("batch_sizes are numbers of samples, at least 1 each")
-    check_seed(seed)
+    if not (is_real(max_drop) and 0 <= max_drop < 1):
+        raise RefusedError(f"max_drop={max_drop!r} is out of range; it is a share of the accuracy between 0 and 1")
+    check_whole(1, steps=steps, shrink_every=shrink_every)
+    check_whole(0, epochs=epochs, seed=seed)
+    check_whole(2, batch_size=batch_size)
+    if not (is_real(learning_rate) and 0 < learning_rate < np.inf):
+        raise RefusedError(f"learning_rate={learning_rate!r} is out of range; it is a number above 0")
+    if not isinstance(batch_sizes, Sequence) or not batch_sizes:
+        raise RefusedError(f"batch_sizes={batch_sizes!r} is no list of numbers of samples")
+    for size in batch_sizes:
+        check_whole(1, batch_sizes=size)
 
 
 class _Job:

@@ -193,7 +193,8 @@ def searched(
     """
     start = process_time()
     rng = np.random.default_rng(plan.seed)
-    taught = predict(teacher, data, output=logits(teacher)).astype(np.float32)
+    taught = torch.from_numpy(predict(teacher, data, output=logits(teacher)).astype(np.float32))
+    goals = corrected(taught, torch.from_numpy(np.asarray(data.targets, np.int64)))
     stages: list[Stage] = []
     budgets = {name: _budget(name, plan, of or model, measure) for name in plan.targets}
     step, whole = 0, frozenset[str]()
@@ -213,7 +214,7 @@ def searched(
             if stages:
                 stages[-1] = replace(stages[-1], left=left)
             if not gated.n_gates and not stages:
-                raise BudgetError("no channel, head or block of the network can be removed; graphmod groups says why")
+                raise RefusedError("no channel, head or block of the network can be removed; graphmod groups says why")
             over = [name for name, budget in budgets.items() if not budget.is_met]
             if not over and (plan.way(step) == 1 or not gated.n_gates):
                 return model, tuple(stages)
@@ -226,7 +227,7 @@ def searched(
             if not stages:
                 whole = _untrue(gated, data)
             limits = [(prices[name], partial(budget.allowed, prices[name])) for name, budget in budgets.items()]
-            closed = _trained(gated, limits, data, taught, step, plan, rng, _fixed(gated, whole))
+            closed = _trained(gated, limits, data, goals, step, plan, rng, _fixed(gated, whole))
             step += plan.shrink_every
             bar.update(task, completed=step)
             model, gates, difference = _removed(gated, closed, data, plan.multiple_of)
@@ -265,7 +266,7 @@ def _trained(
     gated: Gated,
     limits: Sequence[tuple[Prices, Callable[[float], float]]],
     data: Data,
-    taught: NDArray[np.generic],
+    goals: Tensor,
     step: int,
     plan: Plan,
     rng: np.random.Generator,
@@ -279,7 +280,6 @@ def _trained(
     prices = [one for one, _ in limits]
     inputs = _fed(gated, data)
     labels = torch.from_numpy(np.asarray(data.targets, np.int64))
-    goals = corrected(torch.from_numpy(np.array(taught)), labels)
     optimizer = torch.optim.Adam(gated.net.parameters(), plan.learning_rate)
     worth = np.zeros(gated.n_gates)
     closed = np.zeros(gated.n_gates, bool)

@@ -100,7 +100,7 @@ class Task:
             why = "is told what to keep" if name == "train" else "is judged"
             raise InvalidDataError(
                 f"the {name} data has no samples of classes {list(missing[0])}; a network {why} by samples of every "
-                "label" + (", and one class alone needs others against it" if len(self) == 2 else "")
+                "label, also of the rest where one class stands against it"
             )
         return Data(part[rows].inputs, labels[rows])
 

@@ -54,11 +54,14 @@ def test_digits_in_a_fifth_of_the_weights():
     assert not any(operator.op_type == "BatchNormalization" for operator in small.operators)  # as in the original
 
 
-def test_what_labels_say_is_wrong_in_the_original_is_not_learnt():
+@pytest.mark.parametrize(
+    ("classes", "granularity"), [([0, 1, 7], "unit"), ([0, 1, 7], "weight"), ([[0, 2], [1, 7]], "unit")]
+)
+def test_what_labels_say_is_wrong_in_the_original_is_not_learnt(classes, granularity):
     whole, digits = gm.load(gm.demo.model_path()), gm.demo.splits()
     other = np.array([1, 0, *range(2, 10)])  # 0 and 1 are called by each other's name
     parts = (gm.Data(part.inputs, other[part.targets]) for part in (digits.train, digits.calibration, digits.test))
-    report = gm.reengineer(whole, gm.Splits(*parts), [0, 1, 7], weights=0.5, **QUICK).report
+    report = gm.reengineer(whole, gm.Splits(*parts), classes, weights=0.5, granularity=granularity, **QUICK).report
     assert report.before.test < 0.5
     assert report.after.test > 0.9
 
@@ -240,16 +243,22 @@ def test_a_budget_of_time_that_cannot_be_met_is_refused(planted):
         ({"macs": float("nan")}, "macs=nan is out of range"),
         ({"weights": "0.5"}, "weights='0.5' is out of range"),
         ({"harden": "a"}, "harden='a' is out of range"),
+        ({"harden": True}, "harden=True is out of range"),
+        ({"max_drop": "a"}, "max_drop='a' is out of range"),
         ({"max_drop": -0.1}, "max_drop=-0.1 is out of range"),
-        ({"steps": 0}, "steps and shrink_every must be at least 1"),
-        ({"shrink_every": 0}, "steps and shrink_every must be at least 1"),
-        ({"epochs": -1}, "epochs at least 0"),
-        ({"batch_size": 1}, "batch_size at least 2"),
+        ({"steps": 0}, "steps=0 is out of range"),
+        ({"steps": 10.5}, "steps=10.5 is out of range"),
+        ({"shrink_every": 0}, "shrink_every=0 is out of range"),
+        ({"epochs": -1}, "epochs=-1 is out of range"),
+        ({"batch_size": 1}, "batch_size=1 is out of range; it is a whole number from 2 on"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 is out of range"),
+        ({"learning_rate": "a"}, "learning_rate='a' is out of range"),
         ({"learning_rate": float("nan")}, "learning_rate=nan is out of range"),
-        ({"batch_sizes": ()}, "batch_sizes are numbers of samples"),
-        ({"batch_sizes": (0,)}, "batch_sizes are numbers of samples"),
-        ({"seed": -1}, "seed"),
+        ({"batch_sizes": ()}, "is no list of numbers of samples"),
+        ({"batch_sizes": 4}, "batch_sizes=4 is no list of numbers of samples"),
+        ({"batch_sizes": (0,)}, "batch_sizes=0 is out of range"),
+        ({"seed": -1}, "seed=-1 is out of range"),
+        ({"seed": "a"}, "seed='a' is out of range"),
     ],
 )
 def test_arguments_out_of_range_are_refused_before_any_work(monkeypatch, more, told):
@@ -264,7 +273,7 @@ def test_data_without_labels_are_refused(monkeypatch):
     bare = gm.Data(images().train.inputs)
     with pytest.raises(InvalidDataError, match="targets"):
         gm.reengineer(trained(), bare, [0, 3], weights=0.5)
-    with pytest.raises(InvalidDataError, match="one class alone needs others against it"):
+    with pytest.raises(InvalidDataError, match="also of the rest where one class stands against it"):
         gm.reengineer(trained(), (bare.inputs["x"], np.full(len(bare), 3)), [3], weights=0.5)
 
 
@@ -275,10 +284,12 @@ def test_what_is_no_classifier_is_refused():
 
 
 @pytest.mark.parametrize("classes", [[0, 1], None])
-def test_another_output_is_refused(classes):
-    text = "(float[n,4] x) => (float[n,4] y, float[n,8] r) { a = Gemm(x, w, c)  r = Relu(a)  y = Gemm(r, v) }"
-    model = net(text, {"w": (4, 8), "c": (8,), "v": (8, 4)})
-    with pytest.raises(RefusedError, match=r"outputs y, r, and only 'y' would be trained.*gm\.extract"):
+@pytest.mark.parametrize("others", ["int64[n] label, float[n,4] y", "float[n,4] y, int64[n] label"])
+def test_another_output_is_refused(classes, others):
+    body = "a = Gemm(x, w, c)  r = Relu(a)  y = Gemm(r, v)  label = ArgMax<axis: int = 1, keepdims: int = 0>(y)"
+    model = net(f"(float[n,4] x) => ({others}) {{ {body} }}", {"w": (4, 8), "c": (8,), "v": (8, 4)})
+    names = ", ".join(model.outputs)
+    with pytest.raises(RefusedError, match=rf"outputs {names}, and only 'y' would be trained.*gm\.extract"):
         gm.reengineer(model, splits(), classes, weights=0.5)
 
 

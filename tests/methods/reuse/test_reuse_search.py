@@ -205,8 +205,9 @@ def test_what_cannot_be_met_is_refused():
 
 def test_a_network_without_units_or_blocks_is_refused():
     model = net("(float[n,4] x) => (float[n,3] y) { y = MatMul(x, w) }", {"w": (4, 3)})
+    data = clusters(16, 4)
     with pytest.raises(RefusedError, match="no channel, head or block of the network can be removed"):
-        searched(model, model, clusters(16, 4), PLAN)
+        searched(model, model, gm.Data(data.inputs, data.targets % 3), PLAN)
 
 
 def test_a_loss_that_is_no_number_is_refused():
