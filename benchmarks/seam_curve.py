@@ -17,7 +17,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -250,9 +249,9 @@ def _known(values: list[float | None], form: str = "+.1f") -> str:
 
 
 def draw(found: list[Found], file: Path) -> None:
-    """Draw the curves, a panel a data set: means over its networks and seeds, and the deviation as a band.
+    """Draw the curves, a panel a data set: thin ones for each network and seed, thick ones for their means.
 
-    A point is hollow where not every network comes to the share.
+    A mean is hollow where not every network comes to the share.
     """
     import matplotlib
 
@@ -281,16 +280,15 @@ def draw(found: list[Found], file: Path) -> None:
 def _draw(axis: Axes, cells: list[Found], curve: str) -> None:
     """Draw one curve of a data set."""
     colour = COLOURS[curve]
-    drawn = []
-    for place, share in enumerate(SHARES):
-        known = [value for one in cells if (value := over(one, curve, share)) is not None]
-        if known:
-            drawn.append((place, fmean(known), stdev(known) if len(known) > 1 else 0.0))
-            face = colour if len(known) == len(cells) else "white"
-            axis.plot(*drawn[-1][:2], "o", color=colour, markerfacecolor=face, markersize=5, zorder=3)
-    places, means, apart = np.array(drawn).reshape(-1, 3).T
-    axis.plot(places, means, color=colour, label=curve)
-    axis.fill_between(places, means - apart, means + apart, color=colour, alpha=0.15, linewidth=0)
+    values = np.array([[over(one, curve, share) for share in SHARES] for one in cells], float)
+    places = np.arange(len(SHARES))
+    axis.plot(places, values.T, color=colour, alpha=0.35, linewidth=0.7)
+    known = np.isfinite(values)
+    means = np.nanmean(values[:, known.any(0)], 0)
+    axis.plot(places[known.any(0)], means, color=colour, linewidth=2.2, label=curve, zorder=3)
+    for place, mean in zip(places[known.any(0)], means, strict=True):
+        face = colour if known[:, place].all() else "white"
+        axis.plot(place, mean, "o", color=colour, markerfacecolor=face, markersize=5, zorder=4)
 
 
 def main() -> None:

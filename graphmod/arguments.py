@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from math import inf
 from typing import TypeGuard
 
 from graphmod.errors import RefusedError
@@ -44,3 +45,17 @@ def check_whole(least: int, **values: object) -> None:
     for name, value in values.items():
         if not is_whole(value) or value < least:
             raise RefusedError(f"{name}={value!r} is out of range; it is a whole number from {least} on")
+
+
+def check_rates(**rates: object) -> None:
+    """Raise RefusedError unless every argument is a finite number above 0.
+
+    Examples
+    --------
+    >>> check_rates(learning_rate=0)
+    Traceback (most recent call last):
+    graphmod.errors.RefusedError: learning_rate=0 is out of range; it is a number above 0
+    """
+    for name, value in rates.items():
+        if not (is_real(value) and 0 < value < inf):
+            raise RefusedError(f"{name}={value!r} is out of range; it is a number above 0")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphmod.arguments import check_whole, is_real
+from graphmod.arguments import check_rates, check_whole
 from graphmod.data import Data
 from graphmod.errors import InvalidDataError, RefusedError
 from graphmod.graph import find
@@ -116,8 +116,7 @@ def prune(
     goal = goal_of(ratio, {"weights": weights, "macs": macs, "latency": latency}, ranking, at_most)
     check_whole(1, multiple_of=1 if multiple_of is None else multiple_of, steps=steps)
     check_whole(0, epochs=epochs, seed=seed)
-    if learning_rate is not None and not (is_real(learning_rate) and learning_rate > 0):
-        raise RefusedError(f"learning_rate={learning_rate!r} is out of range; it is a number above 0")
+    check_rates(learning_rate=1.0 if learning_rate is None else learning_rate)
     if learning_rate is not None and not epochs:
         raise RefusedError(f"learning_rate={learning_rate} is of the recovery; give epochs, too")
     if epochs and data is None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from graphmod.arguments import check_whole, is_real
+from graphmod.arguments import check_rates, check_whole, is_real
 from graphmod.data import Splits, as_splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.graph import cost
@@ -244,8 +244,7 @@ def _check(
     check_whole(1, steps=steps, shrink_every=shrink_every)
     check_whole(0, epochs=epochs, seed=seed)
     check_whole(2, batch_size=batch_size)
-    if not (is_real(learning_rate) and 0 < learning_rate < np.inf):
-        raise RefusedError(f"learning_rate={learning_rate!r} is out of range; it is a number above 0")
+    check_rates(learning_rate=learning_rate)
     if not isinstance(batch_sizes, Sequence) or not batch_sizes:
         raise RefusedError(f"batch_sizes={batch_sizes!r} is no list of numbers of samples")
     for size in batch_sizes:

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.fx import GraphModule
 
+from graphmod.arguments import check_rates, check_whole, is_real
 from graphmod.data import Data, as_splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.methods.seam.choice import ByAccuracy, ByShare, Choice, Epoch
@@ -98,16 +99,16 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.accuracy is None) == (self.share is None):
             raise RefusedError("a search ends by what it is to reach: give either accuracy or share")
-        if self.accuracy is not None and not 0 <= self.accuracy <= 1:
-            raise RefusedError(f"accuracy={self.accuracy} is out of range; it is the original's, a share from 0 to 1")
-        if self.share is not None and not 0 <= self.share <= 1:
-            raise RefusedError(f"share={self.share} is out of range; it is what may be kept, from 0 to 1")
-        if not 0 <= self.alpha < inf:
-            raise RefusedError(f"alpha={self.alpha} is out of range; it is a number of at least 0")
-        if not (0 < self.mask_rate < inf and 0 < self.head_rate < inf):
-            raise RefusedError(f"mask_rate={self.mask_rate} and head_rate={self.head_rate} must be numbers above 0")
-        if min(self.epochs, self.batch_size, 1 if self.patience is None else self.patience) < 1 or self.seed < 0:
-            raise RefusedError("epochs, batch_size and patience must be at least 1, and seed at least 0")
+        if self.accuracy is not None and not (is_real(self.accuracy) and 0 <= self.accuracy <= 1):
+            raise RefusedError(f"accuracy={self.accuracy!r} is out of range; it is the original's, a share from 0 to 1")
+        if self.share is not None and not (is_real(self.share) and 0 <= self.share <= 1):
+            raise RefusedError(f"share={self.share!r} is out of range; it is what may be kept, from 0 to 1")
+        if not (is_real(self.alpha) and 0 <= self.alpha < inf):
+            raise RefusedError(f"alpha={self.alpha!r} is out of range; it is a number of at least 0")
+        check_rates(mask_rate=self.mask_rate, head_rate=self.head_rate)
+        check_whole(1, epochs=self.epochs, batch_size=self.batch_size)
+        check_whole(1, patience=1 if self.patience is None else self.patience)
+        check_whole(0, seed=self.seed)
         if self.head_alone is not None and self.head_alone < 2:
             raise RefusedError(f"head_alone={self.head_alone} is out of range; it is None or at least 2")
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
 
 import torch
 
+from graphmod.arguments import check_rates, check_whole
 from graphmod.data import as_splits, fixed_batch
-from graphmod.errors import RefusedError
 from graphmod.graph import final_features
 from graphmod.methods.seam.head import logits_part
 from graphmod.methods.seam.network import without_head
@@ -141,8 +140,8 @@ def transfer(
     settings = Settings(
         None, share, True, None, alpha, epochs, mask_rate, head_rate, batch_size, patience, seed, progress
     )
-    if tuning_epochs < 1 or not (0 < layer_rate < inf and 0 < tuning_rate < inf):
-        raise RefusedError("tuning_epochs must be at least 1, and layer_rate and tuning_rate numbers above 0")
+    check_whole(1, tuning_epochs=tuning_epochs)
+    check_rates(layer_rate=layer_rate, tuning_rate=tuning_rate)
     splits = as_splits(model if fixed_batch(model) is None else rebatch(model), data, seed)
     n_classes = n_labels(splits)
     train = partial(retrain, data=splits, epochs=tuning_epochs, batch_size=batch_size, seed=seed, progress=progress)

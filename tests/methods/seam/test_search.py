@@ -380,10 +380,10 @@ def test_fine_tuning_keeps_zeros():
         ({"alpha": -1}, "alpha=-1"),
         ({"mask_rate": 0}, "mask_rate=0"),
         ({"head_rate": float("inf")}, "head_rate=inf"),
-        ({"epochs": 0}, "epochs, batch_size and patience must be at least 1"),
-        ({"batch_size": 0}, "at least 1"),
-        ({"patience": 0}, "at least 1"),
-        ({"seed": -1}, "seed at least 0"),
+        ({"epochs": 0}, "epochs=0 is out of range"),
+        ({"batch_size": 0}, "batch_size=0 is out of range"),
+        ({"patience": 0}, "patience=0 is out of range"),
+        ({"seed": -1}, "seed=-1 is out of range"),
     ],
 )
 def test_arguments_out_of_range(arguments, told):

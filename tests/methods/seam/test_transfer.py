@@ -274,11 +274,11 @@ def test_searches_that_are_refused(arguments, told):
     ("arguments", "told"),
     [
         ({"share": -0.1}, "share=-0.1"),
-        ({"patience": 0}, "patience must be at least 1"),
-        ({"tuning_epochs": 0}, "tuning_epochs must be at least 1"),
-        ({"tuning_rate": 0.0}, "tuning_rate numbers above 0"),
-        ({"layer_rate": float("nan")}, "numbers above 0"),
-        ({"seed": -1}, "seed at least 0"),
+        ({"patience": 0}, "patience=0 is out of range"),
+        ({"tuning_epochs": 0}, "tuning_epochs=0 is out of range"),
+        ({"tuning_rate": 0.0}, "tuning_rate=0.0 is out of range"),
+        ({"layer_rate": float("nan")}, "layer_rate=nan is out of range"),
+        ({"seed": -1}, "seed=-1 is out of range"),
     ],
 )
 def test_arguments_out_of_range(arguments, told):
