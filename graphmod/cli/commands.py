@@ -47,7 +47,7 @@ def info(
     digest: Annotated[bool, typer.Option("--digest", help="Also hash graph and weights; reads them all.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model is: inputs, outputs, operators, parameters, costs.
+    """Show what a model is: inputs, outputs, operators, parameters, costs, metadata (whole with --json).
 
     [dim]Example:[/] graphmod info resnet.onnx
     """
@@ -72,6 +72,7 @@ def info(
             "weights": loaded.n_weights,
             "macs": whole.macs,
             "bytes": loaded.n_bytes,
+            "metadata": loaded.metadata,
             **({"digest": loaded.digest} if digest else {}),
         }
     )

@@ -52,6 +52,9 @@ def reuse(
     epochs: Annotated[
         int | None, typer.Option(min=0, help="Of training afterwards; about as many steps, if not given.")
     ] = None,
+    shrink_every: Annotated[int, typer.Option(min=1, help="Steps after which what is closed is removed.")] = 100,
+    learning_rate: Annotated[float, typer.Option(help="While it shrinks; half of it afterwards.")] = 2e-3,
+    batch_size: Annotated[int, typer.Option(min=2, help="Samples a step of training.")] = 64,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -74,8 +77,8 @@ def reuse(
     check_destination(out, (".onnx",), model, data)
     found = reengineer(
         load(model), str(data), _classes(classes), latency=latency, weights=weights, macs=macs,
-        granularity=granularity, harden=harden, max_drop=max_drop, steps=steps, epochs=epochs, seed=seed,
-        progress=not as_json,
+        granularity=granularity, harden=harden, max_drop=max_drop, steps=steps, shrink_every=shrink_every, epochs=epochs,
+        learning_rate=learning_rate, batch_size=batch_size, seed=seed, progress=not as_json,
     )  # fmt: skip
     report = found.report
     found.model.save(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -22,6 +23,9 @@ CAPTION = (
     "score: on calibration data, with all changes up to it, from the input on"
 )
 """What the columns of the table of changes mean."""
+
+METADATA = 120
+"""Characters that are told of a metadata entry."""
 
 OFTEN = 0.2
 """Share of resamples from which a boundary is told of at which a module begins in them alone."""
@@ -63,6 +67,8 @@ def info_table(model: Model, n_boundaries: int | None) -> Table:
     table.add_row("parameters", count(model.n_weights))
     table.add_row("multiply-accumulates", f"{count(whole.macs)} a sample")
     table.add_row("file size", size(model.n_bytes))
+    for key, value in model.metadata.items():
+        table.add_row("metadata", escape(shorten(f"{key}: {value}", METADATA, placeholder=" ...")))
     return table
 
 

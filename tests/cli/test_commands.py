@@ -52,6 +52,17 @@ def test_info_tells_what_the_model_is():
     assert "float32[batch, 1, 8, 8]" in graphmod("info", MODEL).stdout
 
 
+def test_info_tells_metadata_in_short_and_with_json_whole(tmp_path):
+    proto, long = onnx.load(MODEL), "[bold] " * 100
+    onnx.helper.set_model_props(proto, {"made by": long})
+    onnx.save(proto, tmp_path / "told.onnx")
+    assert json.loads(graphmod("info", tmp_path / "told.onnx", "--json").stdout)["metadata"] == {"made by": long}
+    lines = graphmod("info", tmp_path / "told.onnx").stdout.splitlines()
+    told = [line for line in lines if "made by: [bold] [bold]" in line]
+    assert len(told) == 1
+    assert "..." in told[0]
+
+
 def test_info_serves_a_model_without_a_trunk(tmp_path):
     values = [helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])

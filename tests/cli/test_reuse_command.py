@@ -32,13 +32,15 @@ def test_a_small_model_is_written_and_told_of(tmp_path):
 def test_json_has_everything(tmp_path):
     out = tmp_path / "zeros.onnx"
     done = graphmod(
-        "reuse", DEMO, DATA, "--classes", "7", "--granularity", "weight", *QUICK, "--out", out, "--json"
+        "reuse", DEMO, DATA, "--classes", "7", "--granularity", "weight", *QUICK, "--batch-size", "32",
+        "--learning-rate", "0.001", "--shrink-every", "50", "--out", out, "--json",
     )  # fmt: skip
     report = json.loads(done.stdout)
     assert report["members"] == [[0, 1, 2, 3, 4, 5, 6, 8, 9], [7]]
     assert report["files"] == [str(out)]
     assert report["weights_left"] <= 0.3
-    assert report["settings"]["granularity"] == "weight"
+    given = {"granularity": "weight", "batch_size": 32, "learning_rate": 0.001, "shrink_every": 50}
+    assert {name: report["settings"][name] for name in given} == given
 
 
 def test_without_a_budget_what_was_tried_is_told(tmp_path, monkeypatch):

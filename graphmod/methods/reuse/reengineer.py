@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from math import ceil
 from time import process_time
 from typing import Any, Literal
@@ -39,6 +40,9 @@ from graphmod.train import retrain
 
 MANIFEST = "graphmod.reuse"
 """The metadata entry that tells from what, for which classes, by which data and seed a model was made."""
+
+VERSIONS = ("graphmod", "onnxruntime", "torch")
+"""The packages whose versions the manifest has."""
 
 LADDER = (0.6, 0.4, 0.27, 0.18, 0.12, 0.08, 0.05, 0.03)
 """Shares of the cost that are tried where none is asked for, until accuracy is lost twice."""
@@ -178,7 +182,7 @@ def reengineer(
     }  # fmt: skip
     manifest = {
         "original": model.digest, "classes": task and task.members, "data": _digest(parts), "seed": seed,
-        "settings": settings,
+        "settings": settings, "versions": {name: version(name) for name in VERSIONS},
     }  # fmt: skip
     result = _marked(found if size is None else rebatch(found, size), edits_of(model), manifest)
     timing = latencies({"before": free, "after": found}, parts.test, batch_sizes)

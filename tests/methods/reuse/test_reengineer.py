@@ -83,6 +83,7 @@ def test_the_report_has_both_baselines_and_the_file_its_manifest():
     assert manifest["seed"] == 0
     assert manifest["settings"]["weights"] == 0.2
     assert len(manifest["data"]) == 64
+    assert manifest["versions"]["onnxruntime"] == ort.__version__
     assert json.loads(json.dumps(report.as_dict()))["manifest"] == manifest
 
 
