@@ -77,8 +77,8 @@ def reuse(
     check_destination(out, (".onnx",), model, data)
     found = reengineer(
         load(model), str(data), _classes(classes), latency=latency, weights=weights, macs=macs,
-        granularity=granularity, harden=harden, max_drop=max_drop, steps=steps, shrink_every=shrink_every, epochs=epochs,
-        learning_rate=learning_rate, batch_size=batch_size, seed=seed, progress=not as_json,
+        granularity=granularity, harden=harden, max_drop=max_drop, steps=steps, shrink_every=shrink_every,
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed, progress=not as_json,
     )  # fmt: skip
     report = found.report
     found.model.save(out)
