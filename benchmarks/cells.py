@@ -72,7 +72,7 @@ def main(name: str, sections: Sequence[str], architectures: Sequence[str], descr
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, metavar="SECTION")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", help="such as resnet44-digits; all if not given")
-    parser.add_argument("--data", type=Path, help="CIFAR-10's or CIFAR-100's folder of .bin files, for that alone")
+    parser.add_argument("--data", type=Path, help="CIFAR-10's, CIFAR-100's or SVHN's folder, for that alone")
     parser.add_argument("--mnist", type=Path, help="Keras' mnist.npz, if it is not in ../shared/data")
     parser.add_argument("--processes", type=int, default=min(2, len(os.sched_getaffinity(0))))
     parser.add_argument("--missing", action="store_true", help="only what has no results yet")
@@ -82,8 +82,8 @@ def main(name: str, sections: Sequence[str], architectures: Sequence[str], descr
     os.environ.update(ONE_THREAD)
     if arguments.mnist:
         datasets.PATHS["mnist"] = arguments.mnist
-    cifar = (datasets.find_cifar(arguments.data),) if arguments.data else ()
-    names = cifar or (("digits",) if arguments.quick else trained_networks.available())
+    images = (datasets.find_images(arguments.data),) if arguments.data else ()
+    names = images or (("digits",) if arguments.quick else trained_networks.available())
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
     for section in arguments.only:
         also = () if arguments.data or arguments.quick else getattr(import_module(f"{name}_{section}"), "ALSO", ())

@@ -1,4 +1,4 @@
-"""The data that benchmarks train and measure on, each as the same three parts: digits, mnist1d, MNIST and CIFAR."""
+"""The data that benchmarks train and measure on, as the same three parts: digits, mnist1d, MNIST, CIFAR and SVHN."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from scipy.io import loadmat
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -26,9 +27,10 @@ NOISE = 0.1
 
 CIFAR10_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 CIFAR100_FILES = ("train.bin", "test.bin")
+SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
 
 
-LIKE = {"mnist1d_noisy": "mnist1d", "cifar100": "cifar10"}
+LIKE = {"mnist1d_noisy": "mnist1d", "cifar100": "cifar10", "svhn": "cifar10"}
 """Data sets that are trained on as another one is."""
 
 
@@ -97,23 +99,43 @@ def cifar100() -> Parts:
     return _cifar("cifar100", CIFAR100_FILES, label_bytes=2)
 
 
-def find_cifar(folder: Path) -> str:
-    """Make the CIFAR data set in a folder known, and return its name."""
-    for name, files in (("cifar10", CIFAR10_FILES), ("cifar100", CIFAR100_FILES)):
+def svhn() -> Parts:
+    """Return SVHN's cropped digits, float32 [n, 3, 32, 32], channels normalised: 68,257, 5,000 and 26,032."""
+    x, y = [], []
+    for file in SVHN_FILES:
+        content = loadmat(_folder("svhn") / file)
+        x.append(content["X"].transpose(3, 2, 0, 1) / np.float32(255))
+        y.append(content["y"].ravel() % 10)  # 10 stands for 0
+    return _normalised(np.concatenate(x), np.concatenate(y), len(y[-1]))
+
+
+def find_images(folder: Path) -> str:
+    """Make the data set of coloured images in a folder known, and return its name."""
+    for name, files in (("cifar10", CIFAR10_FILES), ("cifar100", CIFAR100_FILES), ("svhn", SVHN_FILES)):
         if all((folder / file).is_file() for file in files):
             PATHS[name] = folder
             return name
-    raise SystemExit(f"{folder} is neither CIFAR-10's folder cifar-10-batches-bin nor CIFAR-100's cifar-100-binary")
+    raise SystemExit(
+        f"{folder} is neither CIFAR-10's folder cifar-10-batches-bin nor CIFAR-100's cifar-100-binary, nor one with "
+        f"SVHN's {' and '.join(SVHN_FILES)}"
+    )
 
 
 def _cifar(name: str, files: tuple[str, ...], label_bytes: int) -> Parts:
     """Return the parts of files whose records are bytes of labels, the last of which counts, and of 3 x 32 x 32."""
-    if name not in PATHS:
-        raise SystemExit("CIFAR comes with no package: give its folder of .bin files with --data")
-    rows = [np.fromfile(PATHS[name] / file, np.uint8).reshape(-1, label_bytes + 3 * 32 * 32) for file in files]
+    rows = [np.fromfile(_folder(name) / file, np.uint8).reshape(-1, label_bytes + 3 * 32 * 32) for file in files]
     x = np.concatenate([own[:, label_bytes:] for own in rows]).reshape(-1, 3, 32, 32) / np.float32(255)
-    y = np.concatenate([own[:, label_bytes - 1] for own in rows])
-    n_test = len(rows[-1])
+    return _normalised(x, np.concatenate([own[:, label_bytes - 1] for own in rows]), len(rows[-1]))
+
+
+def _folder(name: str) -> Path:
+    if name not in PATHS:
+        raise SystemExit(f"{name} comes with no package: give its folder with --data")
+    return PATHS[name]
+
+
+def _normalised(x: np.ndarray, y: np.ndarray, n_test: int) -> Parts:
+    """Return the parts of coloured images, the last ones for test, by the channels' mean and deviation of training."""
     train, calibration = train_test_split(
         np.arange(len(x) - n_test), test_size=5000, stratify=y[: len(x) - n_test], random_state=0
     )
@@ -129,5 +151,5 @@ def _parts(x: np.ndarray, y: np.ndarray, train: np.ndarray, calibration: np.ndar
 
 
 DATASETS: dict[str, Callable[[], Parts]] = {
-    load.__name__: load for load in (digits, mnist1d, mnist, mnist1d_noisy, cifar10, cifar100)
+    load.__name__: load for load in (digits, mnist1d, mnist, mnist1d_noisy, cifar10, cifar100, svhn)
 }

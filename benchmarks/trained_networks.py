@@ -1,4 +1,4 @@
-"""Networks that benchmarks transform: a ResNet, a VGG and a ViT, trained once a data set and seed.
+"""Networks that benchmarks transform: a ResNet, a VGG, a ViT, a MobileNet, trained once a data set and seed.
 
     python benchmarks/trained_networks.py                      # of digits, mnist1d, MNIST; kept in networks
     python benchmarks/trained_networks.py --only resnet44-digits --seeds 0
@@ -31,6 +31,7 @@ EPOCHS = {
     "resnet44": ByData({"digits": 80, "mnist1d": 30, "mnist": 12, "cifar10": 60}),
     "vit12": ByData({"digits": 200, "mnist1d": 30, "mnist": 15, "cifar10": 60}),
     "vgg10": ByData({"digits": 80, "mnist1d": 30, "mnist": 8, "cifar10": 60}),
+    "mobile11": ByData({"digits": 80, "mnist1d": 30, "mnist": 12, "cifar10": 60}),
 }
 N_CLASSES = 10
 """That networks have at least."""
@@ -99,6 +100,58 @@ class ResNet(nn.Module):
         """Map samples to logits."""
         x = self.relu(self.bn(self.conv(x)))
         return self.fc(self.flatten(self.pool(self.layer3(self.layer2(self.layer1(x))))))
+
+
+class InvertedResidual(nn.Module):
+    """A pointwise convolution to more channels, a depthwise one, and a pointwise one back; added where shapes agree."""
+
+    def __init__(self, n_axes: int, n_in: int, n_out: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        kind = {1: nn.Conv1d, 2: nn.Conv2d}[n_axes]
+        wide = expansion * n_in
+        self.expand, self.bn1 = conv(n_axes, n_in, wide, 1), norm(n_axes, wide)
+        self.depthwise, self.bn2 = kind(wide, wide, 3, stride, 1, groups=wide, bias=False), norm(n_axes, wide)
+        self.project, self.bn3 = conv(n_axes, wide, n_out, 1), norm(n_axes, n_out)
+        self.relu = nn.ReLU6()
+        self.is_added = stride == 1 and n_in == n_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [n, n_in, ...] to [n, n_out, ... / stride]."""
+        y = self.relu(self.bn2(self.depthwise(self.relu(self.bn1(self.expand(x))))))
+        y = self.bn3(self.project(y))
+        return x + y if self.is_added else y
+
+
+class MobileNet(nn.Module):
+    """A depthwise network of 3 ``blocks`` inverted residuals (Sandler et al. 2018) on sequences or images."""
+
+    def __init__(
+        self,
+        n_axes: int,
+        channels: int,
+        blocks: int = 3,
+        widths: tuple[int, ...] = (24, 32, 48),
+        stride: int = 1,
+        expansion: int = 4,
+        *,
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.conv, self.bn = conv(n_axes, channels, widths[0], 3, stride), norm(n_axes, widths[0])
+        layers = []
+        for number, (n_in, n_out) in enumerate(zip((widths[0], *widths), widths, strict=False)):
+            layers += [InvertedResidual(n_axes, n_in, n_out, 1 if number == 0 else 2, expansion)]
+            layers += [InvertedResidual(n_axes, n_out, n_out, 1, expansion) for _ in range(blocks - 1)]
+        self.blocks = nn.Sequential(*layers)
+        self.last, self.bn_last = conv(n_axes, widths[-1], 2 * widths[-1], 1), norm(n_axes, 2 * widths[-1])
+        self.relu = nn.ReLU6()
+        self.pool, self.flatten = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d}[n_axes](1), nn.Flatten()
+        self.fc = nn.Linear(2 * widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map samples to logits."""
+        x = self.blocks(self.relu(self.bn(self.conv(x))))
+        return self.fc(self.flatten(self.pool(self.relu(self.bn_last(self.last(x))))))
 
 
 class VGG(nn.Module):
@@ -197,14 +250,23 @@ PATCH = ByData({"digits": 2, "mnist1d": 4, "mnist": 7, "cifar10": 4})
 
 def build(architecture: str, data: str, shape: tuple[int, ...], classes: int, depth: int | None = None) -> nn.Module:
     """Return an untrained network; ``depth`` is blocks a stage, or of the transformer; a VGG has one depth."""
-    if architecture == "resnet44":
-        n_axes = len(shape) - 1
-        return ResNet(
-            n_axes, shape[0], depth or 7, stride=2 if shape[-1] > 32 or data == "mnist" else 1, classes=classes
-        )
+    if architecture in ("resnet44", "mobile11"):
+        n_axes, stride = len(shape) - 1, 2 if shape[-1] > 32 or data == "mnist" else 1
+        if architecture == "mobile11":
+            return MobileNet(n_axes, shape[0], depth or 3, stride=stride, classes=classes)
+        return ResNet(n_axes, shape[0], depth or 7, stride=stride, classes=classes)
     if architecture == "vgg10":
         return VGG(len(shape) - 1, shape[0], classes=classes)
     return ViT(shape, PATCH[data], depth or 12, classes=classes)
+
+
+def untrained(architecture: str, data: str, seed: int) -> gm.Model:
+    """Return a network as it is before any training: ``x`` in, ``logits`` out."""
+    samples, labels = _loaded(data)["train"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build(architecture, data, samples.shape[1:], max(N_CLASSES, n_classes(labels))).eval()
+    return to_onnx(net, torch.from_numpy(samples[:2]), input_names=["x"], output_names=["logits"])
 
 
 def augment(data: str, x: Tensor) -> Tensor:
@@ -215,7 +277,7 @@ def augment(data: str, x: Tensor) -> Tensor:
         at = (torch.arange(x.shape[-1]) + shift) % x.shape[-1]
         return x.gather(2, at.expand_as(x)) + 0.02 * torch.randn_like(x)
     if LIKE.get(data, data) == "cifar10":
-        flipped = torch.where(torch.rand(n, 1, 1, 1) < 0.5, x.flip(3), x)
+        flipped = x if data == "svhn" else torch.where(torch.rand(n, 1, 1, 1) < 0.5, x.flip(3), x)
         grid = F.affine_grid(_affine(n, 0.0, 0.0, 0.25), list(x.shape), align_corners=False)
         return F.grid_sample(flipped, grid, align_corners=False)
     grid = F.affine_grid(_affine(n, 0.5, 0.3, 0.5 if data == "digits" else 0.2), list(x.shape), align_corners=False)

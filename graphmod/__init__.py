@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from graphmod import data, demo, graph, methods, model, modules, probe, pruning, pytorch, report, rewrite, train
     from graphmod.data import Data, Splits
     from graphmod.graph import Block, Match, NearMiss, blocks, boundaries, explain, find
-    from graphmod.methods import Result, compress
+    from graphmod.methods import Result, compress, modular
     from graphmod.methods.adapt import adapt
     from graphmod.methods.criteria import Ranking, rank_blocks
     from graphmod.methods.repair import repair
@@ -148,25 +148,28 @@ _HOME = {
     "verify": "rewrite",
     "write_back": "pytorch",
 }
-_PARTS = (
-    "data",
-    "demo",
-    "graph",
-    "methods",
-    "model",
-    "modules",
-    "probe",
-    "pruning",
-    "pytorch",
-    "report",
-    "rewrite",
-    "train",
-)
+_PARTS = {
+    name: name
+    for name in (
+        "data",
+        "demo",
+        "graph",
+        "methods",
+        "model",
+        "modules",
+        "probe",
+        "pruning",
+        "pytorch",
+        "report",
+        "rewrite",
+        "train",
+    )
+} | {"modular": "methods.modular"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _PARTS:
-        return import_module(f"graphmod.{name}")
+        return import_module(f"graphmod.{_PARTS[name]}")
     if name in _HOME:
         return getattr(import_module(f"graphmod.{_HOME[name]}"), name)
     raise AttributeError(f"module 'graphmod' has no attribute '{name}'")
@@ -234,6 +237,7 @@ __all__ = [
     "merge_weights",
     "methods",
     "model",
+    "modular",
     "modularize",
     "modules",
     "new_head",

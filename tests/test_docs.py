@@ -27,6 +27,7 @@ PAGES = [
     "docs/prune.md",
     "docs/retrain.md",
     "docs/seam.md",
+    "docs/modular.md",
 ]
 
 
@@ -50,6 +51,7 @@ def test_commands_in_the_docs_exist():
     from graphmod.cli.main import app
 
     names = {command.callback.__name__ for command in app.registered_commands}
+    names |= {group.typer_instance.info.name for group in app.registered_groups}
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         shown = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL))
         assert set(re.findall(r"^graphmod ([\w-]+)", shown, re.MULTILINE)) <= names, page.name

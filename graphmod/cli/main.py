@@ -3,6 +3,7 @@
 1 means that nothing was better, so nothing was written, or, where a command looks for something, that it found some.
 
 The commands are those that the files of this package list in ``COMMANDS``; ``PANEL`` is their heading in the help.
+``GROUP`` is a command with commands of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ for found in sorted(iter_modules(cli.__path__), key=lambda found: found.name):
     part = import_module(f"{cli.__name__}.{found.name}") if found.name != "main" else None
     for command in getattr(part, "COMMANDS", ()):
         app.command(rich_help_panel=getattr(part, "PANEL", None))(command)
+    if group := getattr(part, "GROUP", None):
+        app.add_typer(group)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from graphmod.graph.fingerprint import operator_hashes
 from graphmod.graph.flow import activations, carries_activations, data_flow, primary_input, primary_output
 from graphmod.graph.scope import scope
 from graphmod.graph.select import Match, find
-from graphmod.graph.softmax import logits
+from graphmod.graph.softmax import logits, raw_logits
 from graphmod.graph.subgraph import subgraph
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "operator_hashes",
     "primary_input",
     "primary_output",
+    "raw_logits",
     "scope",
     "subgraph",
 ]

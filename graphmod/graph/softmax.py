@@ -29,6 +29,20 @@ def logits(model: Model) -> str:
     return str(last.input[0]) if last is not None and last.op_type == "Softmax" else model.main_output
 
 
+def raw_logits(model: Model) -> str:
+    """Return the main output, or what a Softmax or LogSoftmax at its end reads.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> raw_logits(m), raw_logits(gm.insert(m, "logits", "LogSoftmax(axis=1)")) == "logits"
+    ('logits', False)
+    """
+    last = closing_softmax(model)
+    return model.main_output if last is None else str(last.input[0])
+
+
 def closing_softmax(model: Model) -> NodeProto | None:
     """Return the Softmax or LogSoftmax that a classifier ends in.
 

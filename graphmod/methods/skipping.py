@@ -25,7 +25,7 @@ _BUDGET = 1 << 28
 """Bytes of activations that are held at a time."""
 
 
-def skip(model: Model, blocks: Sequence[Block | Region]) -> Model:
+def skip(model: Model, blocks: Sequence[Block | Region], known: Model | None = None) -> Model:
     """Return the model without some blocks: what follows each reads what it reads.
 
     Unlike one ``gm.remove`` after the other it knows blocks that follow each other by the names they have in ``model``.
@@ -35,6 +35,8 @@ def skip(model: Model, blocks: Sequence[Block | Region]) -> Model:
     model : Model
     blocks : sequence of Block or Region
         In the network's order, none within another.
+    known : Model, optional
+        The network before edits after which shapes need not be known, by which types at entries and exits are compared.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def skip(model: Model, blocks: Sequence[Block | Region]) -> Model:
     instead: dict[str, str] = {}
     for block in blocks:
         region = Region(block.entry, block.exit)
-        check_passes_through(model, region, "; graphmod.replace fits a layer in between")
+        check_passes_through(known or model, region, "; graphmod.replace fits a layer in between")
         instead[block.exit] = instead.get(block.entry, block.entry)  # it may have gone with an earlier block
         bridge(draft, Region(instead[block.exit], block.exit))
     return draft.finish()

@@ -84,6 +84,42 @@ def restrict(model: Model, classes: list[int | list[int]] | None = None, *, outp
     return draft.finish()
 
 
+DETECTS = {"Softmax": "Sigmoid", "LogSoftmax": "Identity"}
+"""What a model of one class ends in, by what that of all ends in."""
+
+
+def detector(model: Model, label: int) -> Model:
+    """Keep one class of a classifier, by slicing the layer that makes the logits, as :func:`restrict` does.
+
+    The column of the result is the logit; its sigmoid where the model ends in Softmax.
+
+    Raises
+    ------
+    RefusedError
+        The first float output is no classifier's, or the class does not exist.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> three = detector(m, 3)
+    >>> three.outputs["logits"].shape, m.n_weights - three.n_weights
+    (('batch', 1), 369)
+    """
+    head = head_of(model, model.main_output)
+    member = _class(label, head.n_classes, f"'{head.output}' has {head.n_classes} classes, 0 to {head.n_classes - 1}")
+    small = _sliced(model, head, [member])
+    draft = Draft(model if small is None else small.model)
+    if small is not None and head.softmax is not None:
+        _maker(draft, head.softmax).op_type = DETECTS[head.softmax.op_type]
+    elif small is None and head.softmax is not None:
+        _chosen_before(draft, head, [member], DETECTS[head.softmax.op_type])
+    elif small is None:
+        _picked(draft, head, _free(draft, head), [member], head.output)
+    _declare(draft, head, 1)
+    return draft.finish()
+
+
 def _there(draft: Draft, head: Head, members: Sequence[int], small: _Sliced | None, ordered: bool) -> list[int]:
     """Bring the draft to where the output has the members at least, in their order if easy; return its columns."""
     if small is None:
@@ -228,8 +264,11 @@ def _reordered(draft: Draft, small: _Sliced, members: Sequence[int]) -> list[int
 # -- what comes after
 
 
-def _chosen_before(draft: Draft, head: Head, members: Sequence[int]) -> list[int]:
-    """Let a softmax of some logits make the output, where all logits stay; return the classes of its columns."""
+def _chosen_before(draft: Draft, head: Head, members: Sequence[int], instead: str | None = None) -> list[int]:
+    """Let a softmax of some logits make the output, where all logits stay; return the classes of its columns.
+
+    ``instead`` is an operator in the softmax's place.
+    """
     assert head.softmax is not None, "there is a softmax"
     before, after = draft.model.tensors[head.softmax.output[0]], draft.model.tensors[head.output]
     _free(draft, head)
@@ -238,7 +277,8 @@ def _chosen_before(draft: Draft, head: Head, members: Sequence[int]) -> list[int
         tensor = _add(draft, head, "Flatten", [tensor], axis=1)
     tensor = _picked(draft, head, tensor, members)
     made = head.output if before.dtype == after.dtype else None
-    tensor = _add(draft, head, head.softmax.op_type, [tensor], made, axis=1)
+    how = {} if instead else {"axis": 1}
+    tensor = _add(draft, head, instead or head.softmax.op_type, [tensor], made, **how)
     if made is None and after.dtype is not None:
         _add(draft, head, "Cast", [tensor], head.output, to=helper.np_dtype_to_tensor_dtype(after.dtype))
     return [*members]

@@ -59,7 +59,7 @@ class Selection:
             group.name: max(group.n_units, round(group.n_units * _total(before, group) / max(1, _total(now, group))))
             for group in found
         }
-        self._multiples = {group.name: self._multiple(group) for group in found}
+        self._multiples = dict(zip((group.name for group in found), multiples(found, multiple_of), strict=True))
         self.alive: Alive = np.ones(found.n_units, bool)
         self._order = {group.name: group.first + np.argsort(scores[group.own], kind="stable") for group in found}
         self._crossing = self._crossing_axes()
@@ -90,13 +90,6 @@ class Selection:
         """Return how many units to leave, for a group that should be left with so many."""
         multiple = self._multiples[group.name]
         return min(group.n_units, -(-max(1, n_left) // multiple) * multiple)
-
-    def _multiple(self, group: Group) -> int:
-        """Return what to round to: 1 in small groups, and where a unit is more than one channel."""
-        is_single = all(
-            np.bincount(member.units[member.units >= 0]).max() == 1 for member in group.members if member.makes
-        )
-        return self.multiple_of if is_single and group.n_units >= 2 * self.multiple_of else 1
 
     def reduce(self, group: Group, n_left: int, at_most: float) -> list[int]:
         """Take the least important units out until so many are left; return which went.
@@ -240,6 +233,15 @@ class Selection:
         multiple = self._multiples[group.name]
         target = (self.left(group) - max(1, group.n_units // STEPS)) // multiple * multiple
         return target >= self._least(group, at_most) and bool(self.reduce(group, target, at_most))
+
+
+def multiples(found: Groups, multiple_of: int) -> list[int]:
+    """Return what the units of every group are rounded to: 1 in small ones, and where a unit is several channels."""
+    return [multiple_of if group.n_units >= 2 * multiple_of and _is_single(group) else 1 for group in found]
+
+
+def _is_single(group: Group) -> bool:
+    return all(np.bincount(member.units[member.units >= 0]).max() == 1 for member in group.members if member.makes)
 
 
 def _channels(found: Groups) -> Counter[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -104,10 +104,15 @@ class Widths:
     @cached_property
     def weights(self) -> Polynomial:
         """The number of weights, without those of what :func:`graphmod.unfuse` put in until training is over."""
+        return self.weights_of(self.found.model.constants)
+
+    def weights_of(self, constants: Iterable[str]) -> Polynomial:
+        """Return the number of weights in some constants; see :attr:`weights`."""
         model, axes = self.found.model, self.found.analysis.axes
         passing = set(_fused_away(model))
         products = []
-        for name, kind in model.constants.items():
+        for name in constants:
+            kind = model.constants[name]
             if kind.is_float and name not in passing:
                 products.append(self._product([(labels, len(labels)) for labels in axes.get(name, ())], kind.size))
         return _polynomial(products)

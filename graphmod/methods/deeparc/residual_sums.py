@@ -10,6 +10,7 @@ from graphmod.errors import RefusedError
 from graphmod.graph import Block, blocks, boundaries, data_flow, primary_input, scope
 from graphmod.graph.blocks import LAYER_STARTS
 from graphmod.model import Model
+from graphmod.rewrite import Region
 
 _SUMS = frozenset({"Add", "Sum", "QLinearAdd"})
 
@@ -87,7 +88,7 @@ def residual_blocks(model: Model) -> tuple[Block, ...]:
     return tuple(block for _, block in _found(model))
 
 
-def is_skippable(model: Model, block: Block) -> bool:
+def is_skippable(model: Model, block: Block | Region) -> bool:
     """Whether a block's exit is known to have the type of its entry, so that an identity can take its place."""
     entry, exit_ = model.tensors.get(block.entry), model.tensors.get(block.exit)
     return entry is not None and entry == exit_ and entry.shape is not None and None not in entry.shape

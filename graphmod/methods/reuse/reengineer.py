@@ -6,7 +6,6 @@ others. Zeros cost as much as numbers do; here channels, heads, neurons and whol
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,9 @@ from graphmod.errors import RefusedError
 from graphmod.graph import cost
 from graphmod.methods.chance import warn_of_little_data
 from graphmod.methods.deeparc.sparsity import n_parameters
+from graphmod.methods.digests import digest
 from graphmod.methods.measuring import latencies, measured
+from graphmod.methods.one_output import check_one_output
 from graphmod.methods.reuse.hardening import attacked_too, hardened
 from graphmod.methods.reuse.price import BUDGETS
 from graphmod.methods.reuse.report import Reengineered, ReuseReport, Rung
@@ -152,7 +153,7 @@ def reengineer(
     (2, True)
     """
     check_model(model, "reengineer")
-    _check_outputs(model)
+    check_one_output(model)
     budgets = _budgets(latency, weights, macs, granularity)
     if harden is not None and not (is_real(harden) and 0 < harden < np.inf):
         raise RefusedError(f"harden={harden!r} is out of range; it is what a value may change by, above 0")
@@ -181,7 +182,7 @@ def reengineer(
         "learning_rate": learning_rate, "granularity": granularity, "harden": harden, "seed": seed, **budgets,
     }  # fmt: skip
     manifest = {
-        "original": model.digest, "classes": task and task.members, "data": _digest(parts), "seed": seed,
+        "original": model.digest, "classes": task and task.members, "data": digest(parts), "seed": seed,
         "settings": settings, "versions": {name: version(name) for name in VERSIONS},
     }  # fmt: skip
     result = _marked(found if size is None else rebatch(found, size), edits_of(model), manifest)
@@ -222,15 +223,6 @@ def _budgets(
         if not (is_real(share) and 0 < share < 1):
             raise RefusedError(f"{name}={share!r} is out of range; it is a share of the original's, between 0 and 1")
     return {**given} or {BUDGETS[0] if granularity == "unit" else "weights": None}
-
-
-def _check_outputs(model: Model) -> None:
-    """Raise RefusedError if training would change outputs that are not looked at."""
-    if len(model.outputs) > 1:
-        raise RefusedError(
-            f"the model has the outputs {', '.join(model.outputs)}, and only '{model.main_output}' would be trained, "
-            "which would ruin the others; take out what makes the logits by itself with gm.extract"
-        )
 
 
 def _check(
@@ -329,15 +321,6 @@ class _Job:
         feeds = self.parts.train[:1].inputs
         times = least_latency({"before": self.free, "after": fuse(model, kinds=["unfused"])}, feeds)
         return times["after"] / times["before"]
-
-
-def _digest(parts: Splits) -> str:
-    """Return a digest of the samples and labels that were trained on and chosen by."""
-    sha = hashlib.sha256()
-    for part in (parts.train, parts.calibration):
-        for array in (*part.inputs.values(), np.asarray(part.targets)):
-            sha.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return sha.hexdigest()
 
 
 def _marked(model: Model, edits: Sequence[Any], manifest: dict[str, Any]) -> Model:

@@ -14,7 +14,7 @@ measured anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -28,21 +28,25 @@ from rich.progress import Progress
 from torch import Tensor
 
 from graphmod.data import Data
-from graphmod.errors import GraphmodError, InvalidModelError, RefusedError
-from graphmod.graph import Block, logits
-from graphmod.methods.deeparc.residual_sums import is_skippable, residual_blocks
+from graphmod.errors import RefusedError
+from graphmod.graph import logits
+from graphmod.methods.gates import (
+    Gated,
+    always_open,
+    check_alike,
+    feeds,
+    rounded,
+    skippable_blocks,
+    whole_groups,
+    without,
+)
 from graphmod.methods.reuse.budget import Budget
-from graphmod.methods.reuse.gated import Gated
 from graphmod.methods.reuse.price import Prices, total
-from graphmod.methods.skipping import skip
 from graphmod.model import Model
 from graphmod.probe import predict
 from graphmod.probe.operator_latency import LatencyTable
 from graphmod.pruning.groups import Groups, groups
-from graphmod.pruning.importance.gradients import widened
-from graphmod.pruning.removal import cut
-from graphmod.pruning.selection import Selection
-from graphmod.pruning.widths import Alive, Widths
+from graphmod.pruning.widths import Alive
 from graphmod.train.losses import corrected, cross_entropy, distillation
 
 MEMORY = 0.9
@@ -65,18 +69,6 @@ MIXES = 4
 
 TAUGHT, TEMPERATURE = 0.9, 2.0
 """Share of the teacher's predictions in the loss, and how much they are softened."""
-
-OPEN = 1e30
-"""Added to the worth of what is open, so that it is the last to go where widths are rounded."""
-
-AGREE = 1e-4
-"""Of the output's scale, by which the network with closed gates may differ from the one without what they close."""
-
-ROUNDING = 4.0
-"""Times as much as networks with all gates open differ, by half precision or levels, they may where that is more."""
-
-COMPARED = 64
-"""Samples on which they are compared."""
 
 
 class BudgetError(RefusedError):
@@ -203,7 +195,7 @@ def searched(
         task = bar.add_task("searching", total=plan.steps)
         while True:
             found = groups(model)
-            gated = Gated(found, _blocks(found))
+            gated = Gated(found, skippable_blocks(found))
             prices = {name: Prices.of(found, gated.blocks, name, plan.table) for name in budgets}
             for name, budget in budgets.items():
                 if stages:
@@ -225,9 +217,9 @@ def searched(
                     f"steps; give a larger budget, {more}"
                 )
             if not stages:
-                whole = _untrue(gated, data)
+                whole = whole_groups(gated, data)
             limits = [(prices[name], partial(budget.allowed, prices[name])) for name, budget in budgets.items()]
-            closed = _trained(gated, limits, data, goals, step, plan, rng, _fixed(gated, whole))
+            closed = _trained(gated, limits, data, goals, step, plan, rng, always_open(gated, whole))
             step += plan.shrink_every
             bar.update(task, completed=step)
             model, gates, difference = _removed(gated, closed, data, plan.multiple_of)
@@ -239,27 +231,6 @@ def _budget(name: str, plan: Plan, of: Model, measure: Callable[[Model], float] 
     if name == "latency" and measure is not None:
         return Budget(plan.targets[name], 1.0, measure)
     return Budget(plan.targets[name], total(groups(of), name, plan.table))
-
-
-def _blocks(found: Groups) -> list[Block]:
-    """Return the blocks that an identity can take the place of, the smallest ones that residual blocks are made of."""
-    try:
-        residual = residual_blocks(found.model)
-    except (InvalidModelError, RefusedError):  # there is no trunk, or it has no layers left
-        return []
-    skippable: list[Block] = []
-    for block in residual:
-        parts = [child for child in block.children if _passes_through(found, child)]
-        every = len(parts) > 1 and len(parts) == len(block.children)
-        skippable += parts if every else [block] * _passes_through(found, block)
-    return skippable
-
-
-def _passes_through(found: Groups, block: Block) -> bool:
-    """Whether a block has the same units at its exit as at its entry, so that they still fit when some are gone."""
-    ends = [[found.units(labels) for labels in found.analysis.axes.get(one, ())] for one in (block.entry, block.exit)]
-    same = len(ends[0]) == len(ends[1]) and all(map(np.array_equal, *ends))
-    return same and is_skippable(found.model, block)
 
 
 def _trained(
@@ -278,7 +249,7 @@ def _trained(
     ``fixed`` stay open.
     """
     prices = [one for one, _ in limits]
-    inputs = _fed(gated, data)
+    inputs = feeds(gated, data)
     labels = torch.from_numpy(np.asarray(data.targets, np.int64))
     optimizer = torch.optim.Adam(gated.net.parameters(), plan.learning_rate)
     worth = np.zeros(gated.n_gates)
@@ -288,8 +259,6 @@ def _trained(
         rows = torch.from_numpy(rng.choice(len(data), min(plan.batch_size, len(data)), replace=False))
         gates = torch.from_numpy((~closed).astype(np.float32)).requires_grad_()
         outputs = gated([one[rows] for one in inputs], gates)
-        if gated.is_softmax:
-            outputs = outputs.clamp_min(1e-12).log()
         loss = TAUGHT * distillation(outputs, goals[rows], TEMPERATURE)
         loss = loss + (1 - TAUGHT) * cross_entropy(outputs, labels[rows])
         for group in optimizer.param_groups:
@@ -372,62 +341,11 @@ def _best(found: Groups, worth: NDArray[np.float64]) -> Alive:
     return best
 
 
-def _fixed(gated: Gated, whole: Collection[str]) -> Alive:
-    """Return which gates have to stay open: what is compared with others, and groups that are to stay whole."""
-    fixed = np.append(gated.fixed, np.zeros(len(gated.blocks), bool))
-    for group in gated.found:
-        fixed[group.own] |= group.name in whole
-    return fixed
-
-
-def _untrue(gated: Gated, data: Data) -> frozenset[str]:
-    """Return the groups of which closed gates are not as if what they close were gone, by closing half of each.
-
-    Rules of operators do not tell: a constant may be left where a channel was, and be multiplied with another one.
-    """
-    found, untrue = gated.found, []
-    order = np.random.default_rng(0).random(found.n_units)  # scattered: an operator may look at neighbours alone
-    pending = [[group.name for group in found if not gated.fixed[group.own].all()]]
-    while pending:
-        names = pending.pop()
-        goes = np.array([name in names for name in (group.name for group in found)], bool)[found.group_of]
-        alive = _rounded(found, goes & ~gated.fixed, order, 1, 0.5)
-        if alive.all() or _is_true(gated, alive, data):
-            continue
-        if len(names) == 1:
-            untrue += names
-        else:
-            pending += [names[: len(names) // 2], names[len(names) // 2 :]]
-    return frozenset(untrue)
-
-
-def _is_true(gated: Gated, alive: Alive, data: Data) -> bool:
-    """Whether a network with closed units computes what the one without them does."""
-    gates = np.append(alive, np.ones(len(gated.blocks), bool))
-    try:
-        _checked(gated, gated.model, _cut(gated.model, alive), gates, data)
-    except GraphmodError:  # they differ, or the units cannot be taken out
-        return False
-    return True
-
-
-def _rounded(found: Groups, closed: Alive, worth: NDArray[np.float64], multiple_of: int, share: float = 1.0) -> Alive:
-    """Return which units are left when a share of those that are closed go, and widths are rounded up.
-
-    Those worth most stay, and whatever is not closed.
-    """
-    selection = Selection(found, Widths(found), worth + ~closed * OPEN, multiple_of)
-    for group in found:
-        n_closed = int(share * closed[group.own].sum())
-        selection.reduce(group, selection.rounded(group, group.n_units - n_closed), 1.0)
-    return np.asarray(selection.alive | ~closed)
-
-
 def _removed(gated: Gated, closing: Closing, data: Data, multiple_of: int) -> tuple[Model, Alive, float]:
     """Return the trained network without what is closed, the gates of what is left, and a difference.
 
     It is that between the network with closed gates and the one without what they close. Widths are rounded up: units
-    worth most open again. A group inside a closed block goes with it.
+    worth most open again.
 
     Raises
     ------
@@ -435,54 +353,8 @@ def _removed(gated: Gated, closing: Closing, data: Data, multiple_of: int) -> tu
         It differs by more than rounding errors.
     """
     n = gated.found.n_units
-    alive = _rounded(gated.found, closing.closed[:n], closing.worth[:n], multiple_of)
+    alive = rounded(gated.found, closing.closed[:n], closing.worth[:n], multiple_of)
     model = gated.written()
-    small = _cut(model, alive)
-    known = np.array([is_skippable(small, block) for block in gated.blocks], bool)  # shapes of what is left can be open
-    stays = ~(closing.closed[n:] & known)
-    small = skip(small, [block for block, one in zip(gated.blocks, stays, strict=True) if not one])
-    gates = np.append(alive, stays)
-    return small, gates, _checked(gated, model, small, gates, data)
-
-
-def _cut(model: Model, alive: Alive) -> Model:
-    return model if alive.all() else cut(groups(model), ~alive, leftovers=False)
-
-
-def _checked(gated: Gated, model: Model, small: Model, gates: Alive, data: Data) -> float:
-    """Return how far a network without what is closed is from the one with closed gates; ``model`` has it all.
-
-    Raises
-    ------
-    RefusedError
-        It is more than rounding errors, those of the model's own types included.
-    """
-    some = data[: min(len(data), COMPARED)]
-    difference = _difference(predict(small, some), _masked(gated, gates, some))
-    if not difference <= AGREE:
-        rounding = _difference(predict(model, some), _masked(gated, np.ones_like(gates), some))
-        if not difference <= ROUNDING * rounding:
-            raise RefusedError(
-                f"the network without what is closed differs from the one with closed gates by {difference:.1e} of the "
-                "output's scale: an operator between the channels compares them in a way that gates do not follow"
-            )
-    return difference
-
-
-def _masked(gated: Gated, gates: Alive, data: Data) -> NDArray[np.generic]:
-    """Return what the network gives with some gates closed."""
-    gated.net.eval()
-    with torch.no_grad():
-        made: NDArray[np.generic] = gated(_fed(gated, data), torch.from_numpy(gates.astype(np.float32))).numpy()
-    return made
-
-
-def _fed(gated: Gated, data: Data) -> list[Tensor]:
-    return [torch.from_numpy(widened(data.inputs[name])) for name in gated.model.inputs]
-
-
-def _difference(made: NDArray[np.generic], masked: NDArray[np.generic]) -> float:
-    """Return how far two outputs are from each other, over the scale of the first; no number where one has none."""
-    expected = made.astype(np.float64)
-    scale = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
-    return float(np.abs(expected - masked.astype(np.float64)).max() / scale)
+    gates = np.append(alive, ~closing.closed[n:])
+    small = without(model, gated.blocks, gates)
+    return small, gates, check_alike(gated, model, small, gates, data)

@@ -6,22 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from graphmod.graph import subgraph
-from graphmod.graph.softmax import closing_softmax
+from graphmod.graph import raw_logits, subgraph
 from graphmod.model import Model
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.new_head import end_in_linear
 
 
-def logits_of(model: Model) -> str:
-    """Return the tensor that the head reads: the main output, or what a Softmax or LogSoftmax at its end reads."""
-    last = closing_softmax(model)
-    return model.main_output if last is None else str(last.input[0])
-
-
 def logits_part(model: Model) -> Model:
-    """Return the part of a model that leads to :func:`logits_of` it."""
-    return subgraph(model, list(model.inputs), [logits_of(model)])
+    """Return the part of a model that leads to its logits."""
+    return subgraph(model, list(model.inputs), [raw_logits(model)])
 
 
 def with_head(model: Model, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Model:
@@ -45,7 +38,7 @@ def with_head(model: Model, weight: NDArray[np.floating], bias: NDArray[np.float
     >>> with_head(m, np.ones((3, 10)), np.zeros(3)).outputs
     {'logits': TensorType(dtype=dtype('float32'), shape=('batch', 3))}
     """
-    output, read = model.main_output, logits_of(model)
+    output, read = model.main_output, raw_logits(model)
     draft = Draft(model)
     before = draft.unused(f"{output}/original")
     draft.make_as(output, before)

@@ -10,8 +10,8 @@ from planted import net
 
 import graphmod as gm
 from graphmod.graph import cost
+from graphmod.methods.gates import skippable_blocks
 from graphmod.methods.reuse.price import Prices
-from graphmod.methods.reuse.search import _blocks
 from graphmod.methods.skipping import skip
 from graphmod.probe import LatencyTable
 from graphmod.pruning import cut, groups
@@ -31,7 +31,7 @@ RESIDUAL = net(
 
 def priced(model: gm.Model, budget: str) -> Prices:
     found = groups(model)
-    return Prices.of(found, _blocks(found), budget, LatencyTable())
+    return Prices.of(found, skippable_blocks(found), budget, LatencyTable())
 
 
 @pytest.mark.parametrize("budget", ["weights", "macs"])
@@ -56,7 +56,7 @@ def test_half_of_a_group_costs_what_its_removal_saves(model, budget):
 @pytest.mark.parametrize("budget", ["weights", "macs"])
 def test_a_block_costs_what_skipping_it_saves(budget):
     found = groups(RESIDUAL)
-    blocks, prices = _blocks(found), priced(RESIDUAL, budget)
+    blocks, prices = skippable_blocks(found), priced(RESIDUAL, budget)
     assert len(blocks) == 2
     for number, block in enumerate(blocks):
         closed = np.zeros(found.n_units + 2, bool)

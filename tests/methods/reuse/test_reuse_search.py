@@ -14,9 +14,10 @@ from planted_answers import clusters, idle_block, pairs
 import graphmod as gm
 from graphmod.errors import RefusedError
 from graphmod.graph import cost
+from graphmod.methods.gates import AGREE
 from graphmod.methods.reuse.budget import Budget
 from graphmod.methods.reuse.price import Prices
-from graphmod.methods.reuse.search import AGREE, Plan, cheapest, searched
+from graphmod.methods.reuse.search import Plan, cheapest, searched
 from graphmod.probe import LatencyTable
 from graphmod.pruning.groups import groups
 

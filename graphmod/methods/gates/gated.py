@@ -9,7 +9,7 @@ gates are those of the loss when a unit or block fades.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from operator import is_not
 
 import numpy as np
@@ -18,8 +18,10 @@ from onnx import NodeProto
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from graphmod.graph import Block, logits
-from graphmod.methods.reuse.left_norm import LeftNorm
+from graphmod.errors import RefusedError
+from graphmod.graph import Block, raw_logits
+from graphmod.methods.gates.left_norm import LeftNorm
+from graphmod.methods.gates.shortcut import Shortcut, faded
 from graphmod.model import Model
 from graphmod.pruning.groups import Groups, Units
 from graphmod.pruning.importance.gradients import places
@@ -48,6 +50,8 @@ class Gated:
         That of the groups: a constant whose entries are all alike is there once for every reader, each trained apart.
     blocks : tuple of Block
         Without those that begin or end in a tensor that PyTorch does not make by itself.
+    logits : str
+        The tensor that the network gives: the main output, or what a softmax at its end reads.
     net : torch.fx.GraphModule
     fixed : array of bool, shape (units,)
         Units that have to stay open, as something normalises them together with others in a way that gates do not know.
@@ -55,40 +59,53 @@ class Gated:
 
     def __init__(self, found: Groups, blocks: Sequence[Block]) -> None:
         self.model, self.found = found.model, found
+        self.logits = raw_logits(self.model)
         self.net = to_torch(self.model, dtype=torch.float32)
         nodes = {node.meta["tensor"]: node for node in self.net.graph.nodes if "tensor" in node.meta}
         self.blocks = tuple(block for block in blocks if block.entry in nodes and block.exit in nodes)
-        self._output = list(self.model.outputs).index(self.model.main_output)
         self._units = self._units_of_parameters()
         gates = self._add_gates(nodes)
+        self._end_in(nodes)
         normalised = self._let_norms_follow(gates)
         self.fixed = self._fixed(normalised)
         self.net.graph.lint()
         self.net.recompile()
-
-    @property
-    def is_softmax(self) -> bool:
-        """Whether the main output is of probabilities."""
-        return logits(self.model) != self.model.main_output
+        self._shortcut = Shortcut(self.net)
 
     @property
     def n_gates(self) -> int:
         """Units, then blocks."""
         return self.found.n_units + len(self.blocks)
 
-    def __call__(self, inputs: Sequence[Tensor], gates: Tensor) -> Tensor:
-        """Return the main output, with a gate for each unit and then each block."""
+    def __call__(self, inputs: Sequence[Tensor], gates: Tensor | None = None, *, skip: bool = False) -> Tensor:
+        """Return the logits, with a gate for each unit and then each block; all are open if there are none.
+
+        With ``skip`` nothing is computed of blocks whose gates are closed, which then have no gradient.
+        """
+        if gates is None:
+            ones = torch.ones(self.n_gates + 1)
+            made: Tensor = self.net(ones[: self.found.n_units + 1], ones[self.found.n_units : -1], *inputs)
+            return made
         n = self.found.n_units
-        units = torch.cat([gates[:n], gates.new_ones(1)])
-        weights = {}
-        for name, parameter in self.net.named_parameters():
-            weight: Tensor = parameter
-            for own in self._units.get(name, ()):
-                weight = weight * units[own]
-            weights[name] = weight
-        made = functional_call(self.net, weights, (units, gates[n:], *inputs))
-        output: Tensor = made[self._output] if isinstance(made, tuple) else made
-        return output
+        units, blocks = torch.cat([gates[:n], gates.new_ones(1)]), gates[n:]
+        path = self._shortcut.path(frozenset(np.flatnonzero(blocks.detach().numpy() == 0).tolist() if skip else ()))
+        weights: dict[str, Tensor] = {}
+        for name, paths in path.parameters.items():
+            weight = self._parameters[name] * self._mask(name, units)
+            weights.update((f"net.{one}", weight) for one in paths)
+        made = functional_call(self._shortcut, weights, (path, units, blocks, *inputs), tie_weights=False)
+        return made
+
+    def _mask(self, name: str, units: Tensor) -> Tensor | float:
+        """Return what a parameter is multiplied with, entry by entry: the gates of units along all of its axes."""
+        found: Tensor | float = 1.0
+        for own in self._units.get(name, ()):
+            found = found * units[own]
+        return found
+
+    @cached_property
+    def _parameters(self) -> dict[str, Tensor]:
+        return dict(self.net.named_parameters())
 
     def written(self) -> Model:
         """Return the model with the weights and statistics that the network has now, all gates open."""
@@ -122,6 +139,23 @@ class Gated:
             exit_.replace_all_uses_with(mixed, delete_user_cb=partial(is_not, mixed))
             nodes[block.exit] = mixed
         return units
+
+    def _end_in(self, nodes: dict[str, torch.fx.Node]) -> None:
+        """Let the network give the logits alone.
+
+        Raises
+        ------
+        RefusedError
+            PyTorch does not make them by themselves.
+        """
+        if self.logits not in nodes:
+            raise RefusedError(
+                f"the network in PyTorch does not make the logits '{self.logits}' by themselves; take out what makes "
+                "them with gm.extract"
+            )
+        (end,) = self.net.graph.find_nodes(op="output")
+        end.args = (nodes[self.logits],)
+        self.net.graph.eliminate_dead_code()
 
     def _let_norms_follow(self, gates: torch.fx.Node) -> set[str]:
         """Put layer normalisations over what is left where units are normalised; return the tensors that they read."""
@@ -161,11 +195,6 @@ class Gated:
         if operator.op_type == "InstanceNormalization":  # what writes out a group normalisation has channels there
             return before[2:]
         return before if operator.op_type in _NORMALIZED else []
-
-
-def faded(entry: Tensor, exit_: Tensor, gates: Tensor, number: int) -> Tensor:
-    """Return what a block gives of which a gate lets through a part: ``exit_`` at 1, ``entry`` at 0."""
-    return entry + (exit_ - entry) * gates[number]
 
 
 def _tensor(node: object) -> str:

@@ -27,12 +27,18 @@ class LeftNorm(nn.Module):
         self.register_buffer("units", torch.from_numpy(units), persistent=False)
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Normalize ``x``; ``gates`` has one value a unit, and 1 at its end."""
-        mask = gates[self.units]
-        n = mask.sum()
+        """Normalize ``x``; ``gates`` has one value a unit, and 1 for what is none, or a row of such for each sample."""
+        y = self.normalised(x, gates)
+        y = y if self.weight is None else y * self.weight
+        return y if self.bias is None else y + self.bias
+
+    def normalised(self, x: Tensor, gates: Tensor) -> Tensor:
+        """Return ``x`` of mean 0 and variance 1 over what is open."""
+        mask = gates[..., self.units]
+        if gates.dim() > 1:
+            mask = mask.reshape(len(mask), *(1,) * (x.dim() - 2), -1)
+        n = mask.sum(-1, keepdim=True)
         x = x - (x * (mask == 0)).detach()  # a constant may be left where a channel is closed
         mean = x.sum(-1, keepdim=True) / n
         apart = (x - mean) * mask
-        y = apart * (apart.square().sum(-1, keepdim=True) / n + self.eps).rsqrt()
-        y = y if self.weight is None else y * self.weight
-        return y if self.bias is None else y + self.bias
+        return apart * (apart.square().sum(-1, keepdim=True) / n + self.eps).rsqrt()

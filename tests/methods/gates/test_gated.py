@@ -16,10 +16,10 @@ from planted import feeds, net
 from torch import nn
 
 import graphmod as gm
+from graphmod.graph import raw_logits
 from graphmod.methods.deeparc.residual_sums import is_skippable
-from graphmod.methods.reuse.gated import Gated
-from graphmod.methods.reuse.left_norm import LeftNorm
-from graphmod.methods.reuse.search import _blocks, _untrue
+from graphmod.methods.gates import Gated, skippable_blocks, whole_groups
+from graphmod.methods.gates.left_norm import LeftNorm
 from graphmod.methods.skipping import skip
 from graphmod.pruning import cut, groups
 from graphmod.pruning.selection import Selection
@@ -31,7 +31,13 @@ SMOOTH = sorted(set(FAMILIES) - random_networks.STEPPED - {"quantized_linear"}) 
 
 def gated_of(model: gm.Model) -> Gated:
     found = groups(model)
-    return Gated(found, _blocks(found))
+    return Gated(found, skippable_blocks(found))
+
+
+def scores_of(model: gm.Model, given: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the main output as ONNX Runtime computes it, before a softmax that it ends in."""
+    tensor = raw_logits(model)
+    return (model if tensor == model.main_output else gm.expose(model, [tensor])).run(dict(given))[tensor]
 
 
 def masked(gated: Gated, gates: np.ndarray, given: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -56,7 +62,7 @@ def error(gated: Gated, given: Mapping[str, np.ndarray], seed: int = 0, stay: np
     small = gated.model if alive.all() else cut(groups(gated.model), ~alive, leftovers=False)
     stays |= np.array([not is_skippable(small, block) for block in gated.blocks], bool)
     small = skip(small, [block for block, one in zip(gated.blocks, stays, strict=True) if not one])
-    expected = small.run(dict(given))[gated.model.main_output]
+    expected = scores_of(small, given)
     made = masked(gated, np.append(alive, stays), given)
     assert made.shape == expected.shape
     return float(np.abs(made - expected).max() / (np.abs(expected).max() or 1.0))
@@ -158,7 +164,7 @@ def test_closed_units_are_as_if_they_were_gone(name):
     model = NETWORKS[name]()
     gated = gated_of(model)
     given = feeds(model, batch=3)
-    untrue = _untrue(gated, gm.Data(given))
+    untrue = whole_groups(gated, gm.Data(given))
     assert bool(untrue) == (name == "product of activations")  # sigmoid(0) is 1/2
     stay = gated.fixed.copy()
     for group in gated.found:
@@ -198,7 +204,7 @@ def test_closed_units_and_blocks_of_real_networks_are_as_if_they_were_gone(name,
 def test_random_networks_without_groups_that_are_told_to_stay(network, seed):
     given = network.feeds(seed, 3)
     gated = gated_of(gm.load(network.proto))
-    untrue, stay = _untrue(gated, gm.Data(given)), gated.fixed.copy()
+    untrue, stay = whole_groups(gated, gm.Data(given)), gated.fixed.copy()
     for group in gated.found:
         stay[group.own] |= group.name in untrue
     assert error(gated, given, seed, stay) <= 5e-3  # some of them make rounding errors a thousand times as large
@@ -222,7 +228,7 @@ def test_blocks_of_other_units_at_their_ends_are_left_alone():
 
 def test_a_network_without_a_trunk_has_no_blocks():
     model = NETWORKS["one matrix of two products"]()
-    assert _blocks(groups(model)) == []
+    assert skippable_blocks(groups(model)) == []
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "resnet18", "bert"])
@@ -231,7 +237,7 @@ def test_open_gates_change_nothing(name):
     model = NETWORKS[name]() if network is None else network.model
     given = feeds(model, batch=3) if network is None else network.feeds
     gated = gated_of(model)
-    expected = model.run(dict(given))[model.main_output]
+    expected = scores_of(model, given)
     made = masked(gated, np.ones(gated.n_gates), given)
     assert np.abs(made - expected).max() <= EXACT * np.abs(expected).max()
 
@@ -318,3 +324,56 @@ def test_the_normalisation_of_what_is_left(bias, affine):
     made = LeftNorm(layer, units)(x, gates)
     assert torch.allclose(made[..., left], small(x[..., left]), atol=1e-6)
     assert torch.allclose(LeftNorm(layer, units)(x, torch.ones(5)), layer(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2", "vit12", "bert"])
+def test_what_is_not_computed_of_closed_blocks_makes_no_difference(name):
+    network = zoo.network(name, "torchscript")
+    gated = gated_of(network.model)
+    gated.net.eval()
+    alive, stays = some_gates(gated, 0)
+    stays[:2] = False, True
+    gates = torch.from_numpy(np.append(alive, stays).astype(np.float32))
+    inputs = [torch.from_numpy(network.feeds[one]) for one in gated.model.inputs]
+    found = {}
+    for skips in (False, True):
+        for parameter in gated.net.parameters():
+            parameter.grad = None
+        made = gated(inputs, gates, skip=skips)
+        made.square().mean().backward()
+        gradients = {key: one.grad for key, one in gated.net.named_parameters()}
+        found[skips] = made.detach(), gradients
+    torch.testing.assert_close(found[True][0], found[False][0], rtol=1e-5, atol=1e-6)
+    skipped = 0
+    for key, gradient in found[False][1].items():
+        other = found[True][1][key]
+        skipped += other is None
+        other = torch.zeros_like(gradient) if other is None else other
+        torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
+    assert skipped > 0
+
+
+def test_a_network_whose_gates_are_all_open_is_run_as_it_is():
+    network = zoo.network("resnet18", "torchscript")
+    gated = gated_of(network.model)
+    gated.net.eval()
+    inputs = [torch.from_numpy(network.feeds[one]) for one in gated.model.inputs]
+    with torch.no_grad():
+        torch.testing.assert_close(gated(inputs), gated(inputs, torch.ones(gated.n_gates)), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_two_layers_share_are_replaced_in_both():
+    model = net(
+        "(float[n,4] x) => (float[n,4] y) { a = MatMul(x, w)  r = Relu(a)  b = MatMul(r, v)  s = Add(b, x)"
+        "  c = MatMul(s, w)  t = Relu(c)  d = MatMul(t, v)  u = Add(d, s)  y = MatMul(u, h) }",
+        {"w": (4, 8), "v": (8, 4), "h": (4, 4)},
+    )
+    gated = gated_of(model)
+    given = feeds(model, batch=3)
+    for seed in range(3):
+        alive, stays = some_gates(gated, seed)
+        gates = np.append(alive, stays)
+        with torch.no_grad():
+            made = gated([torch.from_numpy(given["x"])], torch.from_numpy(gates.astype(np.float32)), skip=True).numpy()
+        np.testing.assert_allclose(made, masked(gated, gates, given), rtol=1e-5, atol=1e-6)
+        assert error(gated, given, seed) <= EXACT

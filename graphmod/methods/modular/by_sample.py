@@ -1,0 +1,198 @@
+r"""Gates by sample: a network in which every sample of a batch has units and blocks of its own that are open.
+
+A layer that sums over channels, a convolution or a product, reads :math:`g_{iu} x_{iu}` in place of :math:`x_{iu}`,
+with the gate of sample i and unit u, and a block that computes f gives :math:`x_i + g_i (f(x_i) - x_i)`: for each
+sample that is what the network computes once what is closed for it is gone. So one pass trains what is composed of as
+many sets of modules as there are samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import NodeProto
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from graphmod.methods.gates import AGREE, Gated
+from graphmod.methods.gates.left_norm import LeftNorm
+from graphmod.methods.modular.conditions import Conditional, Tables, conditions
+from graphmod.pytorch import META, to_torch
+
+SUMMED = {"Conv": {0: 1}, "ConvTranspose": {0: 1}, "Gemm": {0: 1}, "MatMul": {0: -1, 1: -2}}
+"""By type of operator, for the inputs by their places, the axis that is summed over."""
+
+
+class BySample:
+    """A network with gates for every sample.
+
+    Parameters
+    ----------
+    gated : Gated
+        The same network with gates for all samples; its weights are what this one begins with.
+
+    n_classes : int
+
+    Attributes
+    ----------
+    net : torch.fx.GraphModule
+    """
+
+    def __init__(self, gated: Gated, n_classes: int) -> None:
+        self.found, self.n_classes = gated.found, n_classes
+        self.net = to_torch(gated.model, dtype=torch.float32)
+        self.net.load_state_dict(gated.net.state_dict())
+        graph = self.net.graph
+        nodes = {node.meta["tensor"]: node for node in graph.nodes if "tensor" in node.meta}
+        with graph.inserting_before(next(iter(graph.nodes))):
+            gates, sets = graph.placeholder("sample_gates"), graph.placeholder("sample_sets")
+        self._mask_sums(nodes, gates)
+        self._normalise(gates, sets)
+        for number, block in enumerate(gated.blocks):
+            entry, exit_ = nodes[block.entry], nodes[block.exit]
+            with graph.inserting_after(exit_):
+                mixed = graph.call_function(faded, (entry, exit_, gates, self.found.n_units + 1 + number))
+            exit_.replace_all_uses_with(mixed, delete_user_cb=lambda user, own=mixed: user is not own)
+            nodes[block.exit] = mixed
+        (end,) = graph.find_nodes(op="output")
+        end.args = (nodes[gated.logits],)
+        graph.eliminate_dead_code()
+        graph.lint()
+        self.net.recompile()
+
+    def __call__(self, inputs: Sequence[Tensor], gates: Tensor, sets: Tensor) -> Tensor:
+        """Return the logits of samples.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor
+        gates : Tensor, shape (samples, units + blocks)
+            1 where open and 0 where closed.
+        sets : Tensor, shape (samples, conditions)
+            Of the :func:`graphmod.methods.modular.conditions.conditions` of each sample.
+        """
+        n = self.found.n_units
+        every = torch.cat([gates[:, :n], gates.new_ones(len(gates), 1), gates[:, n:]], 1)
+        made: Tensor = self.net(every, sets, *inputs)
+        return made
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights of the whole network, by their paths in the one with gates for all samples."""
+        state = dict(self.net.state_dict())
+        for path, norm in self._conditional.items():
+            for own in [name for name in state if name.startswith(f"{path}.")]:
+                value = state.pop(own)
+                if own.startswith(f"{path}.layer."):
+                    state[path + own.removeprefix(f"{path}.layer")] = value
+            state |= {f"{path}.weight": norm.scales.detach()[-1], f"{path}.bias": norm.shifts.detach()[-1]}
+        return state
+
+    def tables(self) -> Tables:
+        """Return scales and shifts of normalisations by conditions, by the constants that they stand for."""
+        names = {binding.path: binding.tensor for binding in self.net.meta[META]}
+        return {
+            names[f"{path}.{kind}"]: table.detach().numpy().copy()
+            for path, norm in self._conditional.items()
+            for kind, table in (("weight", norm.scales), ("bias", norm.shifts))
+        }
+
+    def agreed(self, gated: Gated, inputs: Sequence[Tensor]) -> NDArray[np.bool_]:
+        """Return which gates do here what they do for all samples: those of every group, and of every block, are tried.
+
+        Parameters
+        ----------
+        gated : Gated
+        inputs : sequence of Tensor
+            A few samples.
+        """
+        n, n_gates = self.found.n_units, gated.n_gates
+        agree = np.ones(n_gates, bool)
+        rng = np.random.default_rng(0)
+        whole = torch.from_numpy(conditions(np.ones((len(inputs[0]), self.n_classes), bool)))
+        parts = [np.arange(group.first, group.first + group.n_units) for group in self.found]
+        parts += [np.array([number]) for number in range(n, n_gates)]
+        self.net.eval()
+        gated.net.eval()
+        for part in parts:
+            gates = torch.ones(n_gates)
+            gates[rng.choice(part, -(-len(part) // 2), replace=False)] = 0
+            with torch.no_grad():
+                expected = gated(inputs, gates)
+                found = self(inputs, gates.expand(len(inputs[0]), -1), whole)
+            agree[part] = float((found - expected).abs().max()) <= AGREE * float(expected.abs().max())
+        return agree
+
+    def _mask_sums(self, nodes: dict[str, fx.Node], gates: fx.Node) -> None:
+        """Let layers that sum over channels read what gates let through."""
+        for operator in self.found.model.operators:
+            reader = self._node(nodes, operator.output[0])
+            for tensor, axis in _summed(operator):
+                units = self._units(tensor, axis)
+                if reader is None or tensor not in nodes or units is None:
+                    continue
+                own = nodes[tensor]
+                name = f"units_of_gates_{len(self.net.graph.nodes)}"
+                self.net.register_buffer(name, units, persistent=False)
+                with self.net.graph.inserting_before(reader):
+                    let_through = self.net.graph.call_function(
+                        masked, (own, gates, self.net.graph.get_attr(name), axis)
+                    )
+                reader.replace_input_with(own, let_through)
+
+    def _node(self, nodes: dict[str, fx.Node], tensor: str) -> fx.Node | None:
+        """Return the node that makes a tensor, or what becomes of it where the importer has made one of several."""
+        model = self.found.model
+        while tensor not in nodes:
+            readers = model.readers.get(tensor, ())
+            if len(readers) != 1:
+                return None
+            tensor = model.operators[readers[0]].output[0]
+        return nodes[tensor]
+
+    def _normalise(self, gates: fx.Node, sets: fx.Node) -> None:
+        """Let normalisations go over what is open, with scales and shifts by conditions where these are stored."""
+        modules = dict(self.net.named_modules())
+        bound = {binding.path for binding in self.net.meta[META] if not binding.source.steps}
+        self._conditional: dict[str, Conditional] = {}
+        for node in list(self.net.graph.nodes):
+            layer = modules.get(node.target) if node.op == "call_module" else None
+            path = str(node.target)
+            if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
+                units = self._units(node.args[0].meta.get("tensor", ""), -1)
+                own = np.full(layer.normalized_shape[0], self.found.n_units) if units is None else units.numpy()
+                layer = LeftNorm(layer, own)
+                self.net.set_submodule(path, layer)
+                node.args = (node.args[0], gates)
+            if isinstance(layer, _BatchNorm | LeftNorm) and {f"{path}.weight", f"{path}.bias"} <= bound:
+                self._conditional[path] = Conditional(layer, self.n_classes)
+                self.net.set_submodule(path, self._conditional[path])
+                node.args = (node.args[0], gates, sets)
+
+    def _units(self, tensor: str, axis: int) -> Tensor | None:
+        """Return the unit of every index of an axis, the last for none; None where no unit lies along it."""
+        axes = self.found.analysis.axes.get(tensor, [])
+        if not axes or axis >= len(axes):
+            return None
+        units = self.found.units(axes[axis])
+        return torch.from_numpy(np.where(units < 0, self.found.n_units, units)) if (units >= 0).any() else None
+
+
+def _summed(operator: NodeProto) -> Iterator[tuple[str, int]]:
+    for place, axis in SUMMED.get(operator.op_type, {}).items():
+        yield operator.input[place], axis
+
+
+def masked(x: Tensor, gates: Tensor, units: Tensor, axis: int) -> Tensor:
+    """Return ``x`` times the gates, shape (samples, units), of what lies along an axis of it."""
+    shape = [1] * x.dim()
+    shape[0], shape[axis] = len(gates), len(units)
+    return x * gates[:, units].reshape(shape)
+
+
+def faded(entry: Tensor, exit_: Tensor, gates: Tensor, number: int) -> Tensor:
+    """Return what a block gives, sample by sample: ``exit_`` where its gate is 1, ``entry`` where it is 0."""
+    gate = gates[:, number].reshape(-1, *(1,) * (entry.dim() - 1))
+    return entry + (exit_ - entry) * gate
