@@ -24,7 +24,7 @@ from trained_networks import splits, untrained
 import graphmod as gm
 from graphmod.methods.measuring import latencies
 from graphmod.methods.modular import mwt
-from graphmod.methods.modular.measuring import accuracy_among, report
+from graphmod.methods.modular.measuring import accuracy_among, report, samples_of
 from graphmod.pruning import cut, groups
 from graphmod.pruning.recovery import trainable
 from graphmod.rewrite.fuse import fuse
@@ -108,7 +108,7 @@ def published(
         for _ in range(draws):
             classes = sorted(rng.choice(N_CLASSES, size, replace=False).tolist())
             small = physically_small(run.compose(classes))
-            own = among(parts, classes)
+            own = gm.Splits(*(samples_of(one, classes) for one in (parts.train, parts.calibration, parts.test)))
             tuned = gm.retrain(small, own, epochs=TUNING, patience=TUNING, seed=seed)
             timing = latencies({"before": standard, "after": small}, parts.test, BATCH_SIZES)
             whole = accuracy_among(standard, parts.test, classes, classes)
@@ -120,15 +120,6 @@ def published(
             })  # fmt: skip
         found["sizes"][str(size)] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return found
-
-
-def among(parts: gm.Splits, classes: list[int]) -> gm.Splits:
-    """Return the samples of some classes, labelled by their place among these."""
-    made = []
-    for part in (parts.train, parts.calibration, parts.test):
-        rows = np.flatnonzero(np.isin(part.targets, classes))
-        made.append(gm.Data(part[rows].inputs, np.searchsorted(classes, np.asarray(part.targets)[rows])))
-    return gm.Splits(*made)
 
 
 def physically_small(model: gm.Model) -> gm.Model:

@@ -9,7 +9,7 @@ gates are those of the loss when a unit or block fades.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from operator import is_not
 
 import numpy as np
@@ -21,7 +21,6 @@ from torch.func import functional_call
 from graphmod.errors import RefusedError
 from graphmod.graph import Block, raw_logits
 from graphmod.methods.gates.left_norm import LeftNorm
-from graphmod.methods.gates.shortcut import Shortcut, faded
 from graphmod.model import Model
 from graphmod.pruning.groups import Groups, Units
 from graphmod.pruning.importance.gradients import places
@@ -70,42 +69,24 @@ class Gated:
         self.fixed = self._fixed(normalised)
         self.net.graph.lint()
         self.net.recompile()
-        self._shortcut = Shortcut(self.net)
 
     @property
     def n_gates(self) -> int:
         """Units, then blocks."""
         return self.found.n_units + len(self.blocks)
 
-    def __call__(self, inputs: Sequence[Tensor], gates: Tensor | None = None, *, skip: bool = False) -> Tensor:
-        """Return the logits, with a gate for each unit and then each block; all are open if there are none.
-
-        With ``skip`` nothing is computed of blocks whose gates are closed, which then have no gradient.
-        """
-        if gates is None:
-            ones = torch.ones(self.n_gates + 1)
-            made: Tensor = self.net(ones[: self.found.n_units + 1], ones[self.found.n_units : -1], *inputs)
-            return made
+    def __call__(self, inputs: Sequence[Tensor], gates: Tensor) -> Tensor:
+        """Return the logits, with a gate for each unit and then each block."""
         n = self.found.n_units
-        units, blocks = torch.cat([gates[:n], gates.new_ones(1)]), gates[n:]
-        path = self._shortcut.path(frozenset(np.flatnonzero(blocks.detach().numpy() == 0).tolist() if skip else ()))
-        weights: dict[str, Tensor] = {}
-        for name, paths in path.parameters.items():
-            weight = self._parameters[name] * self._mask(name, units)
-            weights.update((f"net.{one}", weight) for one in paths)
-        made = functional_call(self._shortcut, weights, (path, units, blocks, *inputs), tie_weights=False)
+        units = torch.cat([gates[:n], gates.new_ones(1)])
+        weights = {}
+        for name, parameter in self.net.named_parameters():
+            weight: Tensor = parameter
+            for own in self._units.get(name, ()):
+                weight = weight * units[own]
+            weights[name] = weight
+        made: Tensor = functional_call(self.net, weights, (units, gates[n:], *inputs))
         return made
-
-    def _mask(self, name: str, units: Tensor) -> Tensor | float:
-        """Return what a parameter is multiplied with, entry by entry: the gates of units along all of its axes."""
-        found: Tensor | float = 1.0
-        for own in self._units.get(name, ()):
-            found = found * units[own]
-        return found
-
-    @cached_property
-    def _parameters(self) -> dict[str, Tensor]:
-        return dict(self.net.named_parameters())
 
     def written(self) -> Model:
         """Return the model with the weights and statistics that the network has now, all gates open."""
@@ -195,6 +176,11 @@ class Gated:
         if operator.op_type == "InstanceNormalization":  # what writes out a group normalisation has channels there
             return before[2:]
         return before if operator.op_type in _NORMALIZED else []
+
+
+def faded(entry: Tensor, exit_: Tensor, gates: Tensor, number: int) -> Tensor:
+    """Return what a block gives of which a gate lets through a part: ``exit_`` at 1, ``entry`` at 0."""
+    return entry + (exit_ - entry) * gates[number]
 
 
 def _tensor(node: object) -> str:

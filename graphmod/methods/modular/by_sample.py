@@ -33,7 +33,6 @@ class BySample:
     ----------
     gated : Gated
         The same network with gates for all samples; its weights are what this one begins with.
-
     n_classes : int
 
     Attributes

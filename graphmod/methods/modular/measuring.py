@@ -173,7 +173,7 @@ def report(
             timing = latencies({"before": original, "after": model}, parts.test, batch_sizes)
             tuned = None
             if epochs and size > 1:
-                own = Splits(*(_among(getattr(parts, name), classes) for name in ("train", "calibration", "test")))
+                own = Splits(*(samples_of(getattr(parts, name), classes) for name in ("train", "calibration", "test")))
                 better = retrain(model, own, epochs=epochs, patience=epochs, seed=seed)
                 tuned = accuracy_among(better, parts.test, classes)
             found.append(
@@ -220,7 +220,7 @@ def _drawn(n_classes: int, size: int, draws: int, rng: np.random.Generator) -> l
     return [sorted(rng.choice(n_classes, size, replace=False).tolist()) for _ in range(draws)]
 
 
-def _among(part: Data, classes: Sequence[int]) -> Data:
+def samples_of(part: Data, classes: Sequence[int]) -> Data:
     """Return the samples of some classes, labelled by their place among these."""
     labels = np.asarray(part.targets)
     rows = np.flatnonzero(np.isin(labels, classes))
