@@ -18,7 +18,7 @@ from graphmod.cli.destination import check_apart, check_destination
 from graphmod.errors import InvalidModelError
 from graphmod.graph import Block, boundaries, cost
 from graphmod.graph import blocks as block_tree
-from graphmod.model import Model, load
+from graphmod.model import Model, check_folder, load
 
 ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 DataFile = Annotated[
@@ -257,7 +257,7 @@ def compress(
     from graphmod.data import as_splits
     from graphmod.methods import compress as run
     from graphmod.modules import ModuleMap
-    from graphmod.report.folder import FILES, check_folder
+    from graphmod.report.folder import FILES
 
     for name in FILES.values():
         check_apart(out / name, model, data)
@@ -266,7 +266,7 @@ def compress(
     if known is not None:
         known.check(loaded)
     splits = as_splits(loaded, data, seed, labels=True)
-    check_folder(out)
+    check_folder(out, FILES["page"])
     result = run(
         loaded,
         splits,
@@ -292,10 +292,10 @@ def demo(
     """
     from graphmod import demo as shipped
     from graphmod.methods import compress as run
-    from graphmod.report.folder import check_folder
+    from graphmod.report.folder import FILES
 
     path = shipped.model_path()
-    check_folder(out)
+    check_folder(out, FILES["page"])
     _show(run(load(path), shipped.data_path(), seed=seed, progress=not as_json), out, path.stem, as_json)
 
 

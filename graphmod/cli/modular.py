@@ -15,7 +15,7 @@ from graphmod.cli.destination import check_destination
 from graphmod.cli.outcome import files_of
 from graphmod.data import as_splits
 from graphmod.errors import RefusedError
-from graphmod.model import load
+from graphmod.model import check_folder, load
 from graphmod.probe import accuracy
 
 GROUP = typer.Typer(
@@ -212,9 +212,9 @@ def ls(library: LibraryFolder, as_json: Json = False) -> None:
 
 def _write(make: Any, model: Path, data: Path, out: Path, as_json: bool, **settings: Any) -> None:
     """Make a library, and write it."""
-    from graphmod.methods.modular.library import check_folder
+    from graphmod.methods.modular.library import MODULES
 
-    check_folder(out)
+    check_folder(out, MODULES)
     made = make(load(model), str(data), progress=not as_json, **settings)
     made.save(out)
     manifest = made.manifest

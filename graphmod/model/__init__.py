@@ -2,6 +2,7 @@
 
 from graphmod.model.bodies import bodies, has_bodies, inner_operators, own_bodies, with_inner
 from graphmod.model.files import check_writable, replace_file
+from graphmod.model.folders import check_folder, open_folder
 from graphmod.model.initializers import copy_without
 from graphmod.model.loading import external_files, load
 from graphmod.model.model import RECORD, Model, TensorType, check_model
@@ -15,6 +16,7 @@ __all__ = [
     "TensorType",
     "as_networkx",
     "bodies",
+    "check_folder",
     "check_model",
     "check_writable",
     "consumed",
@@ -24,6 +26,7 @@ __all__ = [
     "has_bodies",
     "inner_operators",
     "load",
+    "open_folder",
     "own_bodies",
     "record",
     "replace_file",

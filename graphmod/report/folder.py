@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphmod.errors import NotWritableError
-from graphmod.model import check_writable, external_files, replace_file
+from graphmod.model import external_files, open_folder, replace_file
 from graphmod.report.page import page
 
 if TYPE_CHECKING:
@@ -26,35 +24,6 @@ FILES = {
     "front": "front.png",
 }
 """What is written, by what it holds."""
-
-
-def check_folder(folder: str | PathLike[str]) -> None:
-    """Raise NotWritableError unless a folder can be made, or written where there is one; nothing is left there."""
-    path = Path(folder)
-    missing = [one for one in (path, *path.parents) if not one.exists()]
-    try:
-        open_folder(path)
-    finally:
-        for one in missing:
-            with suppress(OSError):  # it was not made, or somebody else has written in it by now
-                one.rmdir()
-
-
-def open_folder(folder: str | PathLike[str]) -> Path:
-    """Make a folder to write to, if it does not exist.
-
-    Raises
-    ------
-    NotWritableError
-        It cannot be made, or nothing can be written in it.
-    """
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotWritableError(f"cannot write to folder '{path}': {error.strerror}") from error
-    check_writable(path / FILES["page"])
-    return path
 
 
 def write_report(result: Result, folder: str | PathLike[str], title: str = "model") -> dict[str, Path]:
@@ -78,7 +47,7 @@ def write_report(result: Result, folder: str | PathLike[str], title: str = "mode
     NotWritableError
         The folder cannot be written.
     """
-    path = open_folder(folder)
+    path = open_folder(folder, FILES["page"])
     text = json.dumps(result.report.as_dict(), indent=2) + "\n"
     written = {
         "model": result.model.save(path / FILES["model"]),

@@ -14,12 +14,12 @@ import numpy as np
 
 from graphmod.arguments import is_whole
 from graphmod.data import as_splits
-from graphmod.errors import InvalidModelError, NotWritableError, RefusedError
+from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.methods.gates import without
 from graphmod.methods.modular.assignment import Modules
 from graphmod.methods.modular.conditions import Tables, conditions
 from graphmod.methods.modular.patching import patched
-from graphmod.model import Model, check_writable, load, replace_file
+from graphmod.model import Model, load, open_folder, replace_file
 from graphmod.pruning.groups import groups
 from graphmod.pruning.head import is_list
 from graphmod.pruning.restrict import detector, restrict
@@ -203,7 +203,7 @@ class Library:
         NotWritableError
             The folder cannot be written.
         """
-        path = check_folder(folder)
+        path = open_folder(folder, MODULES)
         uses = self.modules.uses
         told = {
             "format": FORMAT,
@@ -262,23 +262,6 @@ class Library:
         told = {name: self.manifest[name] for name in ("original", "data", "seed") if name in self.manifest}
         entry.value = json.dumps({"library": self.backbone.digest, "classes": list(classes), **told})
         return model.derive(proto)
-
-
-def check_folder(folder: str | PathLike[str]) -> Path:
-    """Return a folder, made if it does not exist, that a library can be written to.
-
-    Raises
-    ------
-    NotWritableError
-        It cannot be made, or nothing can be written in it.
-    """
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotWritableError(f"cannot write to folder '{path}': {error.strerror}") from error
-    check_writable(path / MODULES)
-    return path
 
 
 def _told(model: Model) -> str:

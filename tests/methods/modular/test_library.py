@@ -325,6 +325,14 @@ def test_commands_refuse_in_one_line(files, arguments, told):
     assert not (files / "no.onnx").exists()
 
 
+def test_a_budget_that_cannot_be_met_leaves_no_folder(files):
+    given = files / "model.onnx", files / "data.npz"
+    ran = graphmod("modular", "extract", *given, "--weights", 0.01, "--out", files / "none")
+    assert ran.returncode == 2
+    assert "cannot be met" in ran.stderr
+    assert not (files / "none").exists()
+
+
 def test_patch_and_report_are_commands(files):
     library, data = files / "library", files / "data.npz"
     ran = graphmod("modular", "patch", library, library, data, "--classes", "[1]", "--out", files / "patched.onnx")
