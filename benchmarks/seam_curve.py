@@ -29,9 +29,9 @@ from seam_direct import problems, viewed
 from trained_networks import network, splits
 
 import graphmod as gm
+from graphmod.graph import up_to_logits
 from graphmod.methods.reuse import BudgetError, Task
 from graphmod.methods.seam.choice import ByShare, Choice, Epoch
-from graphmod.methods.seam.head import logits_part
 from graphmod.methods.seam.network import State, WithAddedHead
 from graphmod.methods.seam.search import Settings, search_by
 
@@ -172,7 +172,7 @@ def points(seen: Seen, model: gm.Model, test: gm.Data) -> Iterator[Point]:
 def written(model: gm.Model, state: State) -> gm.Model:
     """Return the model of a state of the search."""
     _, (weight, _) = state
-    part = logits_part(model)
+    part = up_to_logits(model)
     return WithAddedHead(part, gm.to_torch(part), weight.shape[1], weight.shape[0]).written(model, state)
 
 

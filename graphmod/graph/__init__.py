@@ -10,7 +10,7 @@ from graphmod.graph.fingerprint import operator_hashes
 from graphmod.graph.flow import activations, carries_activations, data_flow, primary_input, primary_output
 from graphmod.graph.scope import scope
 from graphmod.graph.select import Match, find
-from graphmod.graph.softmax import logits, raw_logits
+from graphmod.graph.softmax import logits, raw_logits, up_to_logits
 from graphmod.graph.subgraph import subgraph
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "raw_logits",
     "scope",
     "subgraph",
+    "up_to_logits",
 ]

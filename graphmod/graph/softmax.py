@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
+from graphmod.graph.subgraph import subgraph
 from graphmod.model import Model
 
 SOFTMAX = ("Softmax", "LogSoftmax")
@@ -41,6 +42,21 @@ def raw_logits(model: Model) -> str:
     """
     last = closing_softmax(model)
     return model.main_output if last is None else str(last.input[0])
+
+
+def up_to_logits(model: Model) -> Model:
+    """Return a classifier without the softmax that it may end in, and without other outputs.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> list(up_to_logits(gm.insert(m, "logits", "LogSoftmax(axis=1)")).outputs) == list(m.outputs)
+    False
+    >>> list(up_to_logits(m).outputs)
+    ['logits']
+    """
+    return subgraph(model, list(model.inputs), [raw_logits(model)])
 
 
 def closing_softmax(model: Model) -> NodeProto | None:

@@ -60,12 +60,17 @@ class Settings:
     keep_zeros: bool
     seed: int
     progress: bool
+    final_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.seed < 0 or min(self.patience, self.batch_size) < 1:
             raise RefusedError("epochs and seed must be at least 0, patience and batch_size at least 1")
         if not 0 < self.learning_rate < inf:
             raise RefusedError(f"learning_rate={self.learning_rate} is out of range; it is a number above 0")
+        if not 0 <= self.final_rate <= 1:
+            raise RefusedError(
+                f"final_rate={self.final_rate} is out of range; it is a share of learning_rate, between 0 and 1"
+            )
         if not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS:
             raise RefusedError(f"there is no optimizer '{self.optimizer}'; there are {', '.join(sorted(OPTIMIZERS))}")
         if self.check_every is not None and self.check_every < 1:
@@ -138,7 +143,8 @@ def fit(
     starts = range(0, n - n % size if norms and n > size else n, size)
     steps, every = settings.epochs * len(starts), settings.check_every or len(starts)
     optimizers = OPTIMIZERS[settings.optimizer](trained, settings.learning_rate)
-    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(one, max(1, steps)) for one in optimizers]
+    least = settings.final_rate * settings.learning_rate
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(one, max(1, steps), least) for one in optimizers]
     pinned = zeros(trained) if settings.keep_zeros else []
     state = [*trained, *(buffer for norm in norms for buffer in norm.buffers())]
     best, best_rank, waited = _copied(state), first, 0

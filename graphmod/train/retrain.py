@@ -72,6 +72,7 @@ def retrain(
     views: int = 1,
     optimizer: str = "adam",
     learning_rate: float = 1e-3,
+    final_rate: float = 0.0,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
@@ -79,7 +80,7 @@ def retrain(
     """Train a model, or some of its blocks with everything else frozen.
 
     Activations at the entry of the first trained block are computed once with ONNX Runtime and kept, on disk where
-    they are large, so that an epoch runs only from there on. The learning rate falls to zero along a cosine; the epoch
+    they are large, so that an epoch runs only from there on. The learning rate falls along a cosine; the epoch
     that does best on calibration data is kept, and the model as it was counts as epoch 0, so that training never makes
     it worse there. A model of half precision is trained in single precision; the weights are rounded when they are
     written back.
@@ -133,6 +134,8 @@ def retrain(
         A name in :data:`graphmod.train.OPTIMIZERS`: "adam", or "muon", which takes fewer steps at a larger learning
         rate (5e-3, about).
     learning_rate : float
+    final_rate : float
+        Share of the learning rate that is left in the end: 0, unless another training goes on from there.
     batch_size : int
     seed : int
         Same seed, same result.
@@ -169,7 +172,8 @@ def retrain(
         correct_teacher=correct_teacher, imitate=imitate, loss=loss, metric=metric,
         epochs=epochs, patience=patience, until=until, check_every=check_every,
         batch_statistics=batch_statistics, keep_zeros=keep_zeros, augment=augment, views=views,
-        optimizer=optimizer, learning_rate=learning_rate, batch_size=batch_size, seed=seed, progress=progress,
+        optimizer=optimizer, learning_rate=learning_rate, final_rate=final_rate, batch_size=batch_size, seed=seed,
+        progress=progress,
     ).model  # fmt: skip
 
 
@@ -195,6 +199,7 @@ def retrained(
     views: int = 1,
     optimizer: str = "adam",
     learning_rate: float = 1e-3,
+    final_rate: float = 0.0,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
@@ -218,7 +223,17 @@ def retrained(
     """
     clock = Clock()
     settings = Settings(
-        epochs, patience, until, check_every, learning_rate, batch_size, optimizer, keep_zeros, seed, progress
+        epochs,
+        patience,
+        until,
+        check_every,
+        learning_rate,
+        batch_size,
+        optimizer,
+        keep_zeros,
+        seed,
+        progress,
+        final_rate,
     )
     seen = Views(augment, views, seed)
     if not 0 <= distill <= 1:

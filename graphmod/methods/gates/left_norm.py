@@ -38,7 +38,8 @@ class LeftNorm(nn.Module):
         if gates.dim() > 1:
             mask = mask.reshape(len(mask), *(1,) * (x.dim() - 2), -1)
         n = mask.sum(-1, keepdim=True)
-        x = x - (x * (mask == 0)).detach()  # a constant may be left where a channel is closed
+        # a constant may be left where a channel is closed; a closed gate that learns has a gradient all the same
+        x = x - (x * (mask == 0)).detach() if gates.requires_grad else x.masked_fill(mask == 0, 0)
         mean = x.sum(-1, keepdim=True) / n
         apart = (x - mean) * mask
         return apart * (apart.square().sum(-1, keepdim=True) / n + self.eps).rsqrt()

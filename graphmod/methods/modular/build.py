@@ -40,6 +40,12 @@ COMPARED = 8
 STANDARD = 0.5
 """Share of the epochs in which a network is trained as a whole, before it has modules."""
 
+FINAL_RATE = 0.5
+"""Share of the learning rate that is left then."""
+
+TAUGHT, TAUGHT_HALFWAY = 0.9, 0.3
+"""Share of the teacher's predictions in the loss, where it is a trained network and where it was trained so far."""
+
 MULTIPLE = 8
 """Of channels that modules have: what ONNX Runtime's convolutions are laid out in."""
 
@@ -77,7 +83,7 @@ def train(
         blocks; what is composed of more modules has more of them.
     epochs : int
     learning_rate : float
-        At first, falling to zero; in the second half of the epochs again.
+        At first, falling to half of it while the network is trained as a whole, and then to zero.
     batch_size : int
     seed : int
         Same seed, same result, but for what is chosen by measured time.
@@ -116,10 +122,11 @@ def train(
     first = ceil(STANDARD * epochs)
     whole = retrain(
         trainable(job.free, job.parts.train), job.parts, epochs=first, patience=first, learning_rate=learning_rate,
-        batch_size=batch_size, seed=seed, progress=progress,
+        final_rate=FINAL_RATE, batch_size=batch_size, seed=seed, progress=progress,
     )  # fmt: skip
     teacher = fuse(whole, kinds=["unfused"])
-    return job.library(whole, teacher, Schedule(epochs - first, learning_rate, batch_size, seed, progress))
+    rate = FINAL_RATE * learning_rate
+    return job.library(whole, teacher, Schedule(epochs - first, rate, batch_size, TAUGHT_HALFWAY, seed, progress))
 
 
 def extract(
@@ -137,7 +144,7 @@ def extract(
     """Make a trained network modular: its classes get modules by what is relevant for them, and these are trained.
 
     Parameters, errors and result are those of :func:`train`; all epochs are for the modules, and the model is the
-    teacher.
+    teacher. The learning rate falls to zero from the first epoch on.
 
     Examples
     --------
@@ -147,7 +154,7 @@ def extract(
     10
     """
     job = _Job(model, data, weights, latency, epochs, learning_rate, batch_size, seed, progress)
-    schedule = Schedule(epochs, learning_rate, batch_size, seed, progress)
+    schedule = Schedule(epochs, learning_rate, batch_size, TAUGHT, seed, progress)
     return job.library(trainable(job.free, job.parts.train), job.free, schedule)
 
 

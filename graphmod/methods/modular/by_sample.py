@@ -3,12 +3,12 @@ r"""Gates by sample: a network in which every sample of a batch has units and bl
 A layer that sums over channels, a convolution or a product, reads :math:`g_{iu} x_{iu}` in place of :math:`x_{iu}`,
 with the gate of sample i and unit u, and a block that computes f gives :math:`x_i + g_i (f(x_i) - x_i)`: for each
 sample that is what the network computes once what is closed for it is gone. So one pass trains what is composed of as
-many sets of modules as there are samples.
+many sets of modules as there are samples. A block computes those samples alone for which it is open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,10 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from graphmod.methods.gates import AGREE, Gated
 from graphmod.methods.gates.left_norm import LeftNorm
 from graphmod.methods.modular.conditions import Conditional, Tables, conditions
+from graphmod.model import Model
 from graphmod.pytorch import META, to_torch
 
 SUMMED = {"Conv": {0: 1}, "ConvTranspose": {0: 1}, "Gemm": {0: 1}, "MatMul": {0: -1, 1: -2}}
 """By type of operator, for the inputs by their places, the axis that is summed over."""
+
+ROWS = 16
+"""Samples that blocks compute are a multiple of this: convolutions prepare themselves for every number anew."""
 
 
 class BySample:
@@ -51,11 +55,9 @@ class BySample:
         self._mask_sums(nodes, gates)
         self._normalise(gates, sets)
         for number, block in enumerate(gated.blocks):
-            entry, exit_ = nodes[block.entry], nodes[block.exit]
-            with graph.inserting_after(exit_):
-                mixed = graph.call_function(faded, (entry, exit_, gates, self.found.n_units + 1 + number))
-            exit_.replace_all_uses_with(mixed, delete_user_cb=lambda user, own=mixed: user is not own)
-            nodes[block.exit] = mixed
+            nodes[block.exit] = self._gate(
+                nodes[block.entry], nodes[block.exit], self.found.n_units + 1 + number, gates, sets
+            )
         (end,) = graph.find_nodes(op="output")
         end.args = (nodes[gated.logits],)
         graph.eliminate_dead_code()
@@ -77,6 +79,13 @@ class BySample:
         every = torch.cat([gates[:, :n], gates.new_ones(len(gates), 1), gates[:, n:]], 1)
         made: Tensor = self.net(every, sets, *inputs)
         return made
+
+    def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return the weights that are the same for all sets, and scales and shifts by conditions."""
+        tables = [table for norm in self._conditional.values() for table in (norm.scales, norm.shifts)]
+        own = {id(table) for table in tables}
+        inside = {id(one) for norm in self._conditional.values() for one in norm.layer.parameters()}
+        return [one for one in self.net.parameters() if id(one) not in own | inside], tables
 
     def state(self) -> dict[str, Tensor]:
         """Return the weights of the whole network, by their paths in the one with gates for all samples."""
@@ -105,12 +114,14 @@ class BySample:
         ----------
         gated : Gated
         inputs : sequence of Tensor
-            A few samples.
+            A few samples; gates are closed for every second one.
         """
         n, n_gates = self.found.n_units, gated.n_gates
         agree = np.ones(n_gates, bool)
         rng = np.random.default_rng(0)
-        whole = torch.from_numpy(conditions(np.ones((len(inputs[0]), self.n_classes), bool)))
+        n_samples = len(inputs[0])
+        whole = torch.from_numpy(conditions(np.ones((n_samples, self.n_classes), bool)))
+        is_closed = torch.arange(n_samples).unsqueeze(1) % 2 == 0
         parts = [np.arange(group.first, group.first + group.n_units) for group in self.found]
         parts += [np.array([number]) for number in range(n, n_gates)]
         self.net.eval()
@@ -119,16 +130,37 @@ class BySample:
             gates = torch.ones(n_gates)
             gates[rng.choice(part, -(-len(part) // 2), replace=False)] = 0
             with torch.no_grad():
-                expected = gated(inputs, gates)
-                found = self(inputs, gates.expand(len(inputs[0]), -1), whole)
+                expected = torch.where(is_closed, gated(inputs, gates), gated(inputs, torch.ones(n_gates)))
+                found = self(inputs, torch.where(is_closed, gates, 1.0), whole)
             agree[part] = float((found - expected).abs().max()) <= AGREE * float(expected.abs().max())
         return agree
+
+    def _gate(self, entry: fx.Node, exit_: fx.Node, number: int, gates: fx.Node, sets: fx.Node) -> fx.Node:
+        """Let a block compute the samples for which its gate is open, and return what it then gives for all."""
+        graph = self.net.graph
+        inside = _between(entry, exit_)
+        every = some = [entry, gates, sets]
+        varying = _descendants(graph.find_nodes(op="placeholder"))
+        is_by_sample = not any(one in varying - inside - set(every) for node in inside for one in node.all_input_nodes)
+        with graph.inserting_before(entry.next):
+            if is_by_sample:
+                rows = graph.call_function(open_rows, (gates, number))
+                some = [graph.call_function(torch.index_select, (one, 0, rows)) for one in every]
+        for node in inside:
+            for one, of_rows in zip(every, some, strict=True):
+                node.replace_input_with(one, of_rows)
+        with graph.inserting_before(exit_.next):
+            mixed = given = graph.call_function(faded, (some[0], exit_, some[1], number))
+            if is_by_sample:
+                mixed = graph.call_function(torch.index_copy, (entry, 0, rows, given))
+        exit_.replace_all_uses_with(mixed, delete_user_cb=lambda user: user is not given)
+        return mixed
 
     def _mask_sums(self, nodes: dict[str, fx.Node], gates: fx.Node) -> None:
         """Let layers that sum over channels read what gates let through."""
         for operator in self.found.model.operators:
             reader = self._node(nodes, operator.output[0])
-            for tensor, axis in _summed(operator):
+            for tensor, axis in _summed(self.found.model, operator):
                 units = self._units(tensor, axis)
                 if reader is None or tensor not in nodes or units is None:
                     continue
@@ -179,7 +211,10 @@ class BySample:
         return torch.from_numpy(np.where(units < 0, self.found.n_units, units)) if (units >= 0).any() else None
 
 
-def _summed(operator: NodeProto) -> Iterator[tuple[str, int]]:
+def _summed(model: Model, operator: NodeProto) -> Iterator[tuple[str, int]]:
+    """Yield the inputs of an operator that it sums over several channels of, and their axes."""
+    if operator.op_type == "Conv" and (model.tensors[operator.input[1]].shape or (0, 0))[1] == 1:
+        return  # a depthwise one keeps channels apart
     for place, axis in SUMMED.get(operator.op_type, {}).items():
         yield operator.input[place], axis
 
@@ -195,3 +230,32 @@ def faded(entry: Tensor, exit_: Tensor, gates: Tensor, number: int) -> Tensor:
     """Return what a block gives, sample by sample: ``exit_`` where its gate is 1, ``entry`` where it is 0."""
     gate = gates[:, number].reshape(-1, *(1,) * (entry.dim() - 1))
     return entry + (exit_ - entry) * gate
+
+
+def open_rows(gates: Tensor, number: int) -> Tensor:
+    """Return the samples for which a gate is open, and others that make their number a multiple."""
+    own = gates[:, number]
+    n = -(-max(1, int(own.count_nonzero())) // ROWS) * ROWS
+    return own.argsort(descending=True)[:n]
+
+
+def _descendants(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return some nodes and all that are computed from them."""
+    found = set(nodes)
+    waiting = list(found)
+    while waiting:
+        users = waiting.pop().users.keys() - found
+        found |= users
+        waiting += users
+    return found
+
+
+def _between(entry: fx.Node, exit_: fx.Node) -> set[fx.Node]:
+    """Return what is computed from one node on the way to another, the latter too."""
+    after = _descendants([entry])
+    found, waiting = {exit_}, [exit_]
+    while waiting:
+        read = (after & set(waiting.pop().all_input_nodes)) - found - {entry}
+        found |= read
+        waiting += read
+    return found

@@ -5,10 +5,11 @@ normalisation has
 
 .. math:: \gamma_i = \sum_q s_{iq} T_q .
 
-Conditions are the classes, each counting 1 / k in a set of k; the size of the set; and the set of all classes, for
-which nothing else counts. What is composed has one set, so that its scales are constants as any network's: they cost
-nothing. Slimmable networks (Yu et al., ICLR 2019) have a normalisation for each width for the same reason: what is
-summed over fewer channels has other statistics.
+Conditions are the set of all n classes, counting t = (k - 1) / (n - 1) in a set of k; the classes, each of the set
+counting (1 - t) / k; and the size of a set that is not all. So the whole network has scales of its own, and the larger
+a set the nearer its scales are to those. What is composed has one set, so that its scales are constants as any
+network's: they cost nothing. Slimmable networks (Yu et al., ICLR 2019) have a normalisation for each width for the same
+reason: what is summed over fewer channels has other statistics.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ def conditions(classes: NDArray[np.bool_]) -> NDArray[np.float32]:
     Examples
     --------
     >>> conditions(np.array([[True, False, True], [True, True, True]])).tolist()
-    [[0.5, 0.0, 0.5, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]]
+    [[0.25, 0.0, 0.25, 0.0, 1.0, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]]
     """
-    sizes, n = classes.sum(1), classes.shape[1]
-    shares = np.where((sizes < n)[:, None], classes / sizes[:, None], 0)
-    return np.hstack([shares, np.eye(n)[sizes - 1]]).astype(np.float32)
+    n = classes.shape[1]
+    sizes = classes.sum(1, keepdims=True)
+    among = (sizes - 1) / (n - 1)
+    return np.hstack([classes * (1 - among) / sizes, sizes == np.arange(1, n), among]).astype(np.float32)
 
 
 class Conditional(nn.Module):
@@ -49,24 +51,29 @@ class Conditional(nn.Module):
     """
 
     layer: _BatchNorm | LeftNorm
+    mean: Tensor
+    rate: Tensor
 
     def __init__(self, layer: _BatchNorm | LeftNorm, n_classes: int) -> None:
         super().__init__()
         self.layer = layer
         self.scales, self.shifts = (nn.Parameter(_table(given, n_classes)) for given in (layer.weight, layer.bias))
+        if isinstance(layer, _BatchNorm):
+            assert isinstance(layer.running_mean, Tensor), "what is imported has statistics"
+            assert isinstance(layer.running_var, Tensor), "as above"
+            self.register_buffer("mean", layer.running_mean, persistent=False)
+            self.register_buffer("rate", (layer.running_var + layer.eps).rsqrt(), persistent=False)
 
     def forward(self, x: Tensor, gates: Tensor, sets: Tensor) -> Tensor:
         """Normalise ``x``; ``sets``, shape (samples, conditions)."""
         layer, scale, shift = self.layer, sets @ self.scales, sets @ self.shifts
         if isinstance(layer, LeftNorm):
             shape = (len(x), *(1,) * (x.dim() - 2), -1)
-            return layer.normalised(x, gates) * scale.reshape(shape) + shift.reshape(shape)
+            return torch.addcmul(shift.reshape(shape), layer.normalised(x, gates), scale.reshape(shape))
         shape = (len(x), -1, *(1,) * (x.dim() - 2))
-        mean, variance = layer.running_mean, layer.running_var
-        assert isinstance(mean, Tensor), "what is imported has statistics"
-        assert isinstance(variance, Tensor), "as above"
-        rate: Tensor = scale * (variance + layer.eps).rsqrt()
-        return x * rate.reshape(shape) + (shift - rate * mean).reshape(shape)
+        rate = scale * self.rate
+        shift = torch.addcmul(shift, rate, self.mean, value=-1)
+        return torch.addcmul(shift.reshape(shape), x, rate.reshape(shape))
 
 
 def _table(given: object, n_classes: int) -> Tensor:

@@ -113,10 +113,34 @@ def accuracy_among(model: Model, data: Data, classes: Sequence[int], columns: Se
     columns : sequence of int, optional
         Where they are in the output; in order if None.
     """
-    labels = np.asarray(data.targets)
-    scores = np.asarray(predict(model, data, output=logits(model)), np.float64).reshape(len(data), -1)
+    return right_among(scores_of(model, data), np.asarray(data.targets), classes, columns, threshold(model))
+
+
+def scores_of(model: Model, data: Data) -> NDArray[np.float64]:
+    """Return a classifier's logits, shape (samples, classes)."""
+    return np.asarray(predict(model, data, output=logits(model)), np.float64).reshape(len(data), -1)
+
+
+def right_among(
+    scores: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    classes: Sequence[int],
+    columns: Sequence[int] | None = None,
+    least: float = 0.0,
+) -> float:
+    """Return the share of samples of some classes whose scores are right; see :func:`accuracy_among`.
+
+    Parameters
+    ----------
+    scores : array, shape (samples, columns)
+    labels : array of int, shape (samples,)
+    classes : sequence of int
+    columns : sequence of int, optional
+    least : float
+        Above what the scores of a detector, which has no ``columns``, tell that a sample is of its class.
+    """
     if len(classes) == 1:
-        taken = scores[:, 0] > threshold(model) if columns is None else scores.argmax(1) == columns[0]
+        taken = scores[:, 0] > least if columns is None else scores.argmax(1) == columns[0]
         own = labels == classes[0]
         return float((taken[own].mean() + (~taken[~own]).mean()) / 2)
     own = np.isin(labels, classes)
@@ -165,7 +189,7 @@ def report(
     check_whole(1, draws=draws)
     check_whole(0, epochs=epochs, seed=seed)
     rng = np.random.default_rng(seed)
-    whole = cost(original)
+    whole, told, labels = cost(original), scores_of(reference, parts.test), np.asarray(parts.test.targets)
     found = []
     for size in sizes:
         for classes in _drawn(library.n_classes, size, draws, rng):
@@ -181,7 +205,7 @@ def report(
                     tuple(classes), model.n_weights / original.n_weights, cost(model).macs / max(1, whole.macs),
                     {one: timing["after"][one] / timing["before"][one] for one in batch_sizes},
                     accuracy_among(model, parts.test, classes),
-                    accuracy_among(reference, parts.test, classes, classes), tuned,
+                    right_among(told, labels, classes, classes), tuned,
                 )
             )  # fmt: skip
     uses = np.array([library.modules.opened([label]) for label in range(library.n_classes)])

@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from graphmod.data import Data
-from graphmod.graph import raw_logits, subgraph
+from graphmod.graph import subgraph, up_to_logits
 from graphmod.graph.softmax import closing_softmax
 from graphmod.model import Model
 from graphmod.probe import predict
@@ -27,11 +27,11 @@ from graphmod.rewrite import compose, hide
 from graphmod.rewrite.draft import Draft
 
 
-def up_to_logits(model: Model) -> Model:
-    """Return a classifier without the softmax, or a detector without what stands for one, that it may end in."""
-    last = model.operators[model.producer[model.main_output]]
-    end = last.input[0] if last.op_type in DETECTS.values() else raw_logits(model)
-    return model if end == model.main_output else subgraph(model, list(model.inputs), [end])
+def score(detector: Model) -> Model:
+    """Return a detector without what stands for a softmax, that it may end in."""
+    last = detector.operators[detector.producer[detector.main_output]]
+    end = last.input[0] if last.op_type in DETECTS.values() else detector.main_output
+    return subgraph(detector, list(detector.inputs), [end])
 
 
 def scaled(rest: NDArray[np.float64], detected: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -85,7 +85,7 @@ def patched(rest: Model, detectors: Sequence[Model], order: Sequence[int], data:
         Samples of all classes, labelled by the result's columns.
     """
     softmax = closing_softmax(rest)
-    parts = [up_to_logits(one) for one in (rest, *detectors)]
+    parts = [up_to_logits(rest), *map(score, detectors)]
     made = [predict(one, data).reshape(len(data), -1).astype(np.float64) for one in parts]
     labels = np.asarray(order)[np.asarray(data.targets)]
     scale, shift = scaled(made[0], np.hstack(made[1:]), labels)

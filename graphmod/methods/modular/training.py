@@ -2,7 +2,7 @@
 
 Every sample of a batch is given a set of classes, its own among them, and the gates of what is composed of their
 modules; a share of the samples is given all classes and so the whole network. A set of k classes is drawn with a
-probability in proportion to k / 2^k. The network learns to tell the classes of each sample's set from each other, by
+probability in proportion to 1 / k. The network learns to tell the classes of each sample's set from each other, by
 the teacher's predictions among them and by labels. Of a module of one class the logit is trained to be above 0 on
 samples of that class and below on others, so that it is a detector. Statistics of normalisation are fixed: what learns
 is what will be composed.
@@ -11,6 +11,7 @@ is what will be composed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, cos, pi
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 
 from graphmod.data import Data
 from graphmod.errors import RefusedError
@@ -29,11 +31,17 @@ from graphmod.pruning.importance.gradients import widened
 from graphmod.train.losses import corrected
 from graphmod.train.optimizers import adam
 
-TAUGHT, TEMPERATURE = 0.9, 2.0
-"""Share of the teacher's predictions in the loss, and how much they are softened."""
+TEMPERATURE = 2.0
+"""How much predictions are softened."""
 
 WHOLE = 0.4
 """Share of the samples that the whole network learns from."""
+
+TABLES = 0.2
+"""Times the learning rate, that of scales and shifts by conditions: each of them changes whole channels."""
+
+WARMING = 0.1
+"""Share of the steps in which the learning rate rises, as modules begin far from what they will be."""
 
 KEPT = 4096
 """Sets whose gates are kept."""
@@ -47,8 +55,10 @@ class Schedule:
     ----------
     epochs : int
     learning_rate : float
-        At first; it falls to zero along a cosine.
+        The largest, after which it falls to zero along a cosine.
     batch_size : int
+    taught : float
+        Share of the teacher's predictions in the loss; labels have the rest.
     seed : int
     progress : bool
     """
@@ -56,6 +66,7 @@ class Schedule:
     epochs: int
     learning_rate: float
     batch_size: int
+    taught: float
     seed: int
     progress: bool = False
 
@@ -83,8 +94,10 @@ def train_modules(net: BySample, modules: Modules, data: Data, taught: Tensor, s
     inputs = [torch.from_numpy(widened(data.inputs[name])) for name in net.found.model.inputs]
     taught = corrected(taught, torch.from_numpy(labels))
     sets = Sets(modules, rng)
-    optimizers = adam(list(net.net.parameters()), schedule.learning_rate)
+    shared, tables = net.parameters()
     steps = schedule.epochs * ceil(len(data) / schedule.batch_size)
+    optimizers = [*adam(shared, schedule.learning_rate), *adam(tables, TABLES * schedule.learning_rate)]
+    rates = [LambdaLR(one, partial(rate, steps=steps)) for one in optimizers]
     done = 0
     net.net.eval()  # normalisation by the batch is an affine map, as it is in what will be composed
     with Progress(disable=not schedule.progress, transient=True) as bar:
@@ -94,23 +107,34 @@ def train_modules(net: BySample, modules: Modules, data: Data, taught: Tensor, s
                 classes, gates = sets.draw(labels[rows])
                 for optimizer in optimizers:
                     optimizer.zero_grad()
-                    optimizer.param_groups[0]["lr"] = schedule.learning_rate * (0.5 + 0.5 * cos(pi * done / steps))
                 own = torch.from_numpy(rows)
                 scores = net([one[own] for one in inputs], gates, torch.from_numpy(conditions(classes.numpy())))
-                loss = among(scores, taught[own], torch.from_numpy(labels[rows]), classes)
+                loss = among(scores, taught[own], torch.from_numpy(labels[rows]), classes, schedule.taught)
                 if not torch.isfinite(loss):
                     raise RefusedError(
                         f"training cannot go on: after {done} steps the loss is {loss.item()}; give a smaller "
                         "learning_rate"
                     )
                 loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
-                for optimizer in optimizers:
+                for optimizer, own_rate in zip(optimizers, rates, strict=True):
                     optimizer.step()
+                    own_rate.step()
                 done += 1
             bar.advance(task)
 
 
-def among(scores: Tensor, taught: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+def rate(step: int, steps: int) -> float:
+    """Return which share of the learning rate a step has: it rises, and falls to zero along a cosine.
+
+    Examples
+    --------
+    >>> [round(rate(step, 100), 2) for step in (0, 5, 10, 50, 100)]
+    [0.1, 0.6, 0.98, 0.5, 0.0]
+    """
+    return min(1.0, (step + 1) / (WARMING * steps)) * (0.5 + 0.5 * cos(pi * step / steps))
+
+
+def among(scores: Tensor, taught: Tensor, labels: Tensor, classes: Tensor, share: float) -> Tensor:
     """Return the mean loss of samples, each among classes of its own; of a single class against all others.
 
     Parameters
@@ -120,25 +144,27 @@ def among(scores: Tensor, taught: Tensor, labels: Tensor, classes: Tensor) -> Te
     labels : Tensor, shape (samples,)
     classes : bool Tensor, shape (samples, classes)
         Among which each sample is told; its own is one of them, unless it is a single one.
+    share : float
+        Of the teacher's predictions in the loss.
 
     Examples
     --------
     >>> scores = torch.tensor([[2.0, 1.0, 5.0]])
-    >>> some = among(scores, scores, torch.tensor([0]), torch.tensor([[True, True, False]]))
-    >>> pair = among(scores[:, :2], scores[:, :2], torch.tensor([0]), torch.tensor([[True, True]]))
+    >>> some = among(scores, scores, torch.tensor([0]), torch.tensor([[True, True, False]]), 0.9)
+    >>> pair = among(scores[:, :2], scores[:, :2], torch.tensor([0]), torch.tensor([[True, True]]), 0.9)
     >>> bool(torch.isclose(some, pair))
     True
     """
     alone = classes.sum(1) == 1
     own = functional.one_hot(labels, classes.shape[1]).to(scores.dtype)
-    known = TAUGHT * taught.softmax(1) + (1 - TAUGHT) * own
+    known = share * taught.softmax(1) + (1 - share) * own
     single = functional.binary_cross_entropy_with_logits(scores, known, reduction="none").where(classes, 0.0).sum(1)
     closed = torch.zeros_like(scores).masked_fill(~classes, -torch.inf)
     student = functional.log_softmax(scores / TEMPERATURE + closed, 1)
     teacher = functional.log_softmax(taught / TEMPERATURE + closed, 1)
     soft = (teacher.exp() * (teacher - student).where(classes, 0.0)).sum(1) * TEMPERATURE**2
     hard = -(own * functional.log_softmax(scores + closed, 1).where(classes, 0.0)).sum(1)
-    return torch.where(alone, single, TAUGHT * soft + (1 - TAUGHT) * hard).mean()
+    return torch.where(alone, single, share * soft + (1 - share) * hard).mean()
 
 
 class Sets:
@@ -154,7 +180,7 @@ class Sets:
         self._modules, self._rng = modules, rng
         self._n_classes = len(modules)
         sizes = np.arange(1, self._n_classes)
-        odds = sizes / 2.0**sizes
+        odds = 1 / sizes
         self._odds = np.append((1 - WHOLE) * odds / odds.sum(), WHOLE)
         self._opened: dict[bytes, NDArray[np.float32]] = {}
 

@@ -7,7 +7,7 @@ from functools import partial
 from math import ceil
 
 from graphmod.data import Splits
-from graphmod.graph import final_features, logits, subgraph
+from graphmod.graph import final_features, up_to_logits
 from graphmod.methods.reuse.search import Plan
 from graphmod.methods.reuse.task import Task
 from graphmod.model import Model
@@ -46,7 +46,7 @@ def among_classes(model: Model, task: Task, parts: Splits, plan: Plan, epochs: i
     baseline = restrict(model, task.columns)
     if task.is_plain:
         return Start(baseline, baseline, trainable(baseline, parts.train))
-    teacher = restrict(_up_to_logits(model), task.columns)
+    teacher = restrict(up_to_logits(model), task.columns)
     first = restrict(model, [group[0] for group in task.members])
     student = retrain(
         first, parts, [(final_features(first), first.main_output)], teacher=teacher,
@@ -72,8 +72,3 @@ def of_features(model: Model, n_labels: int, parts: Splits, plan: Plan) -> Start
     student = train(headed, blocks=[place], learning_rate=plan.learning_rate)
     tuned = fuse(train(student, learning_rate=plan.learning_rate / 2), kinds=["unfused"])
     return Start(tuned, tuned, student)
-
-
-def _up_to_logits(model: Model) -> Model:
-    """Return a classifier without the softmax that it may end in."""
-    return model if logits(model) == model.main_output else subgraph(model, list(model.inputs), [logits(model)])

@@ -6,15 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from graphmod.graph import raw_logits, subgraph
+from graphmod.graph import raw_logits
 from graphmod.model import Model
 from graphmod.rewrite.draft import Draft
 from graphmod.rewrite.new_head import end_in_linear
-
-
-def logits_part(model: Model) -> Model:
-    """Return the part of a model that leads to its logits."""
-    return subgraph(model, list(model.inputs), [raw_logits(model)])
 
 
 def with_head(model: Model, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Model:

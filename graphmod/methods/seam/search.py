@@ -25,8 +25,8 @@ from torch.fx import GraphModule
 from graphmod.arguments import check_rates, check_whole, is_real
 from graphmod.data import Data, as_splits, fixed_batch
 from graphmod.errors import RefusedError
+from graphmod.graph import up_to_logits
 from graphmod.methods.seam.choice import ByAccuracy, ByShare, Choice, Epoch
-from graphmod.methods.seam.head import logits_part
 from graphmod.methods.seam.masks import binarized
 from graphmod.methods.seam.network import Network, State, WithAddedHead, WithOwnHead
 from graphmod.methods.target_labels import n_labels
@@ -209,7 +209,7 @@ def search_by(settings: Settings, model: Model, data: object) -> SeamRun:
     free = model if fixed_batch(model) is None else rebatch(model)
     splits = as_splits(free, data, settings.seed)
     n_classes = n_labels(splits)
-    part = logits_part(free)
+    part = up_to_logits(free)
     net = to_torch(part, dtype=torch.float32)
     train, calibration = (_samples(one, part) for one in (splits.train, splits.calibration))
     kind = WithOwnHead if settings.own_head else WithAddedHead

@@ -14,8 +14,7 @@ import torch
 
 from graphmod.arguments import check_rates, check_whole
 from graphmod.data import as_splits, fixed_batch
-from graphmod.graph import final_features
-from graphmod.methods.seam.head import logits_part
+from graphmod.graph import final_features, up_to_logits
 from graphmod.methods.seam.network import without_head
 from graphmod.methods.seam.search import SeamRun, Settings, search_by
 from graphmod.methods.target_labels import n_labels
@@ -155,6 +154,6 @@ def transfer(
 
 def _share_left(model: Model) -> float:
     """Return which share of all values that can be masked, those of the final layer aside, is not zero."""
-    part = logits_part(model)
+    part = up_to_logits(model)
     masked, _ = without_head(part, to_torch(part, dtype=torch.float32))
     return sum(int(one.count_nonzero()) for one in masked.values()) / sum(one.numel() for one in masked.values())

@@ -8,7 +8,7 @@ import torch
 import zoo
 
 from graphmod.methods.gates import Gated, skippable_blocks
-from graphmod.methods.modular import Library
+from graphmod.methods.modular import Library, by_sample
 from graphmod.methods.modular.assignment import assigned
 from graphmod.methods.modular.by_sample import BySample
 from graphmod.methods.modular.conditions import conditions
@@ -32,7 +32,8 @@ def networks(name: str) -> tuple[Gated, BySample, list[torch.Tensor], dict[str, 
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_sample_has_gates_of_its_own(name):
+def test_every_sample_has_gates_of_its_own(name, monkeypatch):
+    monkeypatch.setattr(by_sample, "ROWS", 1)
     gated, net, inputs, _ = networks(name)
     assert net.agreed(gated, inputs).all()
     n, n_classes = len(inputs[0]), net.n_classes
@@ -76,8 +77,8 @@ def test_what_is_composed_is_what_was_trained(name):
 
 def test_a_set_is_its_classes_its_size_or_all():
     found = conditions(np.array([[True, True, False, False], [False, True, True, True], [True] * 4]))
-    assert found[0].tolist() == [0.5, 0.5, 0, 0, 0, 1, 0, 0]
-    np.testing.assert_allclose(found[1], [0, 1 / 3, 1 / 3, 1 / 3, 0, 0, 1, 0])
+    np.testing.assert_allclose(found[0], [1 / 3, 1 / 3, 0, 0, 0, 1, 0, 1 / 3])
+    np.testing.assert_allclose(found[1], [0, 1 / 9, 1 / 9, 1 / 9, 0, 0, 1, 2 / 3])
     assert found[2].tolist() == [0] * 7 + [1]
 
 
@@ -101,7 +102,9 @@ def test_losses_are_those_of_each_sample_alone():
         soft = 4 * (q * (q.log() - p.log())).sum()
         hard = -z.log_softmax(0)[own == labels[i]][0]
         terms.append(0.9 * soft + 0.1 * hard)
-    assert float(among(scores, taught, labels, classes)) == pytest.approx(float(torch.stack(terms).mean()), rel=1e-9)
+    assert float(among(scores, taught, labels, classes, 0.9)) == pytest.approx(
+        float(torch.stack(terms).mean()), rel=1e-9
+    )
 
 
 def test_the_loss_has_the_gradient_of_finite_differences():
@@ -109,7 +112,7 @@ def test_the_loss_has_the_gradient_of_finite_differences():
     scores = torch.from_numpy(rng.normal(size=(4, 3))).requires_grad_()
     taught = torch.from_numpy(rng.normal(size=(4, 3)))
     classes = torch.tensor([[True, False, True], [False, True, False], [True, True, True], [True, True, False]])
-    assert torch.autograd.gradcheck(lambda z: among(z, taught, torch.tensor([0, 0, 2, 1]), classes), scores)
+    assert torch.autograd.gradcheck(lambda z: among(z, taught, torch.tensor([0, 0, 2, 1]), classes, 0.3), scores)
 
 
 def test_sets_have_a_samples_class_and_those_of_one_only_every_second_time():

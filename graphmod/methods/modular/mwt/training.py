@@ -15,7 +15,7 @@ from torch import Tensor
 from graphmod.arguments import check_rates, check_whole
 from graphmod.data import Data, as_splits
 from graphmod.errors import RefusedError
-from graphmod.graph import logits
+from graphmod.graph import up_to_logits
 from graphmod.methods.modular.mwt.gates import Gate, Layer, layers_of, with_gates
 from graphmod.methods.modular.mwt.losses import cohesion, coupling
 from graphmod.methods.target_labels import n_labels
@@ -151,8 +151,8 @@ def train(
     history = []
     with torch.random.fork_rng(devices=[]), Progress(disable=not progress, transient=True) as bar:
         torch.manual_seed(seed)
-        net, gates = with_gates(model, layers)
-        run = _Run(net, gates, list(model.outputs).index(model.main_output), logits(model) != model.main_output)
+        net, gates = with_gates(up_to_logits(model), layers)
+        run = _Run(net, gates)
         inputs = run.inputs(model, parts.train)
         optimizer = torch.optim.SGD(net.parameters(), learning_rate, momentum=0.9, nesterov=True)
         steps = epochs * ceil(len(labels) / batch_size)
@@ -201,28 +201,29 @@ class _Run:
 
     net: torch.fx.GraphModule
     gates: list[Gate]
-    output: int
-    is_softmax: bool
 
     def __call__(self, inputs: list[Tensor], rows: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the logits of some samples, and their gates, layer by layer."""
-        made = self.net(*(one[rows] for one in inputs))
-        scores = (made[self.output] if isinstance(made, tuple) else made).flatten(1)
-        return (scores.clamp_min(1e-12).log() if self.is_softmax else scores), [gate.opened for gate in self.gates]
+        scores = self.net(*(one[rows] for one in inputs)).flatten(1)
+        return scores, [gate.opened for gate in self.gates]
 
     def inputs(self, model: Model, data: Data) -> list[Tensor]:
         """Return samples as the network takes them."""
         return [torch.from_numpy(widened(data.inputs[name])) for name in model.inputs]
 
     def kernels(self, inputs: list[Tensor], labels: Tensor, n_classes: int) -> tuple[NDArray[np.bool_], ...]:
-        """Return which kernels are active for nearly all samples of each class; of a layer without one, the most."""
+        """Return which kernels are active for nearly all samples of each class; of a layer without one, the most.
+
+        A class for whose samples no kernel of a layer is ever active has none there.
+        """
         active = [torch.zeros(n_classes, gate.second.out_features) for gate in self.gates]
         for rows in torch.split(torch.arange(len(labels)), CHECKED):
             for total, opened in zip(active, self(inputs, rows)[1], strict=True):
                 total.index_add_(0, labels[rows], (opened > 0).float())
         n_samples = torch.bincount(labels, minlength=n_classes).unsqueeze(1)
         shares = [total / n_samples for total in active]
-        return tuple((one >= one.max(1, keepdim=True).values.clamp(max=ACTIVE)).numpy() for one in shares)
+        least = [one.max(1, keepdim=True).values.clamp(max=ACTIVE) for one in shares]
+        return tuple(((one >= few) & (one > 0)).numpy() for one, few in zip(shares, least, strict=True))
 
     def right(self, inputs: list[Tensor], labels: Tensor) -> float:
         """Return the share of samples that the network with gates is right on."""
