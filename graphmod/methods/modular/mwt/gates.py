@@ -16,8 +16,8 @@ from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.pytorch import to_torch
 
-HIDDEN = 16
-"""Values between the two linear layers; the paper does not tell how many there are."""
+WIDE = 128
+"""Kernels from which on there are half as many values between the two linear layers as kernels; as many else."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def layers_of(model: Model) -> tuple[Layer, ...]:
 
 
 class Gate(nn.Module):
-    """Gates of the kernels of one convolution.
+    """Gates of the kernels of one convolution, most of them open at first.
 
     Attributes
     ----------
@@ -88,7 +88,11 @@ class Gate(nn.Module):
 
     def __init__(self, n_in: int, n_kernels: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(n_in, HIDDEN), nn.Linear(HIDDEN, n_kernels)
+        n_hidden = n_kernels if n_kernels < WIDE else n_kernels // 2
+        self.first, self.second = nn.Linear(n_in, n_hidden, bias=False), nn.Linear(n_hidden, n_kernels)
+        for layer in (self.first, self.second):
+            nn.init.kaiming_normal_(layer.weight)
+        nn.init.ones_(self.second.bias)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``y``, shape (n, kernels, ...), each channel times its gate for ``x``, shape (n, channels, ...)."""

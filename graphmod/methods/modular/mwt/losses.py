@@ -42,11 +42,7 @@ def cohesion(gates: Sequence[Tensor], labels: Tensor) -> Tensor:
 def coupling(gates: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Return the mean cosine of the gates of samples of different classes, 0 where all samples are of one.
 
-    Parameters
-    ----------
-    gates : sequence of Tensor, shape (samples, kernels)
-        Those of every layer.
-    labels : Tensor, shape (samples,)
+    Parameters are those of :func:`cohesion`.
 
     Examples
     --------

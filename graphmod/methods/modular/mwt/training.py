@@ -33,6 +33,9 @@ ALPHA, BETA = 0.5, 1.5
 ACTIVE = 0.9
 """Share of a class's training samples for which a kernel of its module is active."""
 
+LOWER = 0.05
+"""How much lower that is, again and again, where a layer would be empty."""
+
 CHECKED = 256
 """Samples a batch where nothing is learnt."""
 
@@ -212,7 +215,7 @@ class _Run:
         return [torch.from_numpy(widened(data.inputs[name])) for name in model.inputs]
 
     def kernels(self, inputs: list[Tensor], labels: Tensor, n_classes: int) -> tuple[NDArray[np.bool_], ...]:
-        """Return which kernels are active for nearly all samples of each class; of a layer without one, the most.
+        """Return which kernels are active for nearly all samples of each class; for fewer where a layer has none.
 
         A class for whose samples no kernel of a layer is ever active has none there.
         """
@@ -222,8 +225,9 @@ class _Run:
                 total.index_add_(0, labels[rows], (opened > 0).float())
         n_samples = torch.bincount(labels, minlength=n_classes).unsqueeze(1)
         shares = [total / n_samples for total in active]
-        least = [one.max(1, keepdim=True).values.clamp(max=ACTIVE) for one in shares]
-        return tuple(((one >= few) & (one > 0)).numpy() for one, few in zip(shares, least, strict=True))
+        missed = [(ACTIVE - one.max(1, keepdim=True).values).clamp(min=0) for one in shares]
+        least = [ACTIVE - LOWER * torch.ceil(one / LOWER - 1e-6) for one in missed]
+        return tuple(((one >= few - 1e-6) & (one > 0)).numpy() for one, few in zip(shares, least, strict=True))
 
     def right(self, inputs: list[Tensor], labels: Tensor) -> float:
         """Return the share of samples that the network with gates is right on."""
