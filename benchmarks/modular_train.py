@@ -2,11 +2,12 @@
 
 All of them begin with the same untrained network and have the same epochs on the same samples, those of digits and
 mnist1d with copies, changed as for training. Standard training is :func:`graphmod.retrain`, which keeps the epoch that
-is best on calibration data; figures are those on test data. *Points* of what is composed are those over the modular
-network itself, restricted to the same classes, which no training follows. Weights and latency are shares of the network
-that standard training gives, as ONNX Runtime runs it. MwT's kernels are those of convolutions but the first, as
-published; its weights are all that are left when kernels of no class are removed wherever nothing else needs them, its
-points those over the standard network restricted to the classes.
+is best on calibration data; figures are those on test data.
+*Points* of what is composed are those over the modular network itself, restricted to the same classes, which no
+training follows; and over standard training's, restricted. Weights and latency are shares of the network that standard
+training gives, as ONNX Runtime runs it. MwT's kernels are those of convolutions but the first, as published; its
+weights are all that are left when kernels of no class are removed wherever nothing else needs them, its points those
+over the standard network restricted to the classes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from trained_networks import splits, untrained
 import graphmod as gm
 from graphmod.methods.measuring import latencies
 from graphmod.methods.modular import mwt
-from graphmod.methods.modular.measuring import accuracy_among, report, samples_of
+from graphmod.methods.modular.conditions import with_own_scales
+from graphmod.methods.modular.measuring import accuracy_among, report, right_among, samples_of, scores_of
 from graphmod.pruning import cut, groups
 from graphmod.pruning.recovery import trainable
 from graphmod.rewrite.fuse import fuse
@@ -48,7 +50,7 @@ TUNING = 2
 
 def cell(architecture: str, data: str, seed: int, quick: bool) -> dict[str, Any]:
     """Return what each way comes to."""
-    start, parts = untrained(architecture, data, seed), viewed(splits(data), data, seed)
+    start, parts = with_own_scales(untrained(architecture, data, seed)), viewed(splits(data), data, seed)
     epochs = 2 if quick else EPOCHS[data] * LONGER.get(architecture, 1)
     begun = time.process_time()
     standard = gm.retrain(
@@ -72,8 +74,15 @@ def ours(start: gm.Model, standard: gm.Model, parts: gm.Splits, epochs: int, see
     library.compose([1, 4, 7])
     took = time.perf_counter() - begun
     measured = report(library, standard, parts, SIZES, draws, seed=seed, reference=library.model)
+    sizes, scores = by_size(measured), scores_of(standard, parts.test)
+    for size in SIZES:
+        over = [
+            100 * (one.accuracy - right_among(scores, np.asarray(parts.test.targets), one.classes, one.classes))
+            for one in measured.composed if len(one.classes) == size
+        ]  # fmt: skip
+        sizes[str(size)]["points over standard"] = float(np.mean(over))
     return {"test": measured.accuracy, "seconds": seconds, "compose": took, "coupling": measured.coupling,
-            "retention": measured.retention, "sizes": by_size(measured)}  # fmt: skip
+            "retention": measured.retention, "sizes": sizes}  # fmt: skip
 
 
 def by_size(measured: Any) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from graphmod.graph import logits, raw_logits
 from graphmod.methods.digests import digest
 from graphmod.methods.gates import Gated, always_open, check_alike, feeds, skippable_blocks, whole_groups, without
 from graphmod.methods.modular.by_sample import BySample
+from graphmod.methods.modular.conditions import with_own_scales
 from graphmod.methods.modular.library import Library
 from graphmod.methods.modular.planning import Planning
 from graphmod.methods.modular.relevance import relevance
@@ -195,7 +196,7 @@ class _Job:
                 "made of samples of every class"
             )
         self.batch = fixed_batch(model)
-        self.free = model if self.batch is None else rebatch(model)
+        self.free = with_own_scales(model if self.batch is None else rebatch(model))
         self.settings = {
             "weights": weights, "latency": latency, "epochs": epochs, "learning_rate": learning_rate,
             "batch_size": batch_size,

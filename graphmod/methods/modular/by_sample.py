@@ -8,6 +8,7 @@ many sets of modules as there are samples. A block computes those samples alone 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -186,7 +187,9 @@ class BySample:
     def _normalise(self, gates: fx.Node, sets: fx.Node) -> None:
         """Let normalisations go over what is open, with scales and shifts by conditions where these are stored."""
         modules = dict(self.net.named_modules())
-        bound = {binding.path for binding in self.net.meta[META] if not binding.source.steps}
+        bindings = self.net.meta[META]
+        times = Counter(binding.tensor for binding in bindings)
+        bound = {one.path for one in bindings if times[one.tensor] == 1 and not one.source.steps}
         self._conditional: dict[str, Conditional] = {}
         for node in list(self.net.graph.nodes):
             layer = modules.get(node.target) if node.op == "call_module" else None

@@ -21,6 +21,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphmod.methods.gates.left_norm import LeftNorm
+from graphmod.model import Model
+from graphmod.rewrite.draft import Draft
+
+NORMALISATIONS = ("BatchNormalization", "LayerNormalization")
+"""Operators that read their scale and shift second and third."""
 
 Tables = dict[str, NDArray[np.float32]]
 """By the constant that it stands for, a row for every condition."""
@@ -38,6 +43,29 @@ def conditions(classes: NDArray[np.bool_]) -> NDArray[np.float32]:
     sizes = classes.sum(1, keepdims=True)
     among = (sizes - 1) / (n - 1)
     return np.hstack([classes * (1 - among) / sizes, sizes == np.arange(1, n), among]).astype(np.float32)
+
+
+def with_own_scales(model: Model) -> Model:
+    """Return a model of which no normalisation shares its scale or shift: exporters store equal ones once.
+
+    Examples
+    --------
+    >>> import graphmod as gm
+    >>> m = gm.load(gm.demo.model_path())
+    >>> with_own_scales(m) is m
+    True
+    """
+    draft, is_changed = Draft(model), False
+    for operator in list(draft.operators):
+        inputs = list(operator.input)
+        for place in (1, 2) if operator.op_type in NORMALISATIONS else ():
+            value = draft.constant(inputs[place]) if len(inputs) > place else None
+            if value is not None and not draft.is_read_once(inputs[place]):
+                inputs[place] = draft.weight(f"{operator.name or operator.output[0]}/{inputs[place]}", value)
+        if inputs != list(operator.input):
+            draft.set_inputs(operator, inputs)
+            is_changed = True
+    return draft.finish() if is_changed else model
 
 
 class Conditional(nn.Module):
