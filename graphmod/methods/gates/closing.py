@@ -24,6 +24,8 @@ from graphmod.pruning.selection import Selection
 from graphmod.pruning.widths import Alive, Widths
 from graphmod.rewrite import Region
 
+Array = NDArray[np.generic]
+
 OPEN = 1e30
 """Added to the worth of what is open, so that it is the last to go where widths are rounded."""
 
@@ -146,9 +148,21 @@ def check_alike(gated: Gated, model: Model, small: Model, gates: Alive, data: Da
         It is more than rounding errors, those of the model's own types included.
     """
     some = data[: min(len(data), COMPARED)]
-    difference = _difference(predict(small, some, output=raw_logits(small)), _masked(gated, gates, some))
+    made = predict(small, some, output=raw_logits(small))
+    return check_equal(made, _masked(gated, gates, some), gated, model, some)
+
+
+def check_equal(made: Array, masked: Array, gated: Gated, model: Model, some: Data) -> float:
+    """Return how far the outputs of a network without what is closed are from those of the one with closed gates.
+
+    Raises
+    ------
+    RefusedError
+        It is more than rounding errors, those of the model's own types, which has all gates open, included.
+    """
+    difference = _difference(made, masked)
     if not difference <= AGREE:
-        rounding = _difference(predict(model, some, output=gated.logits), _masked(gated, np.ones_like(gates), some))
+        rounding = _difference(predict(model, some, output=gated.logits), _masked(gated, np.ones(gated.n_gates), some))
         if not difference <= ROUNDING * rounding:
             raise RefusedError(
                 f"the network without what is closed differs from the one with closed gates by {difference:.1e} of the "
@@ -157,11 +171,11 @@ def check_alike(gated: Gated, model: Model, small: Model, gates: Alive, data: Da
     return difference
 
 
-def _masked(gated: Gated, gates: Alive, data: Data) -> NDArray[np.generic]:
+def _masked(gated: Gated, gates: Alive | NDArray[np.float64], data: Data) -> Array:
     """Return what the network gives with some gates closed."""
     gated.net.eval()
     with torch.no_grad():
-        made: NDArray[np.generic] = gated(feeds(gated, data), torch.from_numpy(gates.astype(np.float32))).numpy()
+        made: Array = gated(feeds(gated, data), torch.from_numpy(gates.astype(np.float32))).numpy()
     return made
 
 
@@ -170,7 +184,7 @@ def feeds(gated: Gated, data: Data) -> list[Tensor]:
     return [torch.from_numpy(widened(data.inputs[name])) for name in gated.model.inputs]
 
 
-def _difference(made: NDArray[np.generic], masked: NDArray[np.generic]) -> float:
+def _difference(made: Array, masked: Array) -> float:
     """Return how far two outputs are from each other, over the scale of the first; no number where one has none."""
     expected = made.astype(np.float64)
     scale = max(np.abs(expected).max(), np.finfo(np.float32).tiny)

@@ -13,12 +13,14 @@ import torch
 from graphmod.arguments import check_rates, check_whole, is_real
 from graphmod.data import Splits, as_splits, fixed_batch
 from graphmod.errors import InvalidDataError, RefusedError
-from graphmod.graph import logits, raw_logits
+from graphmod.graph import raw_logits, up_to_logits
 from graphmod.methods.digests import digest
-from graphmod.methods.gates import Gated, always_open, check_alike, feeds, skippable_blocks, whole_groups, without
+from graphmod.methods.gates import Gated, always_open, check_equal, feeds, skippable_blocks, whole_groups, without
 from graphmod.methods.modular.by_sample import BySample
 from graphmod.methods.modular.conditions import with_own_scales
 from graphmod.methods.modular.library import Library
+from graphmod.methods.modular.measuring import scores_of
+from graphmod.methods.modular.patching import score
 from graphmod.methods.modular.planning import Planning
 from graphmod.methods.modular.relevance import relevance
 from graphmod.methods.modular.training import Schedule, train_modules
@@ -27,7 +29,7 @@ from graphmod.methods.target_labels import n_labels
 from graphmod.model import Model, check_model
 from graphmod.probe import least_latency, predict
 from graphmod.pruning.groups import groups
-from graphmod.pruning.head import head_of
+from graphmod.pruning.head import check_exclusive, head_of
 from graphmod.pruning.recovery import trainable
 from graphmod.pruning.restrict import detector
 from graphmod.pruning.widths import Alive
@@ -35,8 +37,8 @@ from graphmod.rewrite import rebatch
 from graphmod.rewrite.fuse import fuse
 from graphmod.train import retrain
 
-COMPARED = 8
-"""Samples on which gates by sample are compared with gates for all."""
+COMPARED = 32
+"""Samples on which gates by sample are compared with gates for all, and with what is composed."""
 
 STANDARD = 0.5
 """Share of the epochs in which a network is trained as a whole, before it has modules."""
@@ -176,7 +178,9 @@ class _Job:
     ) -> None:
         check_model(model, "modular")
         check_one_output(model)
-        self.n_classes = head_of(model, model.main_output).n_classes
+        head = head_of(model, model.main_output)
+        check_exclusive(model, head)
+        self.n_classes = head.n_classes
         for name, share in {"weights": weights, "latency": latency}.items():
             if not (is_real(share) and 0 < share < 1) and not (name == "latency" and share is None):
                 raise RefusedError(
@@ -211,9 +215,10 @@ class _Job:
         gated = Gated(found, skippable_blocks(found, with_weights=True))
         if not gated.n_gates:
             raise RefusedError("no channel, head or block of the network can be removed; graphmod groups says why")
-        net = BySample(gated, self.n_classes)
-        some = feeds(gated, train[: min(len(train), COMPARED)])
-        fixed = always_open(gated, whole_groups(gated, train)) | ~net.agreed(gated, some)
+        some = train[np.resize(np.arange(len(train)), COMPARED)]
+        inputs = feeds(gated, some)
+        net = BySample(gated, self.n_classes, inputs)
+        fixed = always_open(gated, whole_groups(gated, train)) | ~net.agreed(gated, inputs)
         planning = Planning(
             gated, relevance(gated, train, self.n_classes, seed), fixed, self.original.n_weights,
             lambda gates: self._time_left(gated, gates), MULTIPLE,
@@ -222,8 +227,6 @@ class _Job:
         train_modules(net, modules, train, taught.reshape(len(taught), -1), schedule)
         gated.net.load_state_dict(net.state())
         backbone = gated.written()
-        for open_ in (modules.opened([0]), modules.opened(range(self.n_classes))):
-            check_alike(gated, backbone, without(backbone, gated.blocks, open_), open_, train)
         manifest: dict[str, Any] = {
             "original": self.original.digest, "data": digest(self.parts), "seed": seed, "settings": self.settings,
             "batch": self.batch, "seconds": process_time() - self.start,
@@ -232,6 +235,12 @@ class _Job:
         made = Library(
             backbone, tuple((block.entry, block.exit) for block in gated.blocks), modules, net.tables(), manifest
         )
+        for classes in ([0], [0, 1], [*range(self.n_classes)]):
+            opened = modules.opened(classes)
+            own = made.cut(classes, opened)
+            part = score(own) if len(classes) == 1 else up_to_logits(own)
+            expected = net.composed(inputs, opened, classes)[:, classes]
+            check_equal(predict(part, some).reshape(len(some), -1), expected, gated, backbone, some)
         manifest["accuracy"] = _by_class(made.model, self.parts, self.n_classes)
         return made
 
@@ -246,5 +255,5 @@ class _Job:
 def _by_class(model: Model, parts: Splits, n_classes: int) -> list[float | None]:
     """Return for every class the share of its test samples that the whole classifier is right on; None without any."""
     labels = np.asarray(parts.test.targets)
-    right = predict(model, parts.test, output=logits(model)).reshape(len(labels), -1).argmax(1) == labels
+    right = scores_of(model, parts.test).argmax(1) == labels
     return [float(right[labels == label].mean()) if (labels == label).any() else None for label in range(n_classes)]

@@ -3,13 +3,16 @@ r"""Gates by sample: a network in which every sample of a batch has units and bl
 A layer that sums over channels, a convolution or a product, reads :math:`g_{iu} x_{iu}` in place of :math:`x_{iu}`,
 with the gate of sample i and unit u, and a block that computes f gives :math:`x_i + g_i (f(x_i) - x_i)`: for each
 sample that is what the network computes once what is closed for it is gone. So one pass trains what is composed of as
-many sets of modules as there are samples. A block computes those samples alone for which it is open.
+many sets of modules as there are samples. A block computes those samples alone for which it is open. A tensor's first
+axis has the samples, or for each of them a number of rows, one after another; what holds them otherwise is left as it
+is, and gates that it would have to follow do not agree.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +25,9 @@ from graphmod.methods.gates import AGREE, Gated
 from graphmod.methods.gates.left_norm import LeftNorm
 from graphmod.methods.modular.conditions import Conditional, Tables, conditions
 from graphmod.model import Model
+from graphmod.pruning.widths import Alive
 from graphmod.pytorch import META, to_torch
+from graphmod.pytorch.steps import Convert
 
 SUMMED = {"Conv": {0: 1}, "ConvTranspose": {0: 1}, "Gemm": {0: 1}, "MatMul": {0: -1, 1: -2}}
 """By type of operator, for the inputs by their places, the axis that is summed over."""
@@ -39,26 +44,30 @@ class BySample:
     gated : Gated
         The same network with gates for all samples; its weights are what this one begins with.
     n_classes : int
+    inputs : sequence of Tensor
+        A few samples, three or more.
 
     Attributes
     ----------
     net : torch.fx.GraphModule
     """
 
-    def __init__(self, gated: Gated, n_classes: int) -> None:
+    def __init__(self, gated: Gated, n_classes: int, inputs: Sequence[Tensor]) -> None:
         self.found, self.n_classes = gated.found, n_classes
         self.net = to_torch(gated.model, dtype=torch.float32)
         self.net.load_state_dict(gated.net.state_dict())
         graph = self.net.graph
         nodes = {node.meta["tensor"]: node for node in graph.nodes if "tensor" in node.meta}
+        self._rows = rows_of_samples(self.net, inputs)
         with graph.inserting_before(next(iter(graph.nodes))):
             gates, sets = graph.placeholder("sample_gates"), graph.placeholder("sample_sets")
         self._mask_sums(nodes, gates)
         self._normalise(gates, sets)
         for number, block in enumerate(gated.blocks):
-            nodes[block.exit] = self._gate(
-                nodes[block.entry], nodes[block.exit], self.found.n_units + 1 + number, gates, sets
-            )
+            entry, exit_ = nodes[block.entry], nodes[block.exit]
+            if entry in self._rows:
+                nodes[block.exit] = self._gate(entry, exit_, self.found.n_units + 1 + number, gates, sets)
+                self._rows[nodes[block.exit]] = self._rows[entry]
         (end,) = graph.find_nodes(op="output")
         end.args = (nodes[gated.logits],)
         graph.eliminate_dead_code()
@@ -79,6 +88,17 @@ class BySample:
         n = self.found.n_units
         every = torch.cat([gates[:, :n], gates.new_ones(len(gates), 1), gates[:, n:]], 1)
         made: Tensor = self.net(every, sets, *inputs)
+        return made
+
+    def composed(self, inputs: Sequence[Tensor], gates: Alive, classes: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits of samples by what is composed of some modules; ``gates`` are which are open for them."""
+        among = np.isin(np.arange(self.n_classes), classes)
+        sets = torch.from_numpy(conditions(np.tile(among, (len(inputs[0]), 1))))
+        self.net.eval()
+        with torch.no_grad():
+            made: NDArray[np.float32] = self(
+                inputs, torch.from_numpy(np.tile(gates.astype(np.float32), (len(inputs[0]), 1))), sets
+            ).numpy()
         return made
 
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -142,7 +162,10 @@ class BySample:
         inside = _between(entry, exit_)
         every = some = [entry, gates, sets]
         varying = _descendants(graph.find_nodes(op="placeholder"))
-        is_by_sample = not any(one in varying - inside - set(every) for node in inside for one in node.all_input_nodes)
+        others = varying - inside - set(every)
+        is_by_sample = self._rows[entry] == 1 and not any(
+            one in others for node in inside for one in node.all_input_nodes
+        )
         with graph.inserting_before(entry.next):
             if is_by_sample:
                 rows = graph.call_function(open_rows, (gates, number))
@@ -151,7 +174,8 @@ class BySample:
             for one, of_rows in zip(every, some, strict=True):
                 node.replace_input_with(one, of_rows)
         with graph.inserting_before(exit_.next):
-            mixed = given = graph.call_function(faded, (some[0], exit_, some[1], number))
+            (own,) = self._for(entry, some[1])
+            mixed = given = graph.call_function(faded, (some[0], exit_, own, number))
             if is_by_sample:
                 mixed = graph.call_function(torch.index_copy, (entry, 0, rows, given))
         exit_.replace_all_uses_with(mixed, delete_user_cb=lambda user: user is not given)
@@ -163,14 +187,15 @@ class BySample:
             reader = self._node(nodes, operator.output[0])
             for tensor, axis in _summed(self.found.model, operator):
                 units = self._units(tensor, axis)
-                if reader is None or tensor not in nodes or units is None:
+                own = nodes.get(tensor)
+                if reader is None or own not in self._rows or units is None:
                     continue
-                own = nodes[tensor]
                 name = f"units_of_gates_{len(self.net.graph.nodes)}"
                 self.net.register_buffer(name, units, persistent=False)
                 with self.net.graph.inserting_before(reader):
+                    (every,) = self._for(own, gates)
                     let_through = self.net.graph.call_function(
-                        masked, (own, gates, self.net.graph.get_attr(name), axis)
+                        masked, (own, every, self.net.graph.get_attr(name), axis)
                     )
                 reader.replace_input_with(own, let_through)
 
@@ -189,21 +214,35 @@ class BySample:
         modules = dict(self.net.named_modules())
         bindings = self.net.meta[META]
         times = Counter(binding.tensor for binding in bindings)
-        bound = {one.path for one in bindings if times[one.tensor] == 1 and not one.source.steps}
+        bound = {
+            one.path
+            for one in bindings
+            if times[one.tensor] == 1 and all(isinstance(step, Convert) for step in one.source.steps)
+        }
         self._conditional: dict[str, Conditional] = {}
         for node in list(self.net.graph.nodes):
             layer = modules.get(node.target) if node.op == "call_module" else None
             path = str(node.target)
+            if layer is None or node.args[0] not in self._rows:
+                continue
+            with self.net.graph.inserting_before(node):
+                own_gates, own_sets = self._for(node.args[0], gates, sets)
             if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
                 units = self._units(node.args[0].meta.get("tensor", ""), -1)
                 own = np.full(layer.normalized_shape[0], self.found.n_units) if units is None else units.numpy()
                 layer = LeftNorm(layer, own)
                 self.net.set_submodule(path, layer)
-                node.args = (node.args[0], gates)
+                node.args = (node.args[0], own_gates)
             if isinstance(layer, _BatchNorm | LeftNorm) and {f"{path}.weight", f"{path}.bias"} <= bound:
                 self._conditional[path] = Conditional(layer, self.n_classes)
                 self.net.set_submodule(path, self._conditional[path])
-                node.args = (node.args[0], gates, sets)
+                node.args = (node.args[0], own_gates, own_sets)
+
+    def _for(self, x: fx.Node, *every: fx.Node) -> list[fx.Node]:
+        """Return what samples have, for each row of a tensor."""
+        if self._rows[x] == 1:
+            return list(every)
+        return [self.net.graph.call_function(by_row, (one, x)) for one in every]
 
     def _units(self, tensor: str, axis: int) -> Tensor | None:
         """Return the unit of every index of an axis, the last for none; None where no unit lies along it."""
@@ -220,6 +259,43 @@ def _summed(model: Model, operator: NodeProto) -> Iterator[tuple[str, int]]:
         return  # a depthwise one keeps channels apart
     for place, axis in SUMMED.get(operator.op_type, {}).items():
         yield operator.input[place], axis
+
+
+def rows_of_samples(net: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, int]:
+    """Return how many rows of its first axis a tensor has for every sample, where that depends on their number alone.
+
+    Parameters
+    ----------
+    net : torch.fx.GraphModule
+    inputs : sequence of Tensor
+        Three samples or more.
+    """
+    net.eval()
+    few, more = (_Lengths(net) for _ in range(2))
+    with torch.no_grad():
+        few.run(*(one[:2] for one in inputs))
+        more.run(*(one[:3] for one in inputs))
+    return {node: n // 2 for node, n in few.found.items() if n % 2 == 0 and 2 * more.found.get(node, 0) == 3 * n}
+
+
+class _Lengths(fx.Interpreter):
+    """Notes how long the first axis of every tensor is."""
+
+    def __init__(self, net: fx.GraphModule) -> None:
+        super().__init__(net)
+        self.found: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node."""
+        made = super().run_node(n)
+        if isinstance(made, Tensor) and made.dim():
+            self.found[n] = len(made)
+        return made
+
+
+def by_row(values: Tensor, x: Tensor) -> Tensor:
+    """Return what samples have, shape (samples, ...), for every row of ``x``, of which each sample has as many."""
+    return values.repeat_interleave(len(x) // len(values), 0)
 
 
 def masked(x: Tensor, gates: Tensor, units: Tensor, axis: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -144,7 +146,7 @@ class Library:
         """
         if not isinstance(strong, Library):
             raise RefusedError(f"a module comes from another Library, not from a {type(strong).__name__}")
-        if strong.n_classes != self.n_classes or strong.backbone.inputs != self.backbone.inputs:
+        if strong.n_classes != self.n_classes or _signature(strong.backbone) != _signature(self.backbone):
             raise RefusedError(
                 f"the libraries are of different tasks: one has {self.n_classes} classes and takes "
                 f"{_told(self.backbone)}, the other has {strong.n_classes} and takes {_told(strong.backbone)}"
@@ -154,24 +156,25 @@ class Library:
         if len(rest) < 2:
             raise RefusedError("modules of nearly all classes would be replaced; compose them from the other library")
         parts = as_splits(self.backbone, data, self.manifest.get("seed", 0), labels=True)
-        first = fuse(self._cut(rest, self.modules.opened(rest)), kinds=["unfused"])
-        others = [fuse(strong._cut([label], strong.modules.opened([label])), kinds=["unfused"]) for label in replaced]
+        first = self.cut(rest, self.modules.opened(rest))
+        others = [strong.cut([label], strong.modules.opened([label])) for label in replaced]
         sources = [*rest, *replaced]
         order = [sources.index(label) for label in range(self.n_classes)]
         return self._finished(patched(first, others, order, parts.calibration), range(self.n_classes))
 
     def _composed(self, classes: list[int], gates: Alive) -> Model:
-        return self._finished(fuse(self._cut(classes, gates), kinds=["unfused"]), classes)
+        return self._finished(self.cut(classes, gates), classes)
 
-    def _cut(self, classes: list[int], gates: Alive) -> Model:
-        """Return a classifier of some classes, with some gates open, its batch normalisations not yet fused."""
+    def cut(self, classes: Sequence[int], gates: Alive) -> Model:
+        """Return a classifier of some classes, with some gates open, that takes any number of samples."""
         among = np.isin(np.arange(self.n_classes), classes)[None]
         draft = Draft(self.backbone)
         for tensor, table in self.tables.items():
             value = (conditions(among) @ table)[0]
             draft.set_initializer(tensor, value.astype(self.backbone.tensors[tensor].dtype))
         small = without(draft.finish(), [Region(*block) for block in self.blocks], gates)
-        return detector(small, classes[0]) if len(classes) == 1 else restrict(small, [*classes])
+        part = detector(small, classes[0]) if len(classes) == 1 else restrict(small, [*classes])
+        return fuse(part, kinds=["unfused"])
 
     def checked(self, classes: object) -> list[int]:
         """Return classes as numbers.
@@ -212,13 +215,15 @@ class Library:
             "blocks": self.blocks,
             "core": _listed(np.asarray(uses.all(0))),
             "own": [_listed(own & ~uses.all(0)) for own in uses],
+            "scales": [*self.tables],
+            "digest of scales": _digest(self.tables),
             "rank": self.modules.rank.tolist(),
             "multiple of": self.modules.multiple_of,
             "manifest": self.manifest,
         }
         text = json.dumps(told, default=lambda one: one.item()) + "\n"
         self.backbone.save(path / BACKBONE)
-        replace_file(path / TABLES, lambda stream: np.savez(stream, allow_pickle=False, **self.tables))
+        replace_file(path / TABLES, lambda stream: np.savez(stream, *self.tables.values()))
         replace_file(path / MODULES, lambda stream: stream.write(text.encode()))
         return path
 
@@ -241,15 +246,27 @@ class Library:
                 f"'{path / BACKBONE}' is not what the modules in '{path / MODULES}' are of: its hash is "
                 f"{backbone.digest[:12]}, theirs {told['backbone'][:12]}; make the library again"
             )
-        n_gates = sum(told["groups"].values()) + len(told["blocks"])
-        uses = np.zeros((len(told["own"]), n_gates), bool)
-        uses[:, told["core"]] = True
-        for own, some in zip(uses, told["own"], strict=True):
-            own[some] = True
-        modules = Modules(groups(backbone), uses, np.array(told["rank"]), told["multiple of"])
-        with np.load(path / TABLES) as content:
-            tables = {name: content[name] for name in content.files}
-        blocks = tuple((entry, exit_) for entry, exit_ in told["blocks"])
+        tables = _read_tables(path / TABLES, told["scales"])
+        if told["digest of scales"] != _digest(tables):
+            raise InvalidModelError(
+                f"'{path / TABLES}' is not what the modules in '{path / MODULES}' were trained with; make the library "
+                "again"
+            )
+        found = groups(backbone)
+        if told["groups"] != {group.name: group.n_units for group in found}:
+            raise InvalidModelError(
+                f"'{path / MODULES}' is of other channel groups than this version of graphmod finds in "
+                f"'{path / BACKBONE}'; make the library again"
+            )
+        try:
+            uses = np.zeros((len(told["own"]), found.n_units + len(told["blocks"])), bool)
+            uses[:, told["core"]] = True
+            for own, some in zip(uses, told["own"], strict=True):
+                own[some] = True
+            modules = Modules(found, uses, np.asarray(told["rank"], np.float64), int(told["multiple of"]))
+            blocks = tuple((str(entry), str(exit_)) for entry, exit_ in told["blocks"])
+        except (IndexError, TypeError, ValueError) as error:
+            raise InvalidModelError(f"'{path / MODULES}' is no list of modules: {error}") from error
         return cls(backbone, blocks, modules, tables, told["manifest"])
 
     def _finished(self, model: Model, classes: Sequence[int]) -> Model:
@@ -262,6 +279,37 @@ class Library:
         told = {name: self.manifest[name] for name in ("original", "data", "seed") if name in self.manifest}
         entry.value = json.dumps({"library": self.backbone.digest, "classes": list(classes), **told})
         return model.derive(proto)
+
+
+def _signature(model: Model) -> list[tuple[object, ...]]:
+    """Return what data for a model have to be: names, types, and lengths of axes that are not free."""
+    return [
+        (name, kind.dtype, *(size if isinstance(size, int) else None for size in kind.shape or ()))
+        for name, kind in model.inputs.items()
+    ]
+
+
+def _digest(tables: Tables) -> str:
+    """Return a digest of scales and shifts."""
+    found = hashlib.sha256()
+    for name, table in sorted(tables.items()):
+        found.update(f"{name}{table.dtype}{table.shape}".encode() + np.ascontiguousarray(table).tobytes())
+    return found.hexdigest()
+
+
+def _read_tables(path: Path, names: Sequence[str]) -> Tables:
+    """Return the scales and shifts in a file, which has them in this order.
+
+    Raises
+    ------
+    InvalidModelError
+        There are none.
+    """
+    try:
+        with np.load(path) as content:
+            return dict(zip(names, (content[name] for name in content.files), strict=True))
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InvalidModelError(f"'{path}' holds no scales of modules: {error}") from error
 
 
 def _told(model: Model) -> str:
@@ -285,7 +333,10 @@ def _read(path: Path) -> dict[str, Any]:
         told = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InvalidModelError(f"'{path}' is no list of modules: {error}") from error
-    wanted = {"format", "backbone", "groups", "blocks", "core", "own", "manifest"}
+    wanted = {
+        "format", "backbone", "groups", "blocks", "core", "own", "scales", "digest of scales", "rank", "multiple of",
+        "manifest",
+    }  # fmt: skip
     if not isinstance(told, dict) or not wanted <= told.keys() or told["format"] != FORMAT:
         raise InvalidModelError(f"'{path}' is no list of modules of format {FORMAT}; make the library again")
     return told

@@ -37,7 +37,7 @@ class Planning:
         What has to be in all modules.
     n_weights : int
         Of the original.
-    time_left : callable, optional
+    time_left : callable
         The share of the original's latency that the network with some gates open takes.
     multiple_of : int
         What widths are rounded up to.
@@ -66,14 +66,16 @@ class Planning:
             left = self._size(self._largest(self._of(0.0, 0)))
             raise BudgetError(
                 f"weights={weights:g} cannot be met: with one unit of every group in all modules, and each other one "
-                f"in one, the largest module has {left / self.n_weights:.1%} of the weights; give a larger budget"
+                f"in one, the largest module has {left / self.n_weights:.1%} of the weights{self._told_whole()}; give "
+                "a larger budget"
             )
         return modules if latency is None else self._in_time(weights, latency)
 
     def _in_time(self, weights: float, latency: float) -> Modules:
         """Return the deepest modules that are within both."""
-        share, fewest = weights, float("inf")
-        while True:
+        smallest = self.time_left(self._largest(self._of(0.0, 0)))
+        share, fewest = weights, smallest
+        while smallest <= latency:
             least, most = 0, len(self.gated.blocks)
             found = None
             while least <= most:
@@ -89,10 +91,16 @@ class Planning:
                 return found
             share *= NARROWER
             if self._widest(0, share) is None:
-                raise BudgetError(
-                    f"latency={latency:g} cannot be met: the module of one class takes {fewest:.2f} of the original's "
-                    "time at the least; give a larger budget"
-                )
+                break
+        raise BudgetError(
+            f"latency={latency:g} cannot be met: the module of one class takes {fewest:.2f} of the original's time at "
+            f"the least{self._told_whole()}; give a larger budget"
+        )
+
+    def _told_whole(self) -> str:
+        """Return which groups are whole in all modules, for a message."""
+        whole = [group.name for group in self.gated.found if self.fixed[group.own].all()]
+        return f", as {len(whole)} channel groups are in all modules whole, such as '{whole[0]}'" if whole else ""
 
     def _widest(self, n_core_blocks: int, weights: float) -> Modules | None:
         """Return the modules of the largest core within a budget of weights."""

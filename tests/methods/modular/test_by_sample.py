@@ -28,7 +28,8 @@ def networks(name: str) -> tuple[Gated, BySample, list[torch.Tensor], dict[str, 
     feeds = {key: (value + 0.1 * rng.normal(size=value.shape)).astype(np.float32) for key, value in feeds.items()}
     found = groups(trainable(network.model, gm.Data(feeds)))
     gated = Gated(found, skippable_blocks(found, with_weights=True))
-    return gated, BySample(gated, network.model.n_classes), [torch.from_numpy(one) for one in feeds.values()], feeds
+    inputs = [torch.from_numpy(one) for one in feeds.values()]
+    return gated, BySample(gated, network.model.n_classes, inputs), inputs, feeds
 
 
 @pytest.mark.parametrize("name", NETWORKS)
