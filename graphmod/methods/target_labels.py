@@ -48,6 +48,19 @@ def n_labels(splits: Splits) -> int:
     return len(classes)
 
 
+def check_all_classes(splits: Splits, n_classes: int) -> None:
+    """Raise InvalidDataError unless the training part has samples of all classes of a model, and of no other.
+
+    Errors are those of :func:`n_labels`, too.
+    """
+    n = n_labels(splits)
+    if n != n_classes:
+        raise InvalidDataError(
+            f"the training data has the classes 0 to {n - 1} and the model 0 to {n_classes - 1}; modules are made of "
+            "samples of every class"
+        )
+
+
 def _labels(data: Data, part: str) -> NDArray[np.generic]:
     """Return a part's targets, which are class labels."""
     targets = data.targets

@@ -69,8 +69,8 @@ def head_of(model: Model, output: str) -> Head:
     return Head(output, shape[1], last_softmax(model, output, shape[1]))
 
 
-def check_exclusive(model: Model, head: Head) -> None:
-    """Raise RefusedError if classes do not exclude one another."""
+def check_exclusive(model: Model, head: Head, what: str = "merged; list them singly") -> None:
+    """Raise RefusedError if classes do not exclude one another; ``what`` cannot be done then, and what would help."""
     tensor = head.output
     while tensor in model.producer:
         place = model.producer[tensor]
@@ -78,7 +78,7 @@ def check_exclusive(model: Model, head: Head) -> None:
         if operator.op_type in INDEPENDENT:
             raise RefusedError(
                 f"'{head.output}' comes from {operator.op_type} '{model.operator_names[place]}', so its classes do not "
-                "exclude one another and cannot be merged; list them singly"
+                f"exclude one another and cannot be {what}"
             )
         if operator.op_type not in BEHIND:
             return

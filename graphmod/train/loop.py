@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from graphmod.arguments import is_real
 from graphmod.errors import RefusedError
 from graphmod.train.material import Goals, Samples
 from graphmod.train.objective import Objective, Rank
@@ -67,9 +68,9 @@ class Settings:
             raise RefusedError("epochs and seed must be at least 0, patience and batch_size at least 1")
         if not 0 < self.learning_rate < inf:
             raise RefusedError(f"learning_rate={self.learning_rate} is out of range; it is a number above 0")
-        if not 0 <= self.final_rate <= 1:
+        if not (is_real(self.final_rate) and 0 <= self.final_rate <= 1):
             raise RefusedError(
-                f"final_rate={self.final_rate} is out of range; it is a share of learning_rate, between 0 and 1"
+                f"final_rate={self.final_rate!r} is out of range; it is a share of learning_rate, between 0 and 1"
             )
         if not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS:
             raise RefusedError(f"there is no optimizer '{self.optimizer}'; there are {', '.join(sorted(OPTIMIZERS))}")

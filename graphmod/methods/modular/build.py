@@ -12,7 +12,7 @@ import torch
 
 from graphmod.arguments import check_rates, check_whole, is_real
 from graphmod.data import Splits, as_splits, fixed_batch
-from graphmod.errors import InvalidDataError, RefusedError
+from graphmod.errors import RefusedError
 from graphmod.graph import raw_logits, up_to_logits
 from graphmod.methods.digests import digest
 from graphmod.methods.gates import Gated, always_open, check_equal, feeds, skippable_blocks, whole_groups, without
@@ -25,7 +25,7 @@ from graphmod.methods.modular.planning import Planning
 from graphmod.methods.modular.relevance import relevance
 from graphmod.methods.modular.training import Schedule, train_modules
 from graphmod.methods.one_output import check_one_output
-from graphmod.methods.target_labels import n_labels
+from graphmod.methods.target_labels import check_all_classes
 from graphmod.model import Model, check_model
 from graphmod.probe import least_latency, predict
 from graphmod.pruning.groups import groups
@@ -129,7 +129,8 @@ def train(
     )  # fmt: skip
     teacher = fuse(whole, kinds=["unfused"])
     rate = FINAL_RATE * learning_rate
-    return job.library(whole, teacher, Schedule(epochs - first, rate, batch_size, TAUGHT_HALFWAY, seed, progress))
+    schedule = Schedule(epochs - first, rate, batch_size, TAUGHT_HALFWAY, seed, progress)
+    return job.library(whole, teacher, schedule, trained=True)
 
 
 def extract(
@@ -158,7 +159,7 @@ def extract(
     """
     job = _Job(model, data, weights, latency, epochs, learning_rate, batch_size, seed, progress)
     schedule = Schedule(epochs, learning_rate, batch_size, TAUGHT, seed, progress)
-    return job.library(trainable(job.free, job.parts.train), job.free, schedule)
+    return job.library(trainable(job.free, job.parts.train), job.free, schedule, trained=False)
 
 
 class _Job:
@@ -179,7 +180,7 @@ class _Job:
         check_model(model, "modular")
         check_one_output(model)
         head = head_of(model, model.main_output)
-        check_exclusive(model, head)
+        check_exclusive(model, head, "told from each other; give a model that ends in logits or a softmax")
         self.n_classes = head.n_classes
         for name, share in {"weights": weights, "latency": latency}.items():
             if not (is_real(share) and 0 < share < 1) and not (name == "latency" and share is None):
@@ -193,12 +194,7 @@ class _Job:
         self.start = process_time()
         self.original, self.weights, self.latency = model, weights, latency
         self.parts: Splits = as_splits(model, data, seed, labels=True)
-        n = n_labels(self.parts)
-        if n != self.n_classes:
-            raise InvalidDataError(
-                f"the training data has the classes 0 to {n - 1} and the model 0 to {self.n_classes - 1}; modules are "
-                "made of samples of every class"
-            )
+        check_all_classes(self.parts, self.n_classes)
         self.batch = fixed_batch(model)
         self.free = with_own_scales(model if self.batch is None else rebatch(model))
         self.settings = {
@@ -207,8 +203,11 @@ class _Job:
         }  # fmt: skip
         self.progress = progress
 
-    def library(self, model: Model, teacher: Model, schedule: Schedule) -> Library:
-        """Return the modules of a network, trained, its batch normalisations operators of their own."""
+    def library(self, model: Model, teacher: Model, schedule: Schedule, *, trained: bool) -> Library:
+        """Return the modules of a network, trained, its batch normalisations operators of their own.
+
+        The manifest tells whether the network, too, was ``trained`` here.
+        """
         train, seed = self.parts.train, schedule.seed
         taught = torch.from_numpy(predict(teacher, train, output=raw_logits(teacher)).astype(np.float32))
         found = groups(model)
@@ -229,6 +228,7 @@ class _Job:
         backbone = gated.written()
         manifest: dict[str, Any] = {
             "original": self.original.digest, "data": digest(self.parts), "seed": seed, "settings": self.settings,
+            "trained": trained,
             "batch": self.batch, "seconds": process_time() - self.start,
             "versions": {name: version(name) for name in VERSIONS},
         }  # fmt: skip

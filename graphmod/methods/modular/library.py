@@ -14,16 +14,15 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from graphmod.arguments import is_whole
 from graphmod.data import as_splits
 from graphmod.errors import InvalidModelError, RefusedError
 from graphmod.methods.gates import without
 from graphmod.methods.modular.assignment import Modules
+from graphmod.methods.modular.chosen import chosen
 from graphmod.methods.modular.conditions import Tables, conditions
 from graphmod.methods.modular.patching import patched
 from graphmod.model import Model, load, open_folder, replace_file
 from graphmod.pruning.groups import groups
-from graphmod.pruning.head import is_list
 from graphmod.pruning.restrict import detector, restrict
 from graphmod.pruning.widths import Alive
 from graphmod.rewrite import Region, rebatch
@@ -99,8 +98,8 @@ class Library:
         >>> three.outputs["logits"].shape, three.n_weights < 0.4 * m.n_weights
         (('batch', 3), True)
         """
-        chosen = self.checked(classes)
-        return self._composed(chosen, self.modules.opened(chosen))
+        some = self.checked(classes)
+        return self._composed(some, self.modules.opened(some))
 
     def without(self, classes: Sequence[int], *, keep_columns: bool = False) -> Model:
         """Return the classifier of all classes but some, without what belongs to their modules alone.
@@ -184,19 +183,7 @@ class Library:
         RefusedError
             They are no list of classes that the library has.
         """
-        told = f"the library has the classes 0 to {self.n_classes - 1}"
-        if not is_list(classes) or not all(is_whole(one) for one in classes):
-            raise RefusedError(f"classes={classes!r} is no list of classes, such as [3, 5, 8]; {told}")
-        chosen = [int(one) for one in classes]
-        if not chosen:
-            raise RefusedError(f"classes is empty; {told}")
-        wrong = next((one for one in chosen if not 0 <= one < self.n_classes), None)
-        if wrong is not None:
-            raise RefusedError(f"there is no module of class {wrong}; {told}")
-        twice = next((one for one in chosen if chosen.count(one) > 1), None)
-        if twice is not None:
-            raise RefusedError(f"class {twice} is named twice; name each once")
-        return chosen
+        return chosen(classes, self.n_classes)
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write the library to a folder, which is made if it does not exist.

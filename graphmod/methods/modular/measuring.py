@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import comb
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphmod.arguments import check_whole, is_whole
-from graphmod.data import Data, Splits
+from graphmod.data import Data, Splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.graph import cost, logits
 from graphmod.methods.measuring import latencies
@@ -72,8 +74,9 @@ class LibraryReport:
     original: float
 
     def mean(self, n_classes: int, name: str) -> float:
-        """Return the mean of a figure over all that was composed of so many modules."""
-        return float(np.mean([getattr(one, name) for one in self.composed if len(one.classes) == n_classes]))
+        """Return the mean of a figure over all that was composed of so many modules; no number where it is not told."""
+        found = [getattr(one, name) for one in self.composed if len(one.classes) == n_classes]
+        return float("nan") if None in found else float(np.mean(found))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -174,16 +177,25 @@ def report(
     epochs : int
         Of training what is composed, for the accuracy after it; none if 0.
     batch_sizes : sequence of int
+        That latency is measured at; a model of a fixed number of samples has that one alone.
     seed : int
     reference : Model, optional
-        The classifier of all classes whose accuracy among some is the reference; the original if None.
+        The classifier of all classes whose accuracy among some is the reference; if None the original, or the library's
+        own where that was trained from the start.
 
     Raises
     ------
     RefusedError
-        An argument is out of range.
+        An argument is out of range, or the library is of another model than the original, where there is no reference.
     """
-    reference = reference or original
+    if reference is None and original.digest != library.manifest["original"]:
+        raise RefusedError(
+            f"the library is of another model: that has the hash {library.manifest['original'][:12]}, this one "
+            f"{original.digest[:12]}; give the one that it was made of"
+        )
+    reference = reference or (library.model if library.manifest["trained"] else original)
+    batch = fixed_batch(original)
+    batch_sizes = batch_sizes if batch is None else (batch,)
     if not is_list(sizes) or not all(is_whole(one) and 1 <= one <= library.n_classes for one in sizes):
         raise RefusedError(f"sizes={sizes!r} is no list of numbers of modules, 1 to {library.n_classes}")
     check_whole(1, draws=draws)
@@ -237,15 +249,17 @@ def forgotten(library: Library, data: Data, label: int) -> dict[str, float]:
 
 
 def _drawn(n_classes: int, size: int, draws: int, rng: np.random.Generator) -> list[list[int]]:
-    if size == 1 and draws >= n_classes:
-        return [[label] for label in range(n_classes)]
-    if size == n_classes:
-        return [list(range(n_classes))]
-    return [sorted(rng.choice(n_classes, size, replace=False).tolist()) for _ in range(draws)]
+    if comb(n_classes, size) <= draws:
+        return [list(some) for some in combinations(range(n_classes), size)]
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < draws:
+        found[tuple(sorted(rng.choice(n_classes, size, replace=False).tolist()))] = None
+    return [list(some) for some in found]
 
 
 def samples_of(part: Data, classes: Sequence[int]) -> Data:
     """Return the samples of some classes, labelled by their place among these."""
     labels = np.asarray(part.targets)
     rows = np.flatnonzero(np.isin(labels, classes))
-    return Data(part[rows].inputs, np.searchsorted(classes, labels[rows]))
+    place = {label: column for column, label in enumerate(classes)}
+    return Data(part[rows].inputs, np.array([place[label] for label in labels[rows].tolist()], np.int64))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from graphmod.errors import RefusedError
 from graphmod.model import Model
 from graphmod.pytorch import to_torch
+from graphmod.rewrite.draft import Draft
 
 WIDE = 128
 """Kernels from which on there are half as many values between the two linear layers as kernels; as many else."""
@@ -53,20 +54,19 @@ def layers_of(model: Model) -> tuple[Layer, ...]:
     RefusedError
         There are none.
     """
-    found = []
+    draft, found = Draft(model), []
     for operator, name in zip(model.operators, model.operator_names, strict=True):
-        if operator.op_type != "Conv" or operator.input[1] not in model.initializers:
+        weight = draft.constant(operator.input[1]) if operator.op_type == "Conv" else None
+        if weight is None:
             continue
         exit_, zeroed = operator.output[0], list(operator.input[1:3])
         readers = model.readers.get(exit_, ())
         behind = model.operators[readers[0]] if len(readers) == 1 else None
         if behind is not None and behind.op_type == "BatchNormalization":
             exit_, zeroed = behind.output[0], [*zeroed, *behind.input[1:3]]
-        shape = model.initializers[operator.input[1]].dims
+        n_kernels, n_in, *_ = weight.shape
         groups = next((one.i for one in operator.attribute if one.name == "group"), 1)
-        found.append(
-            Layer(name, operator.input[1], operator.input[0], exit_, tuple(zeroed), shape[1] * groups, shape[0])
-        )
+        found.append(Layer(name, operator.input[1], operator.input[0], exit_, tuple(zeroed), n_in * groups, n_kernels))
     if len(found) < 2:
         raise RefusedError(
             "MwT puts gates behind the convolutions after the first one, and the model has no second; "

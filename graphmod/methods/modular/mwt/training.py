@@ -13,17 +13,21 @@ from rich.progress import Progress
 from torch import Tensor
 
 from graphmod.arguments import check_rates, check_whole
-from graphmod.data import Data, as_splits
+from graphmod.data import Data, as_splits, fixed_batch
 from graphmod.errors import RefusedError
 from graphmod.graph import up_to_logits
+from graphmod.methods.modular.chosen import chosen
 from graphmod.methods.modular.mwt.gates import Gate, Layer, layers_of, with_gates
 from graphmod.methods.modular.mwt.losses import cohesion, coupling
-from graphmod.methods.target_labels import n_labels
+from graphmod.methods.one_output import check_one_output
+from graphmod.methods.target_labels import check_all_classes
 from graphmod.model import Model, check_model
+from graphmod.pruning.head import head_of
 from graphmod.pruning.importance.gradients import widened
 from graphmod.pruning.recovery import trainable
-from graphmod.pruning.restrict import restrict
+from graphmod.pruning.restrict import detector, restrict
 from graphmod.pytorch import to_torch, write_back
+from graphmod.rewrite import rebatch
 from graphmod.rewrite.draft import Draft
 from graphmod.train.losses import cross_entropy
 
@@ -56,6 +60,8 @@ class MwtRun:
         On test data, of the network with its gates.
     history : tuple of (float, float, float)
         Mean cross-entropy, cohesion and coupling of each epoch.
+    batch : int, optional
+        The number of samples that what is composed takes; any if None.
     """
 
     model: Model = field(repr=False)
@@ -63,31 +69,40 @@ class MwtRun:
     kernels: tuple[NDArray[np.bool_], ...] = field(repr=False)
     accuracy: float
     history: tuple[tuple[float, float, float], ...] = field(repr=False)
+    batch: int | None = None
 
     def rate(self, classes: Sequence[int]) -> float:
         """Return the share of the kernels of layers with gates that modules of some classes have together."""
-        kept = [own[list(classes)].any(0) for own in self.kernels]
+        some = chosen(classes, len(self.kernels[0]))
+        kept = [own[some].any(0) for own in self.kernels]
         return float(np.concatenate(kept).mean())
 
     def compose(self, classes: Sequence[int]) -> Model:
         """Return a classifier of some classes: the kernels of their modules, and zeros for all others.
 
-        Gates are gone: a kernel that is kept counts in full.
+        Gates are gone: a kernel that is kept counts in full. Of a single class it is a detector, its column of logits.
 
         Raises
         ------
         RefusedError
-            A class does not exist or is named twice, or there are fewer than two.
+            A class does not exist or is named twice, or none is named.
         """
-        small = restrict(self.model, list(classes))
-        draft = Draft(small)
+        some = chosen(classes, len(self.kernels[0]))
+        draft = Draft(self.model)
         for layer, own in zip(self.layers, self.kernels, strict=True):
-            kept = own[list(classes)].any(0)
+            kept = own[some].any(0)
             for name in layer.zeroed:
                 value = draft.constant(name)
                 assert value is not None, "layers_of looks for constants"
-                draft.set_initializer(name, value * kept.reshape(-1, *(1,) * (value.ndim - 1)).astype(value.dtype))
-        return draft.finish()
+                left = value * kept.reshape(-1, *(1,) * (value.ndim - 1)).astype(value.dtype)
+                if name in self.model.initializers:
+                    draft.set_initializer(name, left)
+                else:
+                    draft.redirect(name, draft.weight(f"{name}/kept", left))
+        draft.prune()
+        zeroed = draft.finish()
+        small = detector(zeroed, some[0]) if len(some) == 1 else restrict(zeroed, [*some])
+        return small if self.batch is None else rebatch(small, self.batch)
 
 
 def train(
@@ -125,9 +140,9 @@ def train(
     Raises
     ------
     RefusedError
-        The model has no two convolutions, or an argument is out of range.
+        The model is no classifier, has several outputs or no two convolutions, or an argument is out of range.
     InvalidDataError
-        The data does not fit the model, or its labels are not 0 to n - 1.
+        The data does not fit the model, or its labels are not those of the model's classes.
 
     References
     ----------
@@ -146,9 +161,12 @@ def train(
     check_whole(2, batch_size=batch_size)
     check_whole(0, seed=seed)
     check_rates(alpha=alpha, beta=beta, learning_rate=learning_rate)
+    check_one_output(model)
+    n_classes = head_of(model, model.main_output).n_classes
     parts = as_splits(model, data, seed, labels=True)
-    n_classes = n_labels(parts)
-    model = trainable(model, parts.train)
+    check_all_classes(parts, n_classes)
+    batch = fixed_batch(model)
+    model = trainable(model if batch is None else rebatch(model), parts.train)
     layers = layers_of(model)
     labels = torch.from_numpy(np.asarray(parts.train.targets, np.int64))
     history = []
@@ -187,7 +205,7 @@ def train(
         with torch.no_grad():
             kernels = run.kernels(inputs, labels, n_classes)
             right = run.right(run.inputs(model, parts.test), torch.from_numpy(np.asarray(parts.test.targets)))
-    return MwtRun(_written(model, net), layers, kernels, right, tuple(history))
+    return MwtRun(_written(model, net), layers, kernels, right, tuple(history), batch)
 
 
 def _written(model: Model, net: torch.fx.GraphModule) -> Model:
