@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from graphmod.cli.commands import DataFile, Json, ModelFile, Seed, _print_json, console
-from graphmod.cli.destination import check_destination
+from graphmod.cli.destination import check_apart, check_destination
 from graphmod.cli.outcome import files_of
 from graphmod.data import as_splits
 from graphmod.errors import RefusedError
@@ -101,7 +101,7 @@ def compose(
 
     if (classes is None) == (without is None):
         raise RefusedError("a classifier is composed of --classes, such as '[3, 5, 8]', or --without some; give one")
-    check_destination(out, (".onnx",))
+    check_destination(out, (".onnx",), *_files_in(library))
     modules = Library.load(library)
     found = modules.compose(_classes(classes)) if classes is not None else modules.without(_classes(without))
     found.save(out)
@@ -127,18 +127,21 @@ def patch(
 
     [dim]Example:[/] graphmod modular patch weak strong digits.npz --classes '[4]' --out patched.onnx
     """
+    from graphmod.methods.digests import digest
     from graphmod.methods.modular import Library
 
-    check_destination(out, (".onnx",), data)
+    check_destination(out, (".onnx",), data, *_files_in(library), *_files_in(strong))
     weak = Library.load(library)
     found = weak.patch(Library.load(strong), _classes(classes), str(data))
     found.save(out)
-    parts = as_splits(found, str(data), labels=True)
+    parts = as_splits(found, str(data), weak.manifest["seed"], labels=True)
     right = {name: accuracy(model, parts.test) for name, model in (("before", weak.model), ("after", found))}
     written = [str(file) for file in files_of(out)]
+    same_data = digest(parts) == weak.manifest["data"]
     if as_json:
-        _print_json({**right, "weights": found.n_weights, "files": written})
+        _print_json({**right, "weights": found.n_weights, "same data": same_data, "files": written})
         return
+    _tell_data(same_data)
     console.print(f"right on {right['before']:.2%} of the test data before, {right['after']:.2%} after")
     console.print(f"written: {', '.join(map(escape, written))}")
 
@@ -158,14 +161,17 @@ def report(
 
     [dim]Example:[/] graphmod modular report library model.onnx digits.npz --sizes '[1, 3, 5]'
     """
+    from graphmod.methods.digests import digest
     from graphmod.methods.modular import Library, measuring
 
     original, modules = load(model), Library.load(library)
-    parts = as_splits(original, str(data), labels=True)
+    parts = as_splits(original, str(data), modules.manifest["seed"], labels=True)
+    same_data = digest(parts) == modules.manifest["data"]
     found = measuring.report(modules, original, parts, _classes(sizes), draws, epochs, seed=seed)
     if as_json:
-        _print_json(found.as_dict())
+        _print_json({**found.as_dict(), "same data": same_data})
         return
+    _tell_data(same_data)
     table = Table(
         "modules", "weights", "MACs", "latency at 1", "at 16", "accuracy", "of the model among these", "tuned"
     )
@@ -182,6 +188,14 @@ def report(
         f"whole: right on {found.accuracy:.2%}, the model on {found.original:.2%}; two modules have "
         f"{found.coupling:.0%} in common (Jaccard)"
     )
+
+
+def _tell_data(are_same: bool) -> None:
+    """Say so where figures are of other data than a library was made of."""
+    if not are_same:
+        console.print(
+            "these are not the data that the library was made of: what it has learnt may be among the test data"
+        )
 
 
 @GROUP.command()
@@ -215,6 +229,8 @@ def _write(make: Any, model: Path, data: Path, out: Path, as_json: bool, **setti
     from graphmod.methods.modular.library import MODULES
 
     check_folder(out, MODULES)
+    for file in _files_in(out):
+        check_apart(file, model, data)
     made = make(load(model), str(data), progress=not as_json, **settings)
     made.save(out)
     manifest = made.manifest
@@ -227,6 +243,14 @@ def _write(make: Any, model: Path, data: Path, out: Path, as_json: bool, **setti
     console.print(
         f"written: {escape(str(out))}; graphmod modular compose {escape(str(out))} --classes '[0, 1]' goes on"
     )
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files of a library."""
+    from graphmod.methods.modular.library import BACKBONE, MODULES, TABLES
+
+    backbone = folder / BACKBONE
+    return [folder / MODULES, folder / TABLES, *(files_of(backbone) if backbone.is_file() else [backbone])]
 
 
 def _classes(text: str | None) -> Any:
