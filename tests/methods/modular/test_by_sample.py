@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from planted import net
 
+import graphmod as gm
 from graphmod.methods.gates import Gated, skippable_blocks
 from graphmod.methods.modular import Library, by_sample
 from graphmod.methods.modular.assignment import assigned
@@ -21,8 +23,6 @@ NETWORKS = ("resnet18", "mobilenetv2", "vgg", "vit12")
 
 def networks(name: str) -> tuple[Gated, BySample, list[torch.Tensor], dict[str, np.ndarray]]:
     network = zoo.network(name, "torchscript")
-    import graphmod as gm
-
     feeds = {key: np.concatenate([value] * 3) for key, value in network.feeds.items()}
     rng = np.random.default_rng(0)
     feeds = {key: (value + 0.1 * rng.normal(size=value.shape)).astype(np.float32) for key, value in feeds.items()}
@@ -74,6 +74,49 @@ def test_what_is_composed_is_what_was_trained(name):
         made = next(iter(library.compose(classes).run(feeds).values()))
         scale = np.abs(expected).max()
         np.testing.assert_allclose(made, expected[:, classes], rtol=1e-3, atol=1e-4 * scale)
+
+
+FOLDED = (
+    "r = Reshape(x, flat)  a = Gemm(r, w, c)  t = Relu(a)  b = Gemm(t, v, e)  u = Relu(b)"
+    "  q = Reshape(u, back)  m = ReduceMean<axes=[1],keepdims=0>(q)"
+)
+SEQUENCE_FIRST = (
+    "r = Transpose<perm=[1,0,2]>(x)  a = MatMul(r, w)  t = Relu(a)  b = MatMul(t, v)  u = Relu(b)"
+    "  m = ReduceMean<axes=[0],keepdims=0>(u)"
+)
+
+
+def tokens(body: str) -> tuple[Gated, BySample, list[torch.Tensor]]:
+    """Return a network of samples of four tokens each, which it holds in a way of its own."""
+    model = net(
+        f"(float[n,4,6] x) => (float[n,3] y) {{ {body}  y = Gemm(m, h) }}",
+        {"flat": np.array([-1, 6]), "back": np.array([-1, 4, 16]), "w": (6, 16), "c": (16,), "v": (16, 16), "e": (16,),
+         "h": (16, 3)},
+    )  # fmt: skip
+    gated = Gated(groups(model), [])
+    inputs = [torch.randn(8, 4, 6, generator=torch.Generator().manual_seed(0))]
+    return gated, BySample(gated, 3, inputs), inputs
+
+
+def test_samples_of_several_rows_have_one_gate():
+    gated, network, inputs = tokens(FOLDED)
+    assert network.agreed(gated, inputs).all()
+    gates = torch.randint(0, 2, (8, gated.n_gates), generator=torch.Generator().manual_seed(1)).float()
+    gates[:, gated.fixed] = 1
+    made = network(inputs, gates, torch.from_numpy(conditions(np.ones((8, 3), bool))))
+    for i in range(8):
+        torch.testing.assert_close(made[i : i + 1], gated([inputs[0][i : i + 1]], gates[i]), rtol=1e-4, atol=1e-5)
+
+
+def test_gates_do_not_agree_where_samples_are_not_along_the_first_axis():
+    gated, network, inputs = tokens(SEQUENCE_FIRST)
+    first, second = gated.found
+    agreed = network.agreed(gated, inputs)
+    assert not agreed[first.own].any()
+    assert agreed[second.own].all(), "what is averaged has samples first again"
+    ones = torch.ones(8, gated.n_gates)
+    made = network(inputs, ones, torch.from_numpy(conditions(np.ones((8, 3), bool))))
+    torch.testing.assert_close(made, gated(inputs, ones[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_set_is_its_classes_its_size_or_all():

@@ -14,8 +14,10 @@ from planted_answers import images, pairs, splits, trained
 
 import graphmod as gm
 from graphmod.errors import GraphmodError, InvalidDataError, InvalidModelError, RefusedError
-from graphmod.methods.modular import Library
-from graphmod.methods.modular.measuring import accuracy_among, jaccard, report
+from graphmod.methods.modular import Library, build
+from graphmod.methods.modular import library as modular_library
+from graphmod.methods.modular.conditions import conditions, with_own_scales
+from graphmod.methods.modular.measuring import accuracy_among, forgotten, jaccard, report, samples_of
 from graphmod.methods.modular.patching import scaled
 from graphmod.methods.reuse import BudgetError
 from graphmod.pruning.restrict import detector
@@ -88,6 +90,104 @@ def test_files_that_do_not_belong_together_are_refused(library, tmp_path):
         (folder / "modules.json").write_text(text)
         with pytest.raises(InvalidModelError, match=r"is no list of modules"):
             Library.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"core": [10_000]}, "is no list of modules"), ({"multiple of": "x"}, "is no list of modules"),
+     ({"blocks": [1]}, "is no list of modules"), ({"groups": {"w": 3}}, "is of other channel groups")],
+)  # fmt: skip
+def test_modules_that_the_backbone_has_not_are_refused(library, tmp_path, changes, told):
+    folder = library.save(tmp_path / "library")
+    text = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps({**text, **changes}))
+    with pytest.raises(InvalidModelError, match=told):
+        Library.load(folder)
+
+
+NORMALISED = (
+    "a = Conv(x, w)  n1 = BatchNormalization(a, s, t, m1, v1)  r = Relu(n1)"
+    "  d = Conv(r, u)  n2 = BatchNormalization(d, s, t, m2, v2)  q = Relu(n2)  f = Flatten(q)"
+)
+
+
+def normalised(end: str = "y = Gemm<transB=1>(f, h)") -> gm.Model:
+    """Return a network of two normalisations with the same scales and shifts."""
+    rng = np.random.default_rng(0)
+    weights = {"w": (16, 1, 3, 3), "u": (16, 16, 3, 3), "h": (5, 64)} | dict.fromkeys(("t", "m1", "m2"), (16,))
+    positive = {name: rng.uniform(0.5, 2, 16).astype(np.float32) for name in ("s", "v1", "v2")}
+    return net(f"(float[n,1,6,6] x) => (float[n,5] y) {{ {NORMALISED}  {end} }}", weights | positive)
+
+
+def test_normalisations_have_scales_of_their_own():
+    model = normalised()
+    own = with_own_scales(model)
+    assert len(own.initializers) == len(model.initializers) + 2
+    x = images().test.inputs["x"]
+    np.testing.assert_array_equal(own.run({"x": x})["y"], model.run({"x": x})["y"])
+    assert with_own_scales(own) is own
+    assert len(gm.modular.extract(model, images(), **{**SETTINGS, "epochs": 1}).tables) == 4
+
+
+def test_what_is_composed_is_compared_with_what_was_trained(monkeypatch):
+    monkeypatch.setattr(modular_library, "conditions", lambda among: np.roll(conditions(among), 1, 1))
+    with pytest.raises(RefusedError, match="differs from the one with closed gates"):
+        gm.modular.extract(normalised(), images(), **SETTINGS)
+
+
+def test_scales_of_another_library_are_refused(tmp_path):
+    settings = {**SETTINGS, "epochs": 1}
+    one, other = (
+        gm.modular.extract(normalised(), images(), seed=seed, **settings).save(tmp_path / str(seed)) for seed in (0, 1)
+    )
+    mine = (one / "scales.npz").read_bytes()
+    shutil.copy(other / "scales.npz", one / "scales.npz")
+    with pytest.raises(InvalidModelError, match="is not what the modules in"):
+        Library.load(one)
+    (one / "scales.npz").write_bytes(mine[: len(mine) // 2])
+    with pytest.raises(InvalidModelError, match="holds no scales of modules"):
+        Library.load(one)
+    (one / "scales.npz").unlink()
+    with pytest.raises(InvalidModelError, match="holds no scales of modules"):
+        Library.load(one)
+
+
+def residual() -> tuple[gm.Model, gm.Splits]:
+    """Return a trained network of three residual blocks."""
+    blocks = "".join(
+        f"  a{i} = MatMul(s{i}, u{i})  r{i} = Relu(a{i})  b{i} = MatMul(r{i}, v{i})  s{i + 1} = Add(s{i}, b{i})"
+        for i in range(3)
+    )
+    weights = (
+        {"w": (4, 16), "h": (16, 4)} | {f"u{i}": (16, 32) for i in range(3)} | {f"v{i}": (32, 16) for i in range(3)}
+    )
+    start = net(
+        f"(float[n,4] x) => (float[n,4] y) {{ a = MatMul(x, w)  s0 = Relu(a){blocks}  y = MatMul(s3, h) }}", weights
+    )
+    return gm.retrain(start, splits(), epochs=4, learning_rate=3e-3), splits()
+
+
+def test_a_latency_takes_blocks_from_modules(monkeypatch, tmp_path):
+    model, parts = residual()
+
+    def counted(models, _):
+        return {name: float(len(one.operators)) for name, one in models.items()}
+
+    monkeypatch.setattr(build, "least_latency", counted)
+    deep = gm.modular.extract(model, parts, weights=0.7, epochs=1)
+    shallow = gm.modular.extract(model, parts, weights=0.7, latency=0.6, epochs=1)
+    assert len(shallow.blocks) == 3
+    assert len(shallow.compose([0]).operators) <= 0.6 * len(model.operators) < len(deep.compose([0]).operators)
+    assert shallow.modules.uses.all(0)[-3:].sum() >= 1, "as many blocks as there is time for"
+    depth = [shallow.modules.opened(range(k))[-3:].sum() for k in range(1, 5)]
+    assert depth == sorted(depth)
+    assert depth[-1] == 3
+    back = Library.load(shallow.save(tmp_path / "library"))
+    x = parts.test.inputs["x"]
+    for classes in ([0], [1, 2], [0, 1, 3]):
+        np.testing.assert_array_equal(*(one.compose(classes).run({"x": x})["y"] for one in (back, shallow)))
+    with pytest.raises(BudgetError, match=r"latency=0\.01 cannot be met"):
+        gm.modular.extract(model, parts, weights=0.7, latency=0.01, epochs=1)
 
 
 def test_a_library_is_not_written_where_a_file_is(library, tmp_path):
@@ -177,6 +277,27 @@ def test_a_report_has_what_is_composed_of_one_to_all_modules(library):
     assert found.composed[-1].tuned is not None
     assert found.original == pytest.approx(gm.accuracy(trained(), images().test))
     json.dumps(found.as_dict())
+
+
+def test_a_report_is_of_the_model_that_the_library_is_of(library):
+    with pytest.raises(RefusedError, match="the library is of another model"):
+        report(library, normalised(), images(), [1])
+    other = report(library, normalised(), images(), [4], draws=9, reference=trained())
+    assert sorted(one.classes for one in other.composed) == list(combinations(range(5), 4))
+    assert np.isnan(other.mean(4, "tuned"))
+
+
+def test_samples_are_labelled_by_their_place():
+    data = gm.Data({"x": np.arange(5, dtype=np.float32)[:, None]}, np.array([0, 3, 1, 3, 4]))
+    some = samples_of(data, [4, 0, 3])
+    assert some.inputs["x"].ravel().tolist() == [0, 1, 3, 4]
+    assert some.targets.tolist() == [1, 2, 2, 0]
+
+
+def test_what_is_still_known_of_a_class_is_measured(library):
+    found = forgotten(library, images().test, 3)
+    assert found["known before"] == pytest.approx(recall(library.model, 3))
+    assert found["known after"] == pytest.approx(recall(library.without([3], keep_columns=True), 3))
 
 
 def test_jaccard_is_what_sets_have_in_common():
@@ -325,6 +446,20 @@ def test_commands_refuse_in_one_line(files, arguments, told):
     assert not (files / "no.onnx").exists()
 
 
+def test_commands_write_over_nothing_that_they_read(files):
+    library, data = files / "library", files / "data.npz"
+    before = {file.name: file.read_bytes() for file in library.iterdir()}
+    for arguments in (
+        ("compose", library, "--classes", "[0, 1]"), ("patch", library, library, data, "--classes", "[1]"),
+    ):  # fmt: skip
+        ran = graphmod("modular", *arguments, "--out", library / "backbone.onnx")
+        assert ran.returncode == 2
+        assert "the command reads it" in ran.stderr
+    ran = graphmod("modular", "extract", library / "backbone.onnx", data, "--out", library)
+    assert ran.returncode == 2
+    assert {file.name: file.read_bytes() for file in library.iterdir()} == before
+
+
 def test_a_budget_that_cannot_be_met_leaves_no_folder(files):
     given = files / "model.onnx", files / "data.npz"
     ran = graphmod("modular", "extract", *given, "--weights", 0.01, "--out", files / "none")
@@ -345,6 +480,10 @@ def test_patch_and_report_are_commands(files):
     assert "in common" in ran.stdout
     told = json.loads(graphmod(*given, "--sizes", "[2]", "--json").stdout)
     assert [len(one["classes"]) for one in told["composed"]] == [2]
+    assert told["same data"] is True
+    np.savez(files / "other.npz", x=images().test.inputs["x"], y=images().test.targets)
+    ran = graphmod("modular", "report", library, files / "model.onnx", files / "other.npz", "--sizes", "[2]")
+    assert "not the data" in " ".join(ran.stdout.split())
     assert graphmod(*given, "--sizes", "[6]").returncode == 2
 
 

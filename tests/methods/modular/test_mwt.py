@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from planted import net
 from planted_answers import images, trained
 from torch import nn
@@ -123,10 +124,17 @@ def test_what_is_composed_has_zeros_for_kernels_of_no_class(run):
     weight = small.initializer(layer.weight)
     assert (np.abs(weight).sum((1, 2, 3)) > 0).tolist() == kept.tolist()
     assert run.rate([0, 2]) == pytest.approx(kept.mean())
+    assert not kept.all(), "else nothing is looked at"
+    gated, (gate,) = with_gates(run.model, run.layers)
+    gated.eval()
     x = images().test.inputs["x"][:8]
-    whole = run.model.run({"x": x})["y"][:, [0, 2]]
-    if kept.all():
-        np.testing.assert_allclose(small.run({"x": x})["y"], whole, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        gate.second.weight.zero_()
+        gate.second.bias.copy_(torch.from_numpy(np.where(kept, 20.0, -20.0)))  # 1 and 0 behind tanh and ReLU
+        expected = gated(torch.from_numpy(x))[:, [0, 2]]
+    np.testing.assert_allclose(small.run({"x": x})["y"], expected, rtol=1e-4, atol=1e-4)
+    detector = run.compose([2]).run({"x": x})["y"]
+    assert detector.shape == (8, 1)
     assert run.compose([0, 1, 2, 3, 4]).outputs == run.model.outputs
 
 
@@ -140,6 +148,43 @@ def test_the_same_seed_gives_the_same_run(run):
     assert again.history == run.history
 
 
+CONVOLUTIONAL = {"w": (8, 1, 3, 3), "u": (12, 8, 3, 3), "h": (5, 12, 1, 1)}
+
+
+def convolutional(text: str = "", shape: str = "n,1,6,6") -> gm.Model:
+    """Return a network whose last convolution makes the logits."""
+    body = "a = Conv(x, w)  r = Relu(a)  d = Conv(r, u)  s = Relu(d)  e = Conv(s, h)  p = GlobalAveragePool(e)"
+    return net(f"(float[{shape}] x) => (float[{shape[0]},5] y) {{ {text} {body}  y = Flatten(p) }}", CONVOLUTIONAL)
+
+
+def test_a_convolution_may_make_the_logits_and_weights_be_made_by_constants():
+    made = mwt.train(convolutional(), images(), epochs=1, batch_size=64)
+    assert [layer.n_kernels for layer in made.layers] == [12, 5]
+    assert made.compose([3, 1]).outputs["y"].shape == ("n", 2)
+    proto = convolutional().editable()
+    weight = next(one for one in proto.graph.initializer if one.name == "u")
+    proto.graph.initializer.remove(weight)
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["u"], value=weight))
+    again = mwt.train(gm.load(proto), images(), epochs=1, batch_size=64)
+    x = images().test.inputs["x"][:8]
+    for classes in ([3, 1], [2]):
+        np.testing.assert_allclose(
+            again.compose(classes).run({"x": x})["y"], made.compose(classes).run({"x": x})["y"], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_fixed_number_of_samples_stays():
+    made = mwt.train(convolutional(shape="4,1,6,6"), images(), epochs=1, batch_size=64)
+    assert made.compose([0, 1]).inputs["x"].shape == (4, 1, 6, 6)
+
+
+@pytest.mark.parametrize("classes", [[9], [-1], [], [1, 1]])
+def test_classes_that_have_no_module_are_refused(run, classes):
+    for ask in (run.rate, run.compose):
+        with pytest.raises(RefusedError, match=r"modules? of|named twice"):
+            ask(classes)
+
+
 def test_refusals_tell_what_is_missing():
     plain = net("(float[n,4] x) => (float[n,3] y) { y = MatMul(x, w) }", {"w": (4, 3)})
     x = np.zeros((30, 4), np.float32)
@@ -150,5 +195,10 @@ def test_refusals_tell_what_is_missing():
     some = images().train
     with pytest.raises(InvalidDataError, match="all training samples are of one class"):
         mwt.train(trained(), gm.Splits(*(gm.Data(some.inputs, np.zeros(len(some), int)),) * 3))
+    few = gm.Splits(*(part[np.flatnonzero(part.targets < 3)] for part in (some, some, some)))
+    with pytest.raises(InvalidDataError, match="the classes 0 to 2 and the model 0 to 4"):
+        mwt.train(trained(), few)
+    with pytest.raises(RefusedError, match="which would ruin the others"):
+        mwt.train(gm.expose(trained(), ["s"]), images())
     with pytest.raises(InvalidDataError, match="without gaps"):
         mwt.train(trained(), gm.Splits(*(gm.Data(some.inputs, np.where(some.targets == 1, 2, some.targets)),) * 3))
