@@ -24,7 +24,7 @@ from trained_networks import network, splits
 import graphmod as gm
 from graphmod.methods.modular.measuring import accuracy_among, forgotten, report
 
-EPOCHS = ByData({"digits": 4, "mnist1d": 5, "mnist": 5, "cifar10": 30})
+EPOCHS = ByData({"digits": 4, "mnist1d": 5, "mnist": 4, "cifar10": 30})
 """Through the samples with their copies."""
 
 
