@@ -29,3 +29,7 @@ class UnsupportedOperatorError(GraphmodError):
 
 class NotWritableError(GraphmodError):
     """An output path cannot be written; nothing was written or overwritten."""
+
+
+class BudgetError(RefusedError):
+    """A budget cannot be met: nothing more can go, or not within the steps."""

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from graphmod.errors import BudgetError
 from graphmod.methods.gates import Gated
 from graphmod.methods.modular.assignment import Modules, assigned
 from graphmod.methods.modular.relevance import Relevance
 from graphmod.methods.modular.size import Size
-from graphmod.methods.reuse import BudgetError
 from graphmod.pruning.widths import Alive
 
 STEPS = 64

@@ -18,7 +18,7 @@ import numpy as np
 
 from graphmod.arguments import check_rates, check_whole, is_real
 from graphmod.data import Splits, as_splits, fixed_batch
-from graphmod.errors import RefusedError
+from graphmod.errors import BudgetError, RefusedError
 from graphmod.graph import cost
 from graphmod.methods.chance import warn_of_little_data
 from graphmod.methods.deeparc.sparsity import n_parameters
@@ -28,7 +28,7 @@ from graphmod.methods.one_output import check_one_output
 from graphmod.methods.reuse.hardening import attacked_too, hardened
 from graphmod.methods.reuse.price import BUDGETS
 from graphmod.methods.reuse.report import Reengineered, ReuseReport, Rung
-from graphmod.methods.reuse.search import BudgetError, Plan, Stage, searched
+from graphmod.methods.reuse.search import Plan, Stage, searched
 from graphmod.methods.reuse.start import Start, among_classes, of_features
 from graphmod.methods.reuse.task import Classes, Task
 from graphmod.methods.reuse.weightwise import zeroed

@@ -28,7 +28,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from graphmod.data import Data
-from graphmod.errors import RefusedError
+from graphmod.errors import BudgetError, RefusedError
 from graphmod.graph import logits
 from graphmod.methods.gates import (
     Gated,
@@ -69,10 +69,6 @@ MIXES = 4
 
 TAUGHT, TEMPERATURE = 0.9, 2.0
 """Share of the teacher's predictions in the loss, and how much they are softened."""
-
-
-class BudgetError(RefusedError):
-    """Nothing more can go, or not within the steps."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from math import ceil, log
 
 from graphmod.data import Splits
-from graphmod.errors import RefusedError
+from graphmod.errors import BudgetError, RefusedError
 from graphmod.methods.deeparc.sparsity import layers, sparsify
-from graphmod.methods.reuse.search import BudgetError, Plan
+from graphmod.methods.reuse.search import Plan
 from graphmod.model import Model
 from graphmod.rewrite.fuse import fuse
 from graphmod.train import retrain
